@@ -1,0 +1,175 @@
+"""Packs a model into an archive that TorchServe serves and that carries all it needs: handlers, contract, weights, reference.
+
+The archive is a zip made by torch-model-archiver. Its identity (`build.json`) is a hash over every file staged into it, our
+handlers included, so that changed code is a new build and never a stale one. No MLflow and no torch is imported here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+import handlers
+from handlers import contract as contracts
+from handlers.build import BUILD, digest, write_build
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+REQUIRED = ("contract.json", "weights.safetensors", "reference.json")
+REFERENCE_IMAGES = 32
+
+_HANDLERS = Path(handlers.__file__).parent
+_ENTRY_NAME = "image_handler.py"
+_CONFIG_NAME = "model-config.yaml"
+_RESERVED = {"handlers", "MAR-INF", BUILD, _ENTRY_NAME, _CONFIG_NAME}
+
+MODEL_CONFIG = """\
+# Read by TorchServe at registration. Worker counts are the agent's and stand in no archive: they would overrule it.
+batchSize: 16
+# 1 ms: whatever waits is answered together, and a lone request waits for nobody. 0 would become 100 ms.
+maxBatchDelay: 1
+responseTimeout: 30
+startupTimeout: 120
+maxRetryTimeoutInSec: 60
+jobQueueSize: 100
+"""
+
+
+class ExportError(RuntimeError):
+    """A model that cannot be packed; the message says what is missing or wrong."""
+
+
+def package_directory(source: Path, store: Path) -> Path:
+    """The archive `<name>-<version>.mar` in `store`, packed from `source` unless an equal one lies there.
+
+    Args:
+        source: `contract.json`, `weights.safetensors`, `reference.json` and whatever else shall travel along.
+        store: TorchServe's model store; the archive appears there in one step, its `.sha256` after it.
+
+    Raises:
+        ExportError: a required file is missing, or a name is taken by the archive's own files.
+        ContractError: the contract cannot be used.
+    """
+    missing = [name for name in REQUIRED if not (source / name).is_file()]
+    if missing:
+        raise ExportError(f"{source} has no {' and no '.join(missing)}")
+    contract = contracts.load(source / "contract.json")
+    store.mkdir(parents=True, exist_ok=True)
+    archive = store / f"{contract.name}-{contract.version}.mar"
+    lock = FileLock(store / f".{archive.name}.lock")
+    with lock, tempfile.TemporaryDirectory(prefix=".packing-", dir=store) as folder:
+        stage = Path(folder) / "stage"
+        identity = _stage(source, stage)
+        checksum = archive.with_name(f"{archive.name}.sha256")
+        if checksum.is_file() and _identity_of(archive) == identity:
+            return archive
+        packed = _run_archiver(contract, stage, Path(folder))
+        new_checksum = packed.with_suffix(".sha256")
+        new_checksum.write_text(f"{digest(packed)}  {archive.name}\n", encoding="ascii")
+        # Without a checksum meanwhile: at no moment does one archive lie beside another's.
+        checksum.unlink(missing_ok=True)
+        packed.replace(archive)
+        new_checksum.replace(checksum)
+    return archive
+
+
+def write_reference(
+    path: Path,
+    images: Sequence[bytes],
+    predict: Callable[[Sequence[bytes]], NDArray[np.float32]],
+    *,
+    tolerance: float,
+    fallback: tuple[Callable[[Sequence[bytes]], NDArray[np.float32]], float] | None = None,
+) -> None:
+    """Writes `reference.json`: inputs with the probabilities that this version gives, for any server to check itself by.
+
+    Args:
+        path: where to.
+        images: 32 encoded images.
+        predict: the contract's engine, from encoded images to (N, K) probabilities.
+        tolerance: the largest difference of a probability that another machine's arithmetic may cause.
+        fallback: the same pair for the contract's fallback engine.
+
+    Raises:
+        ExportError: not 32 images.
+    """
+    if len(images) != REFERENCE_IMAGES:
+        raise ExportError(f"a reference holds {REFERENCE_IMAGES} images, not {len(images)}")
+    data = {
+        "tolerance": tolerance,
+        "images": [base64.b64encode(image).decode("ascii") for image in images],
+        "probabilities": _rounded(predict(images)),
+    }
+    if fallback is not None:
+        data["fallback"] = {"tolerance": fallback[1], "probabilities": _rounded(fallback[0](images))}
+    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+
+
+def _stage(source: Path, stage: Path) -> str:
+    """Lays out in `stage` what goes into the archive and returns its identity."""
+    stage.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.name in _RESERVED:
+            raise ExportError(f"{path} has a name that the archive needs for itself: rename it")
+        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, stage / path.name)
+    (stage / "handlers").mkdir()
+    for path in sorted(_HANDLERS.glob("*.py")):
+        shutil.copyfile(path, stage / "handlers" / path.name)
+    (stage / _CONFIG_NAME).write_text(MODEL_CONFIG, encoding="utf-8")
+    # TorchServe imports the entry as a top-level module: the archiver wants it there too.
+    shutil.copyfile(_HANDLERS / _ENTRY_NAME, stage / _ENTRY_NAME)
+    return write_build(stage)
+
+
+def _run_archiver(contract: contracts.Contract, stage: Path, folder: Path) -> Path:
+    """The archive that torch-model-archiver makes of `stage`."""
+    work = folder / "work"
+    work.mkdir()
+    # A process of its own, because the archiver's work folder is `<temporary folder>/<model name>`, which two exports would share.
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", contract.name]
+    command += ["--version", contract.version, "--handler", str(stage / _ENTRY_NAME), "--extra-files", str(stage)]
+    # Stored, not deflated: half-precision weights hardly shrink, and TorchServe unpacks on a thread that serves requests.
+    command += [
+        "--config-file",
+        str(stage / _CONFIG_NAME),
+        "--archive-format",
+        "zip-store",
+        "--export-path",
+        str(folder),
+    ]
+    result = subprocess.run(  # noqa: S603 - our own interpreter and paths
+        command, env={**os.environ, "TMPDIR": str(work)}, capture_output=True, text=True, check=False
+    )
+    packed = folder / f"{contract.name}.mar"
+    if result.returncode != 0 or not packed.is_file():
+        raise ExportError(f"torch-model-archiver failed: {result.stderr.strip()[-2000:]}")
+    return packed
+
+
+def _identity_of(archive: Path) -> str | None:
+    """The identity of an archive that is there and readable."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            return str(json.loads(members.read(BUILD))["identity"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return None
+
+
+def _rounded(probabilities: NDArray[np.float32]) -> list[list[float]]:
+    return [[round(float(value), 7) for value in row] for row in probabilities]

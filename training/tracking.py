@@ -1,0 +1,120 @@
+"""MLflow's side of a training: parameters, metrics and artifacts in a local SQLite store or on a server.
+
+A tracking store that fails must not cost a training: every call that fails is logged and left behind, and the files of
+the run's folder stay the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "gradserve"
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mlflow")
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def environment() -> dict[str, str]:
+    """What a result depends on besides its parameters: versions, hardware, threads and the code's commit."""
+    facts = {f"version_{package}": version(package) for package in _PACKAGES}
+    facts |= {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": str(torch.get_num_threads()),
+        "git_commit": _git_commit(),
+    }
+    return facts
+
+
+class Tracker:
+    """One MLflow run; `run_id` is empty when the store could not be reached at all."""
+
+    def __init__(self, name: str, run_id: str = "") -> None:
+        self.run_id = run_id
+        self._client: MlflowClient | None = None
+        _survive(lambda: self._open(name))
+
+    def params(self, params: dict[str, Any]) -> None:
+        """Records hyper-parameters."""
+        for key, value in params.items():
+            self._send(lambda client, key=key, value=value: client.log_param(self.run_id, key, value))
+
+    def tags(self, tags: dict[str, str]) -> None:
+        """Records facts about the run."""
+        for key, value in tags.items():
+            self._send(lambda client, key=key, value=value: client.set_tag(self.run_id, key, value))
+
+    def metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Records one value of each metric at `step` (an epoch, counted from 1)."""
+        for key, value in metrics.items():
+            self._send(lambda client, key=key, value=value: client.log_metric(self.run_id, key, value, step=step))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keeps a copy of the file."""
+        self._send(lambda client: client.log_artifact(self.run_id, str(path), folder))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Closes the run as `FINISHED`, `FAILED` or `KILLED`."""
+        self._send(lambda client: client.set_terminated(self.run_id, status))
+
+    def _open(self, name: str) -> None:
+        from mlflow import MlflowClient  # noqa: PLC0415 - takes seconds, which `--help` should not
+
+        client = MlflowClient(tracking_uri=tracking_uri())
+        if self.run_id:
+            client.update_run(self.run_id, status="RUNNING")
+        else:
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            self.run_id = client.create_run(experiment_id, run_name=name).info.run_id
+        self._client = client
+
+    def _send(self, call: Callable[[MlflowClient], object]) -> None:
+        client = self._client
+        if client is not None:
+            _survive(lambda: call(client))
+
+
+def _survive(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - MLflow raises whatever its store raises
+        logger.warning("MLflow: %s: %s", type(error).__name__, (str(error).splitlines() or [""])[0])
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} × {names[0]}" if names else platform.processor()
+
+
+def _git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()

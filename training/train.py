@@ -1,0 +1,496 @@
+"""Trains the classifier: a new head on a frozen backbone, then the top layers; or everything from scratch.
+
+The recipe stands at the top, then the network, the loop, the run. A run is a folder: `last.pt` (checkpoint of every
+epoch), `best.pth` (state dict of the best epoch on the held-out images), `contract.json`, `history.json`, `curves.png`.
+MLflow gets copies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from handlers.contract import Contract
+from handlers.contract import save as save_contract
+from handlers.network import build_network
+from training.curves import plot_curves
+from training.data import (
+    CIFAR10_INPUT,
+    Augmentation,
+    Images,
+    load_images,
+    stratified_split,
+    stratified_subset,
+    training_loader,
+)
+from training.inference import predict_logits
+from training.tracking import Tracker, environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.utils.data import DataLoader
+
+    from training.data import EpochBatches
+
+# After handlers.network, which declares what torchvision's import needs.
+from torchvision.models.resnet import BasicBlock  # isort: skip
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyper-parameter of a training; what is stored with the model is this."""
+
+    # data
+    data: str = "cifar10"
+    validation: float = 0.2
+    subset: int = 0
+    # network
+    name: str = "cifar10"
+    architecture: str = "resnet18_small"
+    pretrained: str = "none"
+    # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` trained too
+    head_epochs: int = 3
+    head_rate: float = 0.1
+    unfreeze: tuple[str, ...] = ("layer3", "layer4")
+    epochs: int = 30
+    rate: float = 0.1
+    batch_size: int = 128
+    warm_up: float = 0.15  # share of the steps
+    # (share of the epochs from which it holds, picture size): most of the learning happens on small, cheap pictures.
+    # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 32),)
+    # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    average: float = 0.998  # decay per step of the averaged weights, which are what is kept; 0 keeps the last ones
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    # machine
+    precision: str = "auto"
+    workers: int = 1
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that this recipe trains in; from scratch there is one, with everything trained."""
+        if self.pretrained == "none":
+            return (Phase("all", self.epochs, self.rate, ("",)),)
+        head = Phase("head", self.head_epochs, self.head_rate, ("fc",))
+        top = Phase("top", self.epochs, self.rate, (*self.unfreeze, "fc"))
+        return tuple(phase for phase in (head, top) if phase.epochs)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with one cosine; `trained` are prefixes of the parameters' names, the rest stays frozen."""
+
+    name: str
+    epochs: int
+    rate: float
+    trained: tuple[str, ...]
+
+    def trains(self, parameter: str) -> bool:
+        """Whether the parameter of that name is trained in this phase."""
+        return parameter.startswith(self.trained)
+
+
+def rate_factor(step: int, steps: int, warm_up: float) -> float:
+    """The learning rate at `step` of `steps`, as a share of its peak: a linear rise, then half a cosine down to zero.
+
+    Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983; warm-up: Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677
+    """
+    rise = warm_up * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
+
+    ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets the
+    centre 3×3 of each 7×7 kernel, which keeps the orientation and colour it responds to, and batch-norm statistics are
+    kept; the head is always new. From one of our own files, a stem or head of another shape is new as well.
+
+    Raises:
+        TrainingError: the weights cannot be fetched or read.
+    """
+    network = build_network(recipe.architecture, classes)
+    if recipe.pretrained == "none":
+        for module in network.modules():
+            if isinstance(module, BasicBlock):  # each block starts as the identity (Goyal et al. 2017, section 5.1)
+                nn.init.zeros_(module.bn2.weight)
+        return network
+    state = _imagenet_state() if recipe.pretrained == "imagenet" else _own_state(Path(recipe.pretrained))
+    wanted = network.state_dict()
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.shape[-1] == 7 and wanted["conv1.weight"].shape[-1] == 3:
+        state["conv1.weight"] = stem[:, :, 2:5, 2:5].contiguous()
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if key in wanted and value.shape == wanted[key].shape and not key.startswith("fc.")
+    }
+    if len(fitting) < len(wanted) // 2:
+        raise TrainingError(f"{recipe.pretrained} holds no weights of {recipe.architecture}: pass another file")
+    network.load_state_dict(fitting, strict=False)
+    logger.info("loaded %d of %d tensors from %s", len(fitting), len(wanted), recipe.pretrained)
+    return network
+
+
+def _imagenet_state() -> dict[str, Tensor]:
+    from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - after handlers.network
+
+    try:
+        state: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"the ImageNet weights could not be fetched ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
+            f"{torch.hub.get_dir()}/checkpoints, or train with --pretrained none"
+        ) from error
+    return state
+
+
+def _own_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
+
+            return {key: value.float() for key, value in load_file(path).items()}
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read as weights: {error}") from error
+    return state
+
+
+class Run:
+    """One training: network, averaged weights, optimiser and progress, in one folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, cache: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.folder = folder
+        self.input = CIFAR10_INPUT
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.bf16 = _uses_bf16(recipe.precision, self.device)
+        images = load_images(recipe.data, cache)["train"]
+        if recipe.subset:
+            images = images.pick(stratified_subset(images.labels, recipe.subset, recipe.seed))
+        training, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
+        self.training_images, self.held_out = images.pick(training), images.pick(held_out)
+        network = pretrained_network(recipe, len(images.classes))
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
+        self.optimiser = self._make_optimiser()
+        self.history: list[dict[str, float]] = []
+        self.best = -1.0
+        self.run_id = ""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every epoch of every phase is done."""
+        return self.phase >= len(self.recipe.phases())
+
+    def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]], batches: EpochBatches) -> dict[str, float]:
+        """Trains one epoch and returns its figures: loss, accuracy, seconds, images per second, rate, picture size."""
+        phase = self.recipe.phases()[self.phase]
+        self._freeze(phase)
+        batches.epoch = len(self.history)
+        size = self._picture_size(phase)
+        steps = len(batches) * phase.epochs
+        started = time.perf_counter()
+        loss_sum = correct = seen = 0.0
+        rate = 0.0
+        with tqdm(loader, desc=f"{phase.name} {self.epoch + 1}/{phase.epochs} {size}px", mininterval=1.0) as bar:
+            for index, (images, labels) in enumerate(bar):
+                rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, self.recipe.warm_up)
+                loss, hits = self._step(images, labels, size, rate)
+                seen += len(labels)
+                loss_sum += loss * len(labels)
+                correct += hits
+                speed = seen / (time.perf_counter() - started)
+                bar.set_postfix(loss=f"{loss_sum / seen:.3f}", acc=f"{correct / seen:.3f}", img_s=f"{speed:.0f}")
+        if not math.isfinite(loss_sum):
+            raise TrainingError(f"the loss is {loss_sum}: lower --rate (it was {phase.rate}) or lengthen the warm-up")
+        seconds = time.perf_counter() - started
+        return {
+            "loss": loss_sum / seen,
+            "accuracy": correct / seen,
+            "seconds": seconds,
+            "images_per_s": seen / seconds,
+            "rate": rate,
+            "size": float(size),
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy of the averaged weights on the held-out images, at the contract's size."""
+        logits = predict_logits(self.kept(), self.held_out.images, self.input, device=self.device, bf16=self.bf16)
+        labels = torch.from_numpy(self.held_out.labels)
+        return {
+            "validation_loss": float(cross_entropy(logits, labels)),
+            "validation_accuracy": float((logits.argmax(1) == labels).double().mean()),
+        }
+
+    def kept(self) -> nn.Module:
+        """The network that a release would hold: averaged weights, or the last ones where the recipe averages none."""
+        return self.averaged.module if self.recipe.average else self.network
+
+    def advance(self) -> None:
+        """Moves on to the next epoch; a new phase gets a new optimiser."""
+        self.epoch += 1
+        if self.epoch >= self.recipe.phases()[self.phase].epochs:
+            self.phase, self.epoch = self.phase + 1, 0
+            if not self.is_finished:
+                self.optimiser = self._make_optimiser()
+
+    def save(self) -> None:
+        """Writes the checkpoint `last.pt`, whole or not at all."""
+        state = {
+            "recipe": recipe_to_dict(self.recipe),
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "run_id": self.run_id,
+        }
+        _write_whole(state, self.folder / "last.pt")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to where the checkpoint was written."""
+        self.phase, self.epoch = state["phase"], state["epoch"]
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        if not self.is_finished:
+            self.optimiser = self._make_optimiser()
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.history, self.best, self.run_id = state["history"], state["best"], state["run_id"]
+
+    def _step(self, images: Tensor, labels: Tensor, size: int, rate: float) -> tuple[float, float]:
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        if images.shape[-1] != size:
+            images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.network(images)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        if self.recipe.average:
+            self.averaged.update_parameters(self.network)
+        return float(loss.detach()), float((logits.detach().argmax(1) == labels).sum())
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""
+        decay = min(self.recipe.average, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
+
+    def _make_optimiser(self) -> torch.optim.SGD:
+        phase = self.recipe.phases()[self.phase]
+        trained = [parameter for name, parameter in self.network.named_parameters() if phase.trains(name)]
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        recipe = self.recipe
+        return torch.optim.SGD(
+            groups,
+            lr=phase.rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    def _freeze(self, phase: Phase) -> None:
+        """Puts what `phase` trains into training mode; the rest keeps its weights and its batch-norm statistics."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(phase.trains(name))
+        for name, module in self.network.named_modules():
+            if not list(module.children()):
+                module.train(phase.trains(name))
+
+    def _picture_size(self, phase: Phase) -> int:
+        done = self.epoch / phase.epochs
+        return next(size for start, size in reversed(self.recipe.sizes) if done >= start)
+
+
+def train(recipe: Recipe, folder: Path, cache: Path) -> Path:
+    """Trains by `recipe` and returns the run's folder; MLflow gets parameters, metrics and files.
+
+    Raises:
+        TrainingError: the folder holds a run already, or the recipe cannot be followed.
+        DataError: the data cannot be had.
+    """
+    if (folder / "last.pt").exists():
+        raise TrainingError(
+            f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
+        )
+    _check(recipe)
+    folder.mkdir(parents=True, exist_ok=True)
+    return _drive(Run(recipe, folder, cache))
+
+
+def resume(folder: Path, cache: Path) -> Path:
+    """Continues the training in `folder` from its last whole epoch, to the result of an unbroken run.
+
+    Raises:
+        TrainingError: there is no checkpoint.
+    """
+    if not (folder / "last.pt").exists():
+        raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
+    state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+    run = Run(recipe_from_dict(state["recipe"]), folder, cache)
+    run.restore(state)
+    return _drive(run)
+
+
+def _drive(run: Run) -> Path:
+    recipe = run.recipe
+    tracker = Tracker(f"{recipe.name}-{run.folder.name}", run.run_id)
+    if not run.run_id:
+        run.run_id = tracker.run_id
+        tracker.params(_flat(recipe_to_dict(recipe)))
+        tracker.tags(environment() | {"folder": run.folder.name})
+    status = "KILLED"
+    try:
+        for figures in _epochs(run):
+            tracker.metrics(figures, step=len(run.history))
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        if status == "FINISHED":
+            for name in ("best.pth", "contract.json", "history.json", "curves.png"):
+                tracker.artifact(run.folder / name)
+        tracker.finish(status)
+    return run.folder
+
+
+def _epochs(run: Run) -> Iterator[dict[str, float]]:
+    recipe = run.recipe
+    loader, batches = training_loader(
+        run.training_images,
+        run.input,
+        recipe.augmentation,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        seed=recipe.seed,
+    )
+    while not run.is_finished:
+        figures = run.train_epoch(loader, batches) | run.validate()
+        run.history.append(figures)
+        if figures["validation_accuracy"] > run.best:
+            run.best = figures["validation_accuracy"]
+            state = {key: value.float().contiguous() for key, value in run.kept().state_dict().items()}
+            _write_whole(state, run.folder / "best.pth")
+        run.advance()
+        run.save()
+        _write_summary(run)
+        logger.info(
+            "epoch %d: loss %.3f, held-out accuracy %.4f (best %.4f), %.0f images/s",
+            len(run.history), figures["loss"], figures["validation_accuracy"], run.best, figures["images_per_s"],
+        )  # fmt: skip
+        yield figures
+
+
+def _write_summary(run: Run) -> None:
+    recipe = run.recipe
+    contract = Contract(
+        name=recipe.name,
+        version="0",  # a version is given when the model is packaged
+        classes=run.training_images.classes,
+        input=run.input,
+        architecture=recipe.architecture,
+        accepted={"validation_accuracy": run.best, "run_id": run.run_id, "recipe": recipe_to_dict(recipe)},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    save_contract(contract, run.folder / "contract.json")
+    (run.folder / "history.json").write_text(json.dumps(run.history, indent=1) + "\n", encoding="utf-8")
+    plot_curves(run.history, run.folder / "curves.png")
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-able data."""
+    return asdict(recipe)
+
+
+def recipe_from_dict(data: dict[str, Any]) -> Recipe:
+    """The recipe that `data` (from `recipe_to_dict` or a TOML file) describes; what it leaves out has its default.
+
+    Raises:
+        TrainingError: a name is unknown.
+    """
+    known = {item.name for item in fields(Recipe)}
+    if unknown := set(data) - known:
+        raise TrainingError(f"unknown hyper-parameters {sorted(unknown)}: use some of {', '.join(sorted(known))}")
+    values = dict(data)
+    if "sizes" in values:
+        values["sizes"] = tuple((float(start), int(size)) for start, size in values["sizes"])
+    if "unfreeze" in values:
+        values["unfreeze"] = tuple(values["unfreeze"])
+    if "augmentation" in values:
+        values["augmentation"] = Augmentation(**values["augmentation"])
+    return Recipe(**values)
+
+
+def _check(recipe: Recipe) -> None:
+    if not recipe.sizes or recipe.sizes[0][0] != 0:
+        raise TrainingError("sizes must start at share 0, for example 0:24,0.5:32")
+    if not 0 < recipe.validation < 1:
+        raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+    if min(recipe.epochs, recipe.batch_size) < 1:
+        raise TrainingError("epochs and batch_size must be at least 1")
+
+
+def _uses_bf16(precision: str, device: torch.device) -> bool:
+    if precision not in {"auto", "bf16", "fp32"}:
+        raise TrainingError(f"unknown precision {precision!r}: use auto, bf16 or fp32")
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+
+
+def _write_whole(state: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
