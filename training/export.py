@@ -1,7 +1,8 @@
-"""Packs a model into an archive that TorchServe serves and that carries all it needs: handlers, contract, weights, reference.
+"""Packs a model into an archive for TorchServe that carries all it needs: handlers, contract, weights, reference.
 
-The archive is a zip made by torch-model-archiver. Its identity (`build.json`) is a hash over every file staged into it, our
-handlers included, so that changed code is a new build and never a stale one. No MLflow and no torch is imported here.
+The archive is a zip made by torch-model-archiver. Its identity (`build.json`) is a hash over every file staged into it,
+our handlers included, so that changed code is a new build and never a stale one. No MLflow and no torch is imported
+here.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def write_reference(
     tolerance: float,
     fallback: tuple[Callable[[Sequence[bytes]], NDArray[np.float32]], float] | None = None,
 ) -> None:
-    """Writes `reference.json`: inputs with the probabilities that this version gives, for any server to check itself by.
+    """Writes `reference.json`: inputs with this version's probabilities, for any server to check itself by.
 
     Args:
         path: where to.
@@ -141,10 +142,12 @@ def _run_archiver(contract: contracts.Contract, stage: Path, folder: Path) -> Pa
     """The archive that torch-model-archiver makes of `stage`."""
     work = folder / "work"
     work.mkdir()
-    # A process of its own, because the archiver's work folder is `<temporary folder>/<model name>`, which two exports would share.
+    # A process of its own, because the archiver's work folder is `<temporary folder>/<model name>`, which two exports
+    # would share.
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", contract.name]
     command += ["--version", contract.version, "--handler", str(stage / _ENTRY_NAME), "--extra-files", str(stage)]
-    # Stored, not deflated: half-precision weights hardly shrink, and TorchServe unpacks on a thread that serves requests.
+    # Stored, not deflated: half-precision weights hardly shrink, and TorchServe unpacks on a thread that serves
+    # requests.
     command += [
         "--config-file",
         str(stage / _CONFIG_NAME),

@@ -1,0 +1,122 @@
+"""What can be wrong with one image or one row: each error becomes one JSON entry and touches nothing beside it.
+
+    RequestError
+    ├── ImageTooLarge      image_too_large    more pixels than are decoded
+    ├── ImageUnreadable    image_unreadable   no image of the five formats, truncated, or of no size
+    ├── UnknownTarget      unknown_target     a class name that the contract does not hold
+    ├── UnknownMethod      unknown_method     a CAM method that the contract does not offer
+    ├── BadOptions         bad_options        the `x-gradserve` header is not what handlers/wire.py describes
+    ├── BadFrames          bad_frames         a body of several images that cannot be taken apart
+    ├── DeadlinePassed     deadline_passed    nobody waits for the answer any more
+    └── HandlerFailed      handler_failed     our own fault; the log has the trace
+
+The gateway turns the codes into HTTP statuses.
+"""
+
+# ruff: noqa: N818 - the names say what is wrong; that they are errors is said by the tree they stand in.
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RequestError(Exception):
+    """A reason why an image or a row has no answer; `facts` are told beside the sentence, for programs."""
+
+    code: ClassVar[str]
+
+    def __init__(self, detail: str, **facts: Any) -> None:  # noqa: ANN401 - facts are any JSON
+        super().__init__(detail)
+        self.detail = detail
+        self.facts = facts
+
+    def entry(self) -> dict[str, Any]:
+        """The error as its JSON entry: `{"error": {"code", "detail", …facts}}`."""
+        return {"error": {"code": self.code, "detail": self.detail, **self.facts}}
+
+
+class ImageTooLarge(RequestError):
+    """The image's header announces more pixels than are decoded."""
+
+    code = "image_too_large"
+
+    def __init__(self, width: int, height: int, limit: int) -> None:
+        super().__init__(
+            f"the image has {width} x {height} = {width * height} pixels, more than {limit}: send a smaller one",
+            pixels=width * height,
+            limit=limit,
+        )
+
+
+class ImageUnreadable(RequestError):
+    """The bytes are no image that is decoded here; `reason` is a fixed phrase, never a decoder's message."""
+
+    code = "image_unreadable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}: send a whole PNG, JPEG, WebP, BMP or GIF image")
+
+
+class UnknownTarget(RequestError):
+    """The class to explain is none of the contract's."""
+
+    code = "unknown_target"
+
+    def __init__(self, target: str, classes: tuple[str, ...]) -> None:
+        super().__init__(
+            f"there is no class {target[:100]!r}: use one of the model's classes", classes=list(classes[:100])
+        )
+
+
+class UnknownMethod(RequestError):
+    """The CAM method is none of the contract's."""
+
+    code = "unknown_method"
+
+    def __init__(self, method: str, methods: tuple[str, ...]) -> None:
+        super().__init__(f"there is no method {method[:100]!r}: use {', '.join(methods)}", methods=list(methods))
+
+
+class BadOptions(RequestError):
+    """An option has the wrong type or an impossible value."""
+
+    code = "bad_options"
+
+    def __init__(self, option: str, expected: str) -> None:
+        super().__init__(f"{option} must be {expected}", option=option)
+
+
+class AnswerTooLarge(BadOptions):
+    """The answer would be longer than TorchServe carries, which would kill the worker."""
+
+    def __init__(self, answer_bytes: int, limit: int) -> None:
+        super().__init__(
+            "top_k", f"smaller, or fewer images sent: the answer has {answer_bytes} bytes, more than {limit}"
+        )
+
+
+class BadFrames(RequestError):
+    """The body is not what its content type promises."""
+
+    code = "bad_frames"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the body's images cannot be told apart: {reason}")
+
+
+class DeadlinePassed(RequestError):
+    """The row was reached after the moment until which its caller waits."""
+
+    code = "deadline_passed"
+
+    def __init__(self, late_ms: int) -> None:
+        super().__init__(f"the answer was due {late_ms} ms ago", late_ms=late_ms)
+
+
+class HandlerFailed(RequestError):
+    """Anything that should not have happened; the caller learns nothing of it, the log all."""
+
+    code = "handler_failed"
+
+    def __init__(self) -> None:
+        super().__init__("the model could not be run on this image")

@@ -1,0 +1,92 @@
+"""The archive's entry: TorchServe calls `ImageHandler`, the only class that this module may define.
+
+TorchServe imports this file as the top-level module `image_handler`, so imports are absolute; `handlers/` lies beside
+it in the archive. An ImportError in here would be reported as `No module named ts.torch_handler.image_handler`.
+
+The wire between gateway and handler (private; the gateway's side is described in gateway/torchserve.py):
+
+- One row is one upstream call. `content-type: application/octet-stream`: the body is one image. `content-type:
+  application/vnd.gradserve.images`: frames of a 4-byte big-endian length and as many bytes, one image each, at most
+  1024.
+- `x-gradserve`: compact ASCII JSON, all keys optional, unknown ones ignored: `id` (request id, for the log), `deadline`
+  (Unix time in ms, after which the row is dropped); predictions: `top_k` (default 1); explanations (one image):
+  `target` (class name, default the top one), `method`, `alpha` (0..1, default 0.5), `size` (1..1024, pixels of the
+  overlay's long side, default the picture's own up to 1024), `format` (`png`, default, or `json`).
+- Each row decides by itself: TorchServe's own header `explain: True` marks an explanation, `describe: True` a question
+  for what is served; they may share a batch with predictions.
+- The status is always 200: TorchServe closes the connection on every other. `application/json` is
+  `{"results": [entry, …]}`, one entry per image in order; an error of the whole row stands once for each of its images,
+  or once if they cannot be told apart. Entries: a prediction `{"class", "confidence", "top": [{"class", "confidence"},
+  …]}`; an explanation asked for as JSON `{"class", "confidence", "target", "method", "layer", "heatmap": [[0..1, …], …]}`
+  with rows of the network's input size; an error `{"error": {"code", "detail", …facts}}` (codes: handlers/errors.py).
+  `image/png` is an overlay.
+- No header or status phrase carries anything of the caller's, and no body is longer than TorchServe carries: either
+  kills a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import torch
+
+from handlers import wire
+from handlers.model import load_model
+
+if TYPE_CHECKING:
+    from handlers.model import ServedModel
+
+logger = logging.getLogger(__name__)
+
+_EXPLAIN_SUFFIX = "-explain"
+_EXPLAIN_NICENESS = 10
+"""Explanations yield the processor to predictions of the same machine; see design.md section 5."""
+
+
+class ImageHandler:
+    """Answers batches of rows; one instance per worker process."""
+
+    _model: ServedModel
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401 - ts.context.Context, which is there in a worker only
+        """Loads, verifies and warms the archive's model.
+
+        Raises:
+            RuntimeError: the model cannot be served, and why; TorchServe reports no other kind.
+        """
+        # TorchServe logs a line per request at INFO; its metrics travel as INFO lines of their own logger.
+        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("ts.metrics").setLevel(logging.INFO)
+        if context.model_name.endswith(_EXPLAIN_SUFFIX):
+            os.nice(_EXPLAIN_NICENESS)
+        _limit_threads()
+        directory = Path(context.system_properties["model_dir"])
+        try:
+            self._model = load_model(directory, device=_device(context.system_properties.get("gpu_id")))
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"{context.model_name} cannot be served: {error}") from error
+
+    def handle(self, data: list[dict[str, Any]], context: wire.RowContext) -> list[bytes]:
+        """One answer per row, in order."""
+        answers = self._model.answer([wire.read_row(part, context, index) for index, part in enumerate(data)])
+        for index, answer in enumerate(answers):
+            context.set_response_content_type(index, answer.content_type)
+        return [answer.body for answer in answers]
+
+
+def _limit_threads() -> None:
+    """One worker's share of the cores is in OMP_NUM_THREADS, which the agent sets; alone, a worker takes one thread."""
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+
+
+def _device(gpu: int | None) -> torch.device:
+    """The GPU that TorchServe gave this worker, if there is one."""
+    return torch.device("cuda", gpu) if gpu is not None and torch.cuda.is_available() else torch.device("cpu")

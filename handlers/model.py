@@ -1,0 +1,273 @@
+"""The served model: rows in, answers out, one forward pass for all good images of a batch.
+
+It knows nothing of TorchServe; handlers/image_handler.py stands between the two.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from handlers import archive, wire
+from handlers import contract as contracts
+from handlers.build import ArchiveError, verify_files
+from handlers.engines import Engine, EngineError, build_engine, predict_all
+from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
+from handlers.explain import Explainer
+from handlers.overlay import draw_overlay, overlay_size
+from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+WARM_BATCHES = (1, 2, 4, 8, 16)
+"""Engines compile for each batch length they meet."""
+
+
+@dataclass
+class _Job:
+    """One image on its way: its pixels, then its probabilities, or the error that ended it."""
+
+    row: wire.Row
+    data: wire.Bytes
+    picture: Picture | None = None
+    pixels: NDArray[np.uint8] | None = None
+    probabilities: NDArray[np.float32] | None = None
+    heatmap: NDArray[np.float32] | None = None
+    target: int = -1  # the top class, until it is known
+    method: str = ""
+    error: RequestError | None = None
+
+
+@dataclass
+class ServedModel:
+    """A contract with the engine and the explainer that keep it."""
+
+    contract: contracts.Contract
+    engine: Engine
+    explainer: Explainer
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, rows: list[wire.Row]) -> list[wire.Answer]:
+        """One answer per row, in order; what goes wrong with one image stays with it."""
+        jobs = [[_Job(row, data, error=row.error) for data in row.images or [b""]] for row in rows]
+        images = [job for row in jobs for job in row if job.row.kind != "describe"]
+        for job in images:
+            _guard(job, self._decode)
+        self._predict(_still_wanted(images))
+        self._explain(_still_wanted([job for job in images if job.row.kind == "explain"]))
+        return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
+
+    def warm_up(self) -> None:
+        """Runs every path that requests take, so that the first caller waits no longer than the hundredth."""
+        size = self.contract.input
+        noise = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
+        for length in WARM_BATCHES:
+            predict_all(self.engine, normalise(np.stack([noise] * length), size))
+        pictures = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
+        self.answer([wire.Row("predict", images=[*pictures, b"no image"])])  # Pillow loads all its formats on bad bytes
+        for method in self.contract.explain.methods:
+            self.answer([wire.Row("explain", wire.Options(method=method), [pictures[1]])])
+
+    def check_reference(self, reference: archive.Reference) -> None:
+        """Does nothing if the engine computes what it computed when the version was packed.
+
+        Raises:
+            ArchiveError: some probability is off by more than the reference's tolerance.
+        """
+        size = self.contract.input
+        pixels = np.stack([prepare(decode_for_network(image, size).image, size) for image in reference.images])
+        difference = np.abs(predict_all(self.engine, normalise(pixels, size)) - reference.probabilities).max()
+        if not difference <= reference.tolerance:
+            raise ArchiveError(
+                f"the reference inputs give probabilities that differ by {difference:.2g} from those of packing, "
+                f"more than {reference.tolerance:.2g}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """The contract and what runs it here."""
+        return {"contract": contracts.to_dict(self.contract), **self.facts}
+
+    def _decode(self, job: _Job) -> None:
+        size = self.contract.input
+        if job.row.kind == "explain":
+            job.target, job.method = self._choices(job.row.options)
+        picture = decode_for_network(job.data, size)
+        job.pixels = prepare(picture.image, size)
+        if job.row.kind == "explain":
+            job.picture = picture  # kept for the overlay only
+
+    def _choices(self, options: wire.Options) -> tuple[int, str]:
+        """The target's index, or -1 for the top class, and the method."""
+        method = options.method or self.contract.explain.method
+        if method not in self.contract.explain.methods:
+            raise UnknownMethod(method, self.contract.explain.methods)
+        if options.target is None:
+            return -1, method
+        if options.target not in self.contract.classes:
+            raise UnknownTarget(options.target, self.contract.classes)
+        return self.contract.classes.index(options.target), method
+
+    def _predict(self, jobs: list[_Job]) -> None:
+        def run() -> None:
+            pixels = np.stack([job.pixels for job in jobs if job.pixels is not None])
+            for job, probabilities in zip(
+                jobs, predict_all(self.engine, normalise(pixels, self.contract.input)), strict=True
+            ):
+                job.probabilities = probabilities
+                if job.target < 0:
+                    job.target = int(probabilities.argmax())
+
+        if jobs:
+            _guard_all(jobs, run)
+
+    def _explain(self, jobs: list[_Job]) -> None:
+        groups: dict[str, list[_Job]] = defaultdict(list)
+        for job in jobs:
+            groups[job.method].append(job)
+        for method, group in groups.items():
+
+            def run(method: str = method, group: list[_Job] = group) -> None:
+                pixels = np.stack([job.pixels for job in group if job.pixels is not None])
+                targets = [job.target for job in group]
+                heatmaps = self.explainer.heatmaps(normalise(pixels, self.contract.input), targets, method)
+                for job, heatmap in zip(group, heatmaps, strict=True):
+                    job.heatmap = heatmap
+
+            _guard_all(group, run)
+
+    def _write(self, row: wire.Row, jobs: list[_Job]) -> wire.Answer:
+        try:
+            answer = self._write_row(row, jobs)
+        except RequestError as error:
+            return _refuse(error, len(jobs))
+        except Exception:
+            logger.exception("writing the answer to request %r failed", row.options.id)
+            return _refuse(HandlerFailed(), len(jobs))
+        if len(answer.body) > wire.MAX_ANSWER_BYTES:
+            return _refuse(AnswerTooLarge(len(answer.body), wire.MAX_ANSWER_BYTES), len(jobs))
+        return answer
+
+    def _write_row(self, row: wire.Row, jobs: list[_Job]) -> wire.Answer:
+        if row.kind == "describe":
+            return wire.Answer(wire.write_json(self.describe()), wire.JSON_TYPE)
+        if row.kind == "predict" or jobs[0].error is not None:
+            entries = [self._entry(job) for job in jobs]
+            return wire.Answer(wire.write_results(entries), wire.JSON_TYPE)
+        return self._write_explanation(jobs[0])
+
+    def _entry(self, job: _Job) -> dict[str, Any]:
+        if job.error is not None:
+            return job.error.entry()
+        if job.probabilities is None:
+            raise RuntimeError("an image has neither probabilities nor an error")
+        top = [
+            {"class": self.contract.classes[index], "confidence": round(float(job.probabilities[index]), 6)}
+            for index in np.argsort(-job.probabilities, kind="stable")[: job.row.options.top_k]
+        ]
+        return {**top[0], "top": top}
+
+    def _write_explanation(self, job: _Job) -> wire.Answer:
+        if job.heatmap is None or job.picture is None:
+            raise RuntimeError("an explanation has neither a heatmap nor an error")
+        options = job.row.options
+        if options.format == "json":
+            entry = self._entry(job)
+            del entry["top"]
+            entry |= {
+                "target": self.contract.classes[job.target],
+                "method": job.method,
+                "layer": self.contract.explain.layer,
+                "heatmap": [[round(float(value), 4) for value in line] for line in job.heatmap],
+            }
+            return wire.Answer(wire.write_results([entry]), wire.JSON_TYPE)
+        size = overlay_size(job.picture.size, options.size)
+        image = job.picture.image
+        if image.size != job.picture.size and (image.width < size[0] or image.height < size[1]):
+            # The draft that was enough for the network is too coarse for people.
+            image = decode_image(job.data, at_least=size).image
+        return wire.Answer(draw_overlay(image, job.heatmap, size=size, alpha=options.alpha), wire.PNG_TYPE)
+
+
+def load_model(directory: Path, *, device: torch.device) -> ServedModel:
+    """The model in an unpacked archive, verified, warm and checked against its reference outputs.
+
+    Raises:
+        ArchiveError: files changed, weights that do not fit, or reference outputs that are not reached.
+        ContractError: the contract cannot be used.
+        EngineError: the engine cannot run here, nor its fallback.
+    """
+    build = verify_files(directory)
+    contract = contracts.load(directory / "contract.json")
+    network = archive.load_network(directory, contract)
+    choice = contract.engine
+    try:
+        engine = build_engine(choice, network, directory=directory, device=device)
+    except EngineError:
+        if contract.fallback is None:
+            raise
+        choice = contract.fallback
+        logger.exception("the engine cannot run here, falling back to %s %s", choice.name, choice.precision)
+        engine = build_engine(choice, network, directory=directory, device=device)
+    is_fallback = choice is not contract.engine
+    model = ServedModel(
+        contract=contract,
+        engine=engine,
+        explainer=Explainer(network, contract.explain, device=device),
+        facts={"identity": build, "engine": asdict(choice), "is_fallback": is_fallback, "device": str(device)},
+    )
+    model.check_reference(archive.load_reference(directory, contract, of_fallback=is_fallback))
+    model.warm_up()
+    return model
+
+
+def _guard(job: _Job, step: Callable[[_Job], None]) -> None:
+    """Runs one image's step; what goes wrong becomes the image's error."""
+    if job.error is not None:
+        return
+    try:
+        step(job)
+    except RequestError as error:
+        job.error = error
+    except Exception:
+        logger.exception("an image of request %r failed", job.row.options.id)
+        job.error = HandlerFailed()
+
+
+def _still_wanted(jobs: list[_Job]) -> list[_Job]:
+    """The images without an error, after those whose deadline is over have got theirs."""
+    for job in jobs:
+        _guard(job, lambda job: job.row.check_deadline())
+    return [job for job in jobs if job.error is None]
+
+
+def _guard_all(jobs: list[_Job], step: Callable[[], None]) -> None:
+    """Runs one step of many images, which share its failure."""
+    try:
+        step()
+    except Exception:
+        logger.exception("%d images failed together", len(jobs))
+        for job in jobs:
+            job.error = HandlerFailed()
+
+
+def _refuse(error: RequestError, images: int) -> wire.Answer:
+    return wire.Answer(wire.write_results([error.entry()] * images), wire.JSON_TYPE)
+
+
+def _encode(pixels: NDArray[np.uint8], name: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, name)
+    return file.getvalue()

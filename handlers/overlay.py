@@ -1,0 +1,61 @@
+"""A heatmap laid over its picture, as a PNG of the picture's own proportions.
+
+The network saw the whole picture squashed to its input size (handlers/preprocess.py), so resizing the heatmap to the
+picture's size is the exact way back. Colours: inferno, whose lightness rises evenly with the value; the picture fades
+to grey as it mixes in, so that hue and lightness tell the heat on light and dark pictures alike.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image
+
+from handlers.wire import MAX_OVERLAY_SIDE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_COLOURS = (mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+
+
+def overlay_size(picture: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    """(width, height) of the overlay of a picture of such a size.
+
+    Args:
+        picture: (width, height) at full resolution.
+        long_side: pixels asked for; None keeps the picture's own, up to `MAX_OVERLAY_SIDE`.
+    """
+    long = max(picture)
+    wanted = min(long_side if long_side is not None else long, MAX_OVERLAY_SIDE)
+    width, height = (max(1, round(side * wanted / long)) for side in picture)
+    return width, height
+
+
+def stretch(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The heatmap at (width, height) `size`: (height, width) float32 in 0..1."""
+    stretched = Image.fromarray(heatmap.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(stretched, dtype=np.float32), 0, 1)
+
+
+def draw_overlay(image: Image.Image, heatmap: NDArray[np.float32], *, size: tuple[int, int], alpha: float) -> bytes:
+    """The PNG of the picture with its heatmap.
+
+    Args:
+        image: RGB, of any resolution.
+        heatmap: (H, W) float32 in 0..1, over the whole picture.
+        size: the overlay's (width, height).
+        alpha: how much of the colours shows: 0 is the picture alone, 1 the heatmap alone.
+    """
+    picture = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+    # Luma of ITU-R BT.601, as Pillow's own conversion to grey.
+    grey = (picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    faded = picture + alpha * (grey - picture)
+    colours = _COLOURS[np.rint(stretch(heatmap, size) * 255).astype(np.uint8)]
+    mixed = np.rint((1 - alpha) * faded + alpha * colours).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(mixed).save(file, "PNG", compress_level=4)
+    return file.getvalue()
