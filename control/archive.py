@@ -1,0 +1,142 @@
+"""What the agent and the operator read of an archive (.mar, a zip) without torch: bytes, contract, reference answers.
+
+Nothing is unpacked here. What TorchServe will unpack later is judged first: hash, member names, version, contract.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from control.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONTRACT_SCHEMA = 1
+_CONTRACT_FIELDS = ("name", "version", "classes", "input", "architecture", "explain", "engine")
+# A reference file of 32 pictures is far below; a zip bomb is not.
+_MAX_MEMBER_BYTES = 64_000_000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference inputs (encoded images) with the probabilities training computed for them: (images, classes)."""
+
+    tolerance: float
+    images: tuple[bytes, ...]
+    probabilities: tuple[tuple[float, ...], ...]
+    fallback: Reference | None = None
+    """The same inputs with what the contract's fallback engine computes."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A checked archive: its file, its SHA-256, the contract's JSON as it is, the reference."""
+
+    path: Path
+    sha256: str
+    contract: dict[str, Any]
+    reference: Reference
+
+    @property
+    def version(self) -> str:
+        """The version inside, under which TorchServe registers it."""
+        return str(self.contract["version"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the probabilities."""
+        return tuple(self.contract["classes"])
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of the file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inspect_archive(path: Path, expected_sha256: str | None = None) -> Archive:
+    """The archive at `path`, after every check that needs no server.
+
+    Raises:
+        ArchiveError: it is not there, its hash is not `expected_sha256`, it is no zip, a member would leave the folder
+            it is unpacked into, or its manifest, contract or reference are missing or contradict each other.
+    """
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
+    if expected_sha256 is not None and sha256 != expected_sha256:
+        raise ArchiveError(path, f"its SHA-256 is {sha256[:12]}…, the plan says {expected_sha256[:12]}…")
+    try:
+        with zipfile.ZipFile(path) as members:
+            _refuse_escaping_members(path, members)
+            manifest = _read_json(path, members, "MAR-INF/MANIFEST.json")
+            contract = _read_json(path, members, "contract.json")
+            reference = _read_json(path, members, "reference.json")
+    except zipfile.BadZipFile as error:
+        raise ArchiveError(path, "is no zip file, or a broken one") from error
+    _check_contract(path, contract, manifest)
+    return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract["classes"])))
+
+
+def _refuse_escaping_members(path: Path, members: zipfile.ZipFile) -> None:
+    for info in members.infolist():
+        # The raw name: zipfile itself would turn backslashes and drop what follows a zero byte.
+        name = info.orig_filename
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
+        if not parts or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\x00" in name or is_link:
+            raise ArchiveError(path, f"its entry {name!r} would leave the folder it is unpacked into")
+
+
+def _read_json(path: Path, members: zipfile.ZipFile, name: str) -> dict[str, Any]:
+    try:
+        info = members.getinfo(name)
+        if info.file_size > _MAX_MEMBER_BYTES:
+            raise ArchiveError(path, f"{name} has {info.file_size} bytes, more than {_MAX_MEMBER_BYTES}")
+        data = json.loads(members.read(info))
+    except KeyError as error:
+        raise ArchiveError(path, f"{name} is missing; pack it with `gradserve package`") from error
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        raise ArchiveError(path, f"{name} cannot be read as JSON") from error
+    if not isinstance(data, dict):
+        raise ArchiveError(path, f"{name} is no JSON object")
+    return data
+
+
+def _check_contract(path: Path, contract: dict[str, Any], manifest: dict[str, Any]) -> None:
+    if contract.get("schema") != CONTRACT_SCHEMA:
+        raise ArchiveError(path, f"contract schema {contract.get('schema')!r} is not {CONTRACT_SCHEMA}; pack it again")
+    missing = [field for field in _CONTRACT_FIELDS if field not in contract]
+    if missing:
+        raise ArchiveError(path, f"its contract lacks {', '.join(missing)}")
+    classes = contract["classes"]
+    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
+        raise ArchiveError(path, "its contract names no two classes")
+    model = manifest.get("model")
+    inside = model.get("modelVersion") if isinstance(model, dict) else None
+    if inside != contract["version"]:
+        raise ArchiveError(path, f"manifest version {inside!r} and contract version {contract['version']!r} differ")
+
+
+def _parse_reference(path: Path, data: dict[str, Any], classes: int) -> Reference:
+    try:
+        images = tuple(base64.b64decode(image, validate=True) for image in data["images"])
+        probabilities = tuple(tuple(float(value) for value in row) for row in data["probabilities"])
+        tolerance = float(data["tolerance"])
+        other = data.get("fallback")
+        fallback = None if other is None else _parse_reference(path, {**other, "images": data["images"]}, classes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArchiveError(path, "its reference.json has the wrong form") from error
+    if not images or len(images) != len(probabilities) or any(len(row) != classes for row in probabilities):
+        raise ArchiveError(path, "its reference inputs and outputs do not match each other or the classes")
+    if not 0 < tolerance < 1:
+        raise ArchiveError(path, f"its reference tolerance {tolerance} is no probability between 0 and 1")
+    return Reference(tolerance, images, probabilities, fallback)

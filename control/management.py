@@ -1,0 +1,231 @@
+"""TorchServe's management API, as much of it as is safe, and nobody calls it but the agent.
+
+Query parameters only: a JSON body breaks batching (a typo in 0.12 sets the batch delay to -10000). Registrations are
+asynchronous only: a synchronous one blocks an event loop that inference shares until the workers are up. Every call
+goes to the debug log as one JSON object a line, so that what was asked, in which order, can be proved afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import quote
+
+import httpx
+
+from control.errors import ManagementError, ManagementUnreachable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READY = "READY"
+# 1 ms means "drain the backlog, then go": the yaml's and the API's 0 become 100 ms or batches of two.
+MAX_BATCH_DELAY_MS = 1
+_LOG_BYTES, _LOG_FILES = 8_000_000, 3
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process as TorchServe sees it; `pid` is None until it has one."""
+
+    pid: int | None
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One registered version of one TorchServe entry; `pending` jobs wait in a queue of `capacity`."""
+
+    version: str
+    min_workers: int
+    workers: tuple[Worker, ...]
+    pending: int | None
+    capacity: int | None
+
+    @property
+    def ready(self) -> int:
+        """Workers that take jobs."""
+        return sum(worker.ready for worker in self.workers)
+
+
+class Management:
+    """A client of one TorchServe's management API, to be used as an async context manager."""
+
+    def __init__(
+        self, base_url: str, log: logging.Logger, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        # Registering unpacks the archive before it answers; anything else is quick unless the machine is busy.
+        self._client = httpx.AsyncClient(
+            base_url=base_url, timeout=httpx.Timeout(30.0, connect=2.0), transport=transport
+        )
+        self._log = log
+
+    async def __aenter__(self) -> Management:
+        """The client itself."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def describe(self, name: str) -> dict[str, Registered]:
+        """Every registered version of the entry `name`; empty when there is none.
+
+        Raises:
+            ManagementError: TorchServe could not be asked, or answered nonsense.
+        """
+        path = f"/models/{quote(name)}/all"
+        response = await self._call("GET", path, timeout_s=3.0, accept=(200, 404))
+        if response.status_code == 404:
+            return {}
+        try:
+            found = [_registered(item) for item in response.json()]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ManagementError("GET", path, response.status_code, "unreadable answer") from error
+        return {item.version: item for item in found}
+
+    async def register(self, archive: str, name: str, *, workers: int, batch_size: int) -> None:
+        """Registers `archive` (a file name in the model store) as `name`, without waiting for its workers.
+
+        A version that is registered already is left as it is.
+
+        Raises:
+            ManagementError: TorchServe refused, or could not be asked.
+        """
+        params = {
+            "url": archive,
+            "model_name": name,
+            "initial_workers": str(workers),
+            "batch_size": str(batch_size),
+            "max_batch_delay": str(MAX_BATCH_DELAY_MS),
+            "synchronous": "false",
+        }
+        await self._call("POST", "/models", params=params, accept=(200, 202, 409))
+
+    async def scale(self, name: str, version: str, workers: int) -> None:
+        """Asks for exactly `workers` workers, without waiting for them.
+
+        Raises:
+            ManagementError: TorchServe refused, or could not be asked.
+        """
+        params = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "false"}
+        await self._call("PUT", _version_path(name, version), params=params, accept=(200, 202))
+
+    async def set_default(self, name: str, version: str) -> None:
+        """Makes `version` the one that calls without a version get (the default cannot be unregistered).
+
+        Raises:
+            ManagementError: TorchServe refused, or could not be asked.
+        """
+        await self._call("PUT", _version_path(name, version) + "/set-default", accept=(200,))
+
+    async def unregister(self, name: str, version: str) -> None:
+        """Removes `version`; what is still in its queue is lost, so the caller has drained it.
+
+        Raises:
+            ManagementError: TorchServe refused, or could not be asked.
+        """
+        await self._call("DELETE", _version_path(name, version), timeout_s=40.0, accept=(200, 404))
+
+    async def is_answering(self) -> bool:
+        """Whether the API answers at all."""
+        try:
+            await self._call("GET", "/models", timeout_s=2.0, accept=(200,))
+        except ManagementError:
+            return False
+        return True
+
+    async def _call(
+        self,
+        method: Literal["GET", "POST", "PUT", "DELETE"],
+        path: str,
+        *,
+        accept: tuple[int, ...],
+        params: dict[str, str] | None = None,
+        timeout_s: float = 30.0,
+    ) -> httpx.Response:
+        started = time.perf_counter()
+        url = httpx.URL(path, params=params)
+        try:
+            response = await self._client.request(method, url, timeout=timeout_s)
+        except httpx.HTTPError as error:
+            self._write(method, url, 0, started, type(error).__name__)
+            raise ManagementUnreachable(method, path, type(error).__name__) from error
+        self._write(method, url, response.status_code, started, _summary(response))
+        if response.status_code not in accept:
+            raise ManagementError(method, path, response.status_code, _message(response))
+        return response
+
+    def _write(self, method: str, url: httpx.URL, status: int, started: float, answer: object) -> None:
+        if not self._log.isEnabledFor(logging.DEBUG):
+            return
+        line = {
+            "time": round(time.time(), 3),
+            "method": method,
+            "path": str(url),
+            "status": status,
+            "ms": round(1000 * (time.perf_counter() - started), 1),
+            "answer": answer,
+        }
+        self._log.debug(json.dumps(line))
+
+
+def debug_log(path: Path | None) -> logging.Logger:
+    """The logger of management calls: into `path` (rotated, a few megabytes at most) or, without one, nowhere."""
+    log = logging.getLogger("gradserve.management")
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    if path is None:
+        log.setLevel(logging.CRITICAL)
+        return log
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.setLevel(logging.DEBUG)
+    log.addHandler(
+        logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8")
+    )
+    return log
+
+
+def _version_path(name: str, version: str) -> str:
+    return f"/models/{quote(name)}/{quote(version)}"
+
+
+def _registered(item: dict[str, Any]) -> Registered:
+    queue = item.get("jobQueueStatus") or {}
+    pending, remaining = queue.get("pendingRequests"), queue.get("remainingCapacity")
+    return Registered(
+        version=str(item["modelVersion"]),
+        min_workers=int(item["minWorkers"]),
+        workers=tuple(
+            # A worker whose process has gone keeps its entry, with pid -1.
+            Worker(pid=worker["pid"] if worker.get("pid", -1) > 0 else None, ready=worker.get("status") == READY)
+            for worker in item.get("workers", [])
+        ),
+        pending=pending,
+        capacity=None if pending is None or remaining is None else pending + remaining,
+    )
+
+
+def _summary(response: httpx.Response) -> object:
+    """What a reader of the log needs of the answer: state by version for a description, else the sentence."""
+    try:
+        data = response.json()
+    except ValueError:
+        return response.text[:200]
+    if isinstance(data, list):
+        states = [_registered(item) for item in data if isinstance(item, dict) and "modelVersion" in item]
+        return {state.version: {"ready": state.ready, "pending": state.pending} for state in states}
+    return data.get("status") or data.get("message") if isinstance(data, dict) else None
+
+
+def _message(response: httpx.Response) -> str:
+    try:
+        return str(cast("dict[str, Any]", response.json()).get("message", ""))
+    except (ValueError, AttributeError):
+        return ""

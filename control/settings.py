@@ -1,0 +1,121 @@
+"""The agent's settings: read from `AGENT_*` once, at start, and passed in.
+
+pydantic ignores a mistyped variable silently, so unknown `AGENT_*` names are refused here, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from control.errors import BadSetting, UnknownSetting
+
+PREFIX = "AGENT_"
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def home_directory() -> Path:
+    """Where plan, history and logs live: `GRADSERVE_HOME`, default `.gradserve` in the working directory."""
+    return Path(os.environ.get("GRADSERVE_HOME") or ".gradserve").resolve()
+
+
+class AgentSettings(BaseSettings):
+    """What one agent, and the TorchServe it starts, is told."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address of the status page; private: only gateways and operators read it."""
+    port: Port = 9100
+    """Port of the status page."""
+    plan: Path = Field(default_factory=lambda: home_directory() / "plan.json")
+    """The traffic plan to carry out."""
+    model_store: Path = Path("model_store")
+    """Folder with the archives the plan names."""
+    config: Path = Path(__file__).resolve().parent.parent / "config" / "torchserve"
+    """Folder with TorchServe's config.properties template, log4j2.xml and metrics.yaml."""
+    temp: Path | None = None
+    """TorchServe's own folder for sockets and unpacked archives (short, wiped at each start). Default: a new one."""
+    management_log: Path | None = None
+    """Where every call of TorchServe's management API is written, one JSON object a line. Default: nowhere."""
+    inference_host: str = "127.0.0.1"
+    """Address TorchServe's inference port binds to."""
+    advertised_host: str | None = None
+    """Host name under which gateways reach the inference port. Default: `inference_host`."""
+    inference_port: Port = 9101
+    """TorchServe's inference port."""
+    management_port: Port = 9102
+    """TorchServe's management port, on loopback."""
+    metrics_host: str = "127.0.0.1"
+    """Address TorchServe's metrics port binds to; it has no access control at all."""
+    metrics_port: Port = 9103
+    """TorchServe's metrics port."""
+    grpc_inference_port: Port = 9104
+    """TorchServe's gRPC inference port, on loopback, unused (it cannot be switched off)."""
+    grpc_management_port: Port = 9105
+    """TorchServe's gRPC management port, on loopback, unused."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Predict workers of the stable version. Default: usable cores / `threads`."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads of each worker (OMP_NUM_THREADS)."""
+    explain_workers: Annotated[int, Field(ge=1)] = 1
+    """Explain workers of each version; they run at lower priority."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Most requests TorchServe hands a predict worker at once."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs TorchServe may spread workers over."""
+    java_options: str = (
+        "-Xms128m -Xmx512m -XX:MaxDirectMemorySize=256m -XX:+UseSerialGC -XX:+ExitOnOutOfMemoryError "
+        "-Djava.util.concurrent.ForkJoinPool.common.parallelism=4"
+    )
+    """Options of the Java machine, split at spaces."""
+    load_timeout_s: Annotated[float, Field(gt=0)] = 180.0
+    """How long a version may take from registration to its first READY worker."""
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 20.0
+    """How long a stopping agent waits for what is under way."""
+    retire_settle_s: Annotated[float, Field(ge=0)] = 5.0
+    """How long a version must be idle, out of the plan, before it is unregistered: gateways follow within 3 s."""
+
+    @property
+    def inference_url(self) -> str:
+        """The address gateways call."""
+        return f"http://{self.advertised_host or self.inference_host}:{self.inference_port}"
+
+    @property
+    def management_url(self) -> str:
+        """The address only the agent calls."""
+        return f"http://127.0.0.1:{self.management_port}"
+
+    def ports(self) -> dict[int, str]:
+        """Every port this agent and its TorchServe listen on, with its use."""
+        return {
+            self.port: "the agent's status",
+            self.inference_port: "TorchServe's inference",
+            self.management_port: "TorchServe's management",
+            self.metrics_port: "TorchServe's metrics",
+            self.grpc_inference_port: "TorchServe's gRPC inference",
+            self.grpc_management_port: "TorchServe's gRPC management",
+        }
+
+
+def read_agent_settings() -> AgentSettings:
+    """The agent's settings from the environment.
+
+    Raises:
+        UnknownSetting: an `AGENT_*` variable that nothing reads.
+        BadSetting: a value that cannot be.
+    """
+    known = {PREFIX + name.upper() for name in AgentSettings.model_fields}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known:
+            raise UnknownSetting(name, known)
+    try:
+        return AgentSettings()
+    except ValidationError as error:
+        raise BadSetting(
+            f"{PREFIX}{'_'.join(map(str, e['loc']))}".upper() + f": {e['msg']}" for e in error.errors()
+        ) from error
