@@ -178,8 +178,6 @@ def worker_environment(environment: dict[str, str], folder: Path, threads: int) 
         "METRICS_LOCATION": str(folder),
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
-        # Workers must not leave caches in the unpacked archive or the model store.
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 

@@ -17,7 +17,7 @@ The wire between gateway and handler (private; the gateway's side is described i
 - The status is always 200: TorchServe closes the connection on every other. `application/json` is
   `{"results": [entry, …]}`, one entry per image in order; an error of the whole row stands once for each of its images,
   or once if they cannot be told apart. Entries: a prediction `{"class", "confidence", "top": [{"class", "confidence"},
-  …]}`; an explanation asked for as JSON `{"class", "confidence", "target", "method", "layer", "heatmap": [[0..1, …], …]}`
+  …]}`; an explanation as JSON `{"class", "confidence", "target", "method", "layer", "heatmap": [[0..1, …], …]}`
   with rows of the network's input size; an error `{"error": {"code", "detail", …facts}}` (codes: handlers/errors.py).
   `image/png` is an overlay.
 - No header or status phrase carries anything of the caller's, and no body is longer than TorchServe carries: either

@@ -5,22 +5,37 @@ Parameter names are torchvision's, so that its ImageNet weights load.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-# PyPI's torchvision is compiled against CUDA; beside a CPU-only torch its compiled ops do not load, and `import torchvision`
-# fails where it registers fake versions of these two. Declaring their schemas first is enough (nothing here calls them);
-# the library object must stay alive. Where the ops do load, nothing is declared.
-# See https://github.com/pytorch/vision/issues/8985
-_ops: torch.library.Library | None = None
-if not torch.cuda.is_available() and torch.version.cuda is None:
-    _ops = torch.library.Library("torchvision", "DEF")
-    _ops.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _ops.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-from torchvision.models import ResNet, resnet18  # noqa: E402 - needs the declarations above
+def _declare_missing_ops() -> torch.library.Library | None:
+    """Declares the two compiled torchvision ops whose fakes `import torchvision` registers, where they cannot be loaded.
+
+    PyPI's torchvision is built against CUDA: beside a CPU-only torch its compiled ops do not load and the import fails.
+    Nothing here calls them, so their schemas are enough. The library object that is returned must stay alive.
+    See https://github.com/pytorch/vision/issues/9085
+    """
+    package = importlib.util.find_spec("torchvision")
+    if package is None or package.origin is None:
+        return None  # the import below says so
+    try:
+        torch.ops.load_library(str(Path(package.origin).with_name("_C.so")))
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return library
+    return None
+
+
+_OPS = _declare_missing_ops()
+
+from torchvision.models import ResNet, resnet18  # noqa: E402 - after the declarations above
 
 
 def build_network(architecture: str, classes: int) -> ResNet:

@@ -59,8 +59,7 @@ def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, i
 
     Args:
         data: a PNG, JPEG, WebP, BMP or GIF file; its bytes decide, not what anybody declares.
-        at_least: (width, height) that suffices; a larger JPEG is decoded at a fraction that is no smaller, which is
-        several
+        at_least: (width, height) that suffices; a larger JPEG is decoded at a fraction that is no smaller, several
             times faster. None decodes every pixel.
 
     Raises:

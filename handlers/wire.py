@@ -208,5 +208,5 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_integer(value) and 1 <= value <= MAX_OVERLAY_SIDE,
         f"a whole number of pixels from 1 to {MAX_OVERLAY_SIDE}",
     ),
-    "format": (lambda value: value in {"png", "json"}, "png or json"),
+    "format": (lambda value: value in ("png", "json"), "png or json"),
 }

@@ -16,9 +16,9 @@ class Augmentation:
     """How training pictures are varied.
 
     Every picture is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
-    the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations` operations
-    of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then random erasing
-    with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+    the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations`
+    operations of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then
+    random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
     """
 
     operations: int = 2
