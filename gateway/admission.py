@@ -1,0 +1,70 @@
+"""Overload: a bounded number of calls in flight for each kind, a short bounded wait for a place, then an honest 503.
+
+TorchServe has no limit on how long a row waits in its queue and does not notice that a caller has gone. So a place is
+held until TorchServe has answered or the deadline has passed, and what waits here waits briefly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from gateway.errors import Unavailable
+
+
+class Places:
+    """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served."""
+
+    def __init__(self, limit: int, wait_s: float) -> None:
+        self.limit = limit
+        self.taken = 0
+        self._wait_s = wait_s
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Takes one place; `give_back` ends it.
+
+        Raises:
+            Unavailable: no place came free in time, or too many wait already.
+        """
+        if self.taken < self.limit and not self._waiting:
+            self.taken += 1
+        else:
+            await self._wait()
+
+    def take_free(self, most: int) -> int:
+        """Takes up to `most` places that are free now, and says how many; `give_back` ends it."""
+        count = 0 if self._waiting else max(min(most, self.limit - self.taken), 0)
+        self.taken += count
+        return count
+
+    def give_back(self, count: int) -> None:
+        """Gives back `count` places."""
+        for _ in range(count):
+            self._free()
+
+    def _free(self) -> None:
+        """Hands the place to the first who still waits, or gives it back."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.taken -= 1
+
+    async def _wait(self) -> None:
+        if len(self._waiting) >= self.limit:
+            raise Unavailable("saturated")
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled():
+                self._free()  # the place came in the same turn of the loop in which the wait ended
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+            if isinstance(error, TimeoutError):
+                raise Unavailable("saturated") from None
+            raise

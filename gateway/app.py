@@ -1,0 +1,139 @@
+"""The application: `create_app` puts the parts together, passes them in and names the routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+import aiohttp
+from fastapi import FastAPI
+from httpx_aiohttp import AiohttpTransport
+from starlette.exceptions import HTTPException
+
+from gateway import health, routes
+from gateway.admission import Places
+from gateway.agents import Agents
+from gateway.dataplane import DataPlane
+from gateway.envelope import Envelope
+from gateway.errors import GatewayError
+from gateway.exchange import Exchange, exchange_of
+from gateway.parts import Parts
+from gateway.problems import from_exception, problem_response
+from gateway.settings import Settings, load_settings
+from gateway.torchserve import TorchServe
+from gateway.versions import Versions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import httpx
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Scope
+
+logger = logging.getLogger(__name__)
+# aiohttp adds these unasked; TorchServe reads every header with four system calls.
+UNWANTED_HEADERS = ("accept", "accept-encoding", "user-agent")
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    upstream: httpx.AsyncBaseTransport | None = None,
+    agent: httpx.AsyncBaseTransport | None = None,
+) -> FastAPI:
+    """The gateway; settings come from the environment unless given, transports are passed in by tests.
+
+    Raises:
+        SettingsError: the environment's settings cannot be used.
+    """
+    settings = settings or load_settings()
+    agents = Agents(settings.agents, max_age_s=settings.status_max_age_s, transport=agent)
+    versions = Versions(settings.plan, agents)
+    torchserve = TorchServe(upstream or pooled_transport())
+    dataplane = DataPlane(
+        versions,
+        torchserve,
+        predict=Places(settings.in_flight_predict, settings.admission_wait_s),
+        explain=Places(settings.in_flight_explain, settings.admission_wait_s),
+        chunk_images=settings.chunk_images,
+    )
+    parts = Parts(settings, agents, versions, dataplane)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await refresh(parts)
+        watch = asyncio.create_task(keep_fresh(parts))
+        yield
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+        await agents.close()
+        await torchserve.close()
+
+    app = FastAPI(title="gradserve", lifespan=lifespan, redoc_url=None)
+    app.state.parts = parts
+    app.add_middleware(Envelope, is_draining=lambda: parts.is_draining, finish=finish)
+    app.add_exception_handler(GatewayError, answer_problem)
+    app.add_exception_handler(HTTPException, answer_problem)
+    for path, endpoint in (
+        ("/predict", routes.predict),
+        ("/predict/batch", routes.predict_batch),
+        ("/explain", routes.explain),
+    ):
+        app.add_route(path, endpoint, methods=["POST"])
+    for path, endpoint in (
+        ("/livez", health.livez),
+        ("/readyz", health.readyz),
+        ("/health", health.health),
+        ("/models", health.models),
+    ):
+        app.add_route(path, endpoint, methods=["GET"])
+    return app
+
+
+def pooled_transport() -> AiohttpTransport:
+    """The pool: httpx's interface over aiohttp's pool connections, which hold up under concurrency.
+
+    Source: design.md, section 7: 778 requests/s at 32 clients against 357.
+    """
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            # Places bound the calls in flight; a second bound in the pool would only queue what was admitted.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=UNWANTED_HEADERS,
+        )
+
+    return AiohttpTransport(verify=False, trust_env=False, client=session)
+
+
+async def refresh(parts: Parts) -> None:
+    """One look at the plan and the agents."""
+    parts.versions.refresh_plan()
+    await parts.agents.poll_all()
+
+
+async def keep_fresh(parts: Parts) -> None:
+    """Looks again and again; a fault in one look must not end the looking."""
+    while True:
+        await asyncio.sleep(parts.settings.poll_s)
+        try:
+            await refresh(parts)
+        except Exception:
+            logger.exception("a look at the plan and the agents failed")
+
+
+async def answer_problem(request: Request, exception: Exception) -> Response:
+    """The problem document of a refusal or failure."""
+    exchange = exchange_of(request.scope)
+    error = from_exception(exception)
+    exchange.code = error.code
+    return problem_response(error, exchange.request_id)
+
+
+def finish(scope: Scope, exchange: Exchange) -> None:
+    """Notes the end of a request."""

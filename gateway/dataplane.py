@@ -1,0 +1,154 @@
+"""Images in, entries out: chooses the version, takes a place, calls TorchServe. Knows nothing of HTTP's routes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
+from gateway.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from gateway.admission import Places
+    from gateway.exchange import Exchange
+    from gateway.torchserve import Deadline, TorchServe
+    from gateway.versions import Kind, Target, Versions
+
+FRAME_BYTES = 4
+# Rows of one batch in flight for each ready worker: one at work and one that waits, so that no worker idles in between.
+ROWS_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What every call carries: who asks, until when, and for which version (None: whose turn it is)."""
+
+    exchange: Exchange
+    deadline: Deadline
+    version: str | None = None
+
+
+class DataPlane:
+    """Predictions and explanations, each kind within its own places.
+
+    A place is given back only when TorchServe has answered or the deadline has passed, also when the caller has gone:
+    until then TorchServe works for it.
+    """
+
+    def __init__(
+        self, versions: Versions, upstream: TorchServe, *, predict: Places, explain: Places, chunk_images: int
+    ) -> None:
+        self.predict_places = predict
+        self.explain_places = explain
+        self._versions = versions
+        self._upstream = upstream
+        self._chunk_images = chunk_images
+
+    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
+        """The prediction for one image: `class`, `confidence` and `top`.
+
+        Raises:
+            GatewayError: there is none.
+        """
+        target = self._choose("predict", ask)
+        with ask.exchange.stage("wait"):
+            await self.predict_places.take()
+        try:
+            with ask.exchange.stage("model"):
+                entries = await self._row(target, [image], top_k, ask)
+        finally:
+            self.predict_places.give_back(1)
+        raise_for_error(entries[0])
+        return entries[0]
+
+    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[dict[str, Any]]:
+        """One entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
+
+        The images travel in rows that keep all ready workers busy. A row that fails costs its own images only.
+
+        Raises:
+            GatewayError: no row was answered.
+        """
+        target = self._choose("predict", ask)
+        rows = list(cut_rows(images, self._images_a_row(len(images), target.workers)))
+        entries: list[dict[str, Any]] = [{}] * len(images)
+        failures: list[GatewayError] = []
+        waiting = iter(rows)
+
+        async def send_rows() -> None:
+            for first, last in waiting:
+                try:
+                    answers = await self._row(target, images[first:last], top_k, ask)
+                    entries[first:last] = [publish(answer) for answer in answers]
+                except GatewayError as error:
+                    failures.append(error)
+                    entries[first:last] = [error_entry(error)] * (last - first)
+
+        with ask.exchange.stage("wait"):
+            await self.predict_places.take()
+        # More rows at once only as far as places are free now: a batch never waits with some of its work done.
+        lanes = 1 + self.predict_places.take_free(min(target.workers * ROWS_PER_WORKER, len(rows)) - 1)
+        try:
+            with ask.exchange.stage("model"):
+                await asyncio.gather(*(send_rows() for _ in range(lanes)))
+        finally:
+            self.predict_places.give_back(lanes)
+        if len(failures) == len(rows):
+            raise failures[0]
+        return entries
+
+    async def explain(self, image: bytes, *, options: dict[str, Any], ask: Ask) -> bytes | dict[str, Any]:
+        """The overlay's PNG bytes, or with the option `format: json` the heatmap's entry.
+
+        Raises:
+            GatewayError: there is none.
+        """
+        target = self._choose("explain", ask)
+        with ask.exchange.stage("wait"):
+            await self.explain_places.take()
+        try:
+            with ask.exchange.stage("model"):
+                return await self._upstream.explain(
+                    target, image, request_id=ask.exchange.request_id, deadline=ask.deadline, options=options
+                )
+        finally:
+            self.explain_places.give_back(1)
+
+    def _choose(self, kind: Kind, ask: Ask) -> Target:
+        target = self._versions.choose(kind, ask.version)
+        ask.exchange.model, ask.exchange.version = target.model, target.version
+        return target
+
+    async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[dict[str, Any]]:
+        return await self._upstream.predict(
+            target, images, request_id=ask.exchange.request_id, deadline=ask.deadline, top_k=top_k
+        )
+
+    def _images_a_row(self, count: int, workers: int) -> int:
+        return min(self._chunk_images, math.ceil(count / workers))
+
+
+def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:
+    """The batch as rows `images[first:last]` of at most `most` images that fit into one body."""
+    first = size = 0
+    for index, image in enumerate(images):
+        framed = len(image) + FRAME_BYTES
+        if index > first and (index - first == most or size + framed > MAX_ROW_BYTES):
+            yield first, index
+            first, size = index, 0
+        size += framed
+    yield first, len(images)
+
+
+def publish(entry: dict[str, Any]) -> dict[str, Any]:
+    """The handler's entry as a caller gets it."""
+    return error_entry(translate_entry(entry["error"])) if "error" in entry else entry
+
+
+def error_entry(error: GatewayError) -> dict[str, Any]:
+    """The entry of an image that has no answer: the problem's members that vary."""
+    return {"error": {"status": error.status, "code": error.code, "detail": error.detail, **error.facts}}

@@ -1,0 +1,66 @@
+"""What the gateway notes about one request while it answers: for its log line, its metrics and its Server-Timing."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.types import Scope
+
+# Long enough for a W3C trace id or a UUID with a prefix; no character that could break a log line or a header.
+SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Exchange:
+    """One request's notes; `stages` are seconds spent, in the order in which they ended."""
+
+    __slots__ = ("caller", "code", "is_closing", "model", "request_id", "stages", "started", "status", "version")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.started = time.perf_counter()
+        self.stages: dict[str, float] = {}
+        self.status = 0
+        self.code = ""
+        self.model = ""
+        self.version = ""
+        self.caller = ""
+        self.is_closing = False
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to the stage `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+
+    def elapsed_s(self) -> float:
+        """Seconds since the request came."""
+        return time.perf_counter() - self.started
+
+    def server_timing(self) -> str:
+        """The stages so far as a Server-Timing header's value, in ms."""
+        stages = {**self.stages, "total": self.elapsed_s()}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+
+
+def request_id_of(scope: Scope) -> str:
+    """The caller's own x-request-id where it is sane, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and SANE_ID.fullmatch(value):
+            return str(value.decode("ascii"))
+    return uuid.uuid4().hex
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The notes that the envelope began for this request."""
+    exchange: Exchange = scope["gradserve"]
+    return exchange

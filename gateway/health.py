@@ -1,0 +1,121 @@
+"""`/livez`, `/readyz`, `/health` and `/models`: what the agents saw last, so a probe costs nothing and asks nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import Unavailable
+from gateway.parts import Parts, parts_of
+from gateway.routes import json_response
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from gateway.agents import Pool, VersionStatus
+
+
+async def livez(request: Request) -> Response:  # noqa: ARG001 — a route's signature
+    """The process answers; whether TorchServe does is none of its business."""
+    return json_response({"status": "alive"})
+
+
+async def readyz(request: Request) -> Response:
+    """Whether calls should be sent here."""
+    parts = parts_of(request)
+    if parts.is_draining:
+        raise Unavailable("draining")
+    if not parts.versions.is_ready():
+        raise Unavailable("not_ready")
+    return json_response({"status": "ready"})
+
+
+async def health(request: Request) -> Response:
+    """What serves, 200 while the stable version answers and 503 while it does not."""
+    report = health_report(parts_of(request))
+    unavailable = report["status"] == "unavailable"
+    return json_response(
+        report, status=503 if unavailable else 200, headers={"retry-after": "1"} if unavailable else None
+    )
+
+
+async def models(request: Request) -> Response:
+    """The versions that are loaded, with their roles, workers and contracts."""
+    parts = parts_of(request)
+    plan = parts.versions.plan
+    merged = merge_versions(parts)
+    return json_response({"name": plan.model if plan else None, "versions": merged})
+
+
+def health_report(parts: Parts) -> dict[str, Any]:
+    """`ok`: every worker that the plan wants is ready; `degraded`: the stable version answers, but not all is well."""
+    versions = merge_versions(parts)
+    plan = parts.versions.plan
+    complaints = _complaints(parts, versions)
+    status = "degraded" if complaints else "ok"
+    if parts.is_draining or not parts.versions.is_ready():
+        status = "unavailable"
+    return {
+        "status": status,
+        "model": plan.model if plan else None,
+        "plan_revision": plan.revision if plan else None,
+        "replicas": {"known": len(parts.agents.replicas), "seen": len(parts.agents.current())},
+        "versions": [{key: value for key, value in version.items() if key != "contract"} for version in versions],
+        "reasons": complaints,
+    }
+
+
+def merge_versions(parts: Parts) -> list[dict[str, Any]]:
+    """Each version once, its workers summed over the replicas; the state is the worst that a replica reports."""
+    merged: dict[str, dict[str, Any]] = {}
+    for _, _, seen in parts.versions.seen():
+        entry = merged.setdefault(seen.version, _blank(seen))
+        entry["routable"] = entry["routable"] or seen.routable
+        if STATES.index(_state(seen)) > STATES.index(entry["state"]):
+            entry["state"], entry["reason"] = _state(seen), seen.reason
+        for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
+            _add_pool(entry["workers"][kind], pool)
+    return list(merged.values())
+
+
+# From best to worst.
+STATES = ("ready", "degraded", "verifying", "loading", "failed")
+
+
+def _state(seen: VersionStatus) -> str:
+    return seen.state if seen.state in STATES else "failed"
+
+
+def _blank(seen: VersionStatus) -> dict[str, Any]:
+    return {
+        "version": seen.version,
+        "role": seen.role,
+        "state": _state(seen),
+        "routable": False,
+        "workers": {kind: {"ready": 0, "wanted": 0, "pending": None} for kind in ("predict", "explain")},
+        "reason": seen.reason,
+        "contract": seen.contract,
+    }
+
+
+def _add_pool(total: dict[str, Any], pool: Pool) -> None:
+    total["ready"] += pool.ready
+    total["wanted"] += pool.wanted
+    if pool.pending is not None:
+        total["pending"] = (total["pending"] or 0) + pool.pending
+
+
+def _complaints(parts: Parts, versions: list[dict[str, Any]]) -> list[str]:
+    reasons = []
+    if parts.is_draining:
+        reasons.append("this gateway is shutting down")
+    if parts.versions.plan_error is not None:
+        reasons.append(parts.versions.plan_error)
+    unseen = len(parts.agents.replicas) - len(parts.agents.current())
+    if unseen:
+        reasons.append(f"{unseen} of {len(parts.agents.replicas)} agents give no fresh status")
+    for version in versions:
+        for kind, pool in version["workers"].items():
+            if version["role"] != "retiring" and pool["ready"] < pool["wanted"]:
+                reasons.append(f"{version['version']}: {pool['ready']} of {pool['wanted']} {kind} workers are ready")
+    return reasons

@@ -1,0 +1,31 @@
+"""What an application is made of, put together once in `gateway.app` and reached from every route."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from gateway.agents import Agents
+    from gateway.dataplane import DataPlane
+    from gateway.settings import Settings
+    from gateway.versions import Versions
+
+
+@dataclass
+class Parts:
+    """The application's parts; only `is_draining` changes, once, when the process is told to stop."""
+
+    settings: Settings
+    agents: Agents
+    versions: Versions
+    dataplane: DataPlane
+    is_draining: bool = False
+
+
+def parts_of(request: Request) -> Parts:
+    """The parts of the application that answers `request`."""
+    parts: Parts = request.app.state.parts
+    return parts

@@ -1,0 +1,213 @@
+"""A gateway in front of a fake TorchServe and a fake agent, both plain functions from request to response."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from gateway.app import create_app
+from gateway.settings import Settings
+
+PNG = b"\x89PNG fake picture"
+CLASSES = ["cat", "dog", "frog"]
+
+
+def split_frames(body: bytes) -> list[bytes]:
+    images = []
+    while body:
+        size = int.from_bytes(body[:4], "big")
+        images.append(body[4 : 4 + size])
+        body = body[4 + size :]
+    return images
+
+
+@dataclass
+class FakeTorchServe:
+    """Answers as our handler does; bytes that begin with `bad:<code>` get that error. `answer` may replace it all."""
+
+    calls: list[httpx.Request] = field(default_factory=list)
+    answer: Callable[[httpx.Request], httpx.Response | None] | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.calls.append(request)
+        if self.answer is not None and (response := self.answer(request)) is not None:
+            return response
+        options = json.loads(request.headers["x-gradserve"])
+        framed = request.headers["content-type"] == "application/vnd.gradserve.images"
+        images = split_frames(request.content) if framed else [request.content]
+        if request.url.path.startswith("/explanations/"):
+            return self.explain(images[0], options)
+        return httpx.Response(200, json={"results": [self.entry(image, options) for image in images]})
+
+    def explain(self, image: bytes, options: dict[str, Any]) -> httpx.Response:
+        if options.get("target", "cat") not in CLASSES:
+            error = {"code": "unknown_target", "detail": "there is no such class", "classes": CLASSES}
+            return httpx.Response(200, json={"results": [{"error": error}]})
+        if image.startswith(b"bad:"):
+            return httpx.Response(200, json={"results": [self.entry(image, options)]})
+        if options.get("format") != "json":
+            return httpx.Response(200, content=b"\x89PNG overlay", headers={"content-type": "image/png"})
+        entry = {
+            "class": "cat",
+            "confidence": 0.9,
+            "target": options.get("target", "cat"),
+            "method": options.get("method", "gradcam"),
+            "layer": "layer3",
+            "heatmap": [[0.0, 1.0]],
+        }
+        return httpx.Response(200, json={"results": [entry]})
+
+    def entry(self, image: bytes, options: dict[str, Any]) -> dict[str, Any]:
+        if image.startswith(b"bad:"):
+            return {"error": {"code": image[4:].decode(), "detail": "the handler's sentence", "limit": 7}}
+        name = image.decode("latin-1").removeprefix("image-of-")
+        name = name if name in CLASSES else "cat"
+        top = [{"class": name, "confidence": 0.9}, {"class": "frog", "confidence": 0.1}]
+        return {"class": name, "confidence": 0.9, "top": top[: options["top_k"]]}
+
+
+def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any) -> dict[str, Any]:
+    pool = {"ready": 1, "wanted": 1, "pending": 0, "capacity": 100}
+    contract = {
+        "schema": 1,
+        "name": "cifar10",
+        "version": version,
+        "classes": CLASSES,
+        "explain": {"layer": "layer3", "method": "gradcam", "methods": ["gradcam", "eigencam"]},
+        "input": {"height": 32, "width": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+    }
+    return {
+        "model": "cifar10",
+        "version": version,
+        "role": role,
+        "state": "ready",
+        "routable": True,
+        "predict": {**pool, "ready": 2, "wanted": 2},
+        "explain": dict(pool),
+        "verified": True,
+        "reason": None,
+        "contract": contract,
+        **changes,
+    }
+
+
+@dataclass
+class FakeAgent:
+    """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up."""
+
+    versions: list[dict[str, Any]] = field(default_factory=lambda: [version_status()])
+    draining: bool = False
+    looks: bool = True
+    up: bool = True
+    observed_at: float = 0.0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if not self.up:
+            raise httpx.ConnectError("refused")
+        if self.looks:
+            self.observed_at = time.time()
+        report = {
+            "schema": 1,
+            "observed_at": self.observed_at,
+            "draining": self.draining,
+            "plan_revision": 1,
+            "plan_error": None,
+            "torchserve": {"state": "running", "pid": 7, "restarts": 0, "inference_url": "http://torchserve:8080"},
+            "versions": self.versions,
+        }
+        return httpx.Response(200, json=report)
+
+
+def plan_data(**changes: Any) -> dict[str, Any]:
+    stable = {"version": "1.0.0", "archive": "cifar10-1.0.0.mar", "sha256": "0" * 64, "workers": None}
+    plan = {"schema": 1, "revision": 1, "model": "cifar10", "stable": stable, "canary": None, "shadow": None}
+    return {**plan, "retained": [], **changes}
+
+
+class Client:
+    """A caller for tests that are not coroutines; the gateway runs in the portal's event loop."""
+
+    def __init__(self, portal: BlockingPortal, http: httpx.AsyncClient) -> None:
+        self.portal = portal
+        self.http = http
+
+    def request(self, method: str, path: str, **what: Any) -> httpx.Response:
+        return self.portal.call(partial(self.http.request, method, path, **what))
+
+    def get(self, path: str, **what: Any) -> httpx.Response:
+        return self.request("GET", path, **what)
+
+    def post(self, path: str, **what: Any) -> httpx.Response:
+        return self.request("POST", path, **what)
+
+
+@dataclass
+class Stand:
+    """The gateway under test with everything around it."""
+
+    app: Any
+    client: Client
+    torchserve: FakeTorchServe
+    agent: FakeAgent
+    plan: Path
+
+    def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 3.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not is_true():
+            assert time.monotonic() < end, "it did not come true in time"
+            time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("GATEWAY_") or name == "GRADSERVE_HOME":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
+    """Starts a gateway: `make_stand(agent=…, torchserve=…, plan=…, any setting=…)`."""
+    with start_blocking_portal() as portal, ExitStack() as stack:
+
+        def make(
+            *,
+            agent: FakeAgent | None = None,
+            torchserve: FakeTorchServe | None = None,
+            plan: dict[str, Any] | None = None,
+            **settings: Any,
+        ) -> Stand:
+            agent, torchserve = agent or FakeAgent(), torchserve or FakeTorchServe()
+            plan_path = tmp_path / "plan.json"
+            plan_path.write_text(json.dumps(plan or plan_data()), encoding="utf-8")
+            app = create_app(
+                Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 0.3, **settings}),
+                upstream=httpx.MockTransport(torchserve),
+                agent=httpx.MockTransport(agent),
+            )
+            stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
+            http = httpx.AsyncClient(
+                transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://gateway"
+            )
+            stack.enter_context(portal.wrap_async_context_manager(http))
+            return Stand(app, Client(portal, http), torchserve, agent, plan_path)
+
+        yield make
+
+
+@pytest.fixture
+def stand(make_stand: Callable[..., Stand]) -> Stand:
+    """A gateway with everything in order."""
+    return make_stand()
