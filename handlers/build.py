@@ -17,8 +17,8 @@ class ArchiveError(RuntimeError):
 
 
 def write_build(directory: Path) -> str:
-    """Writes `build.json` over every file in `directory` and returns the identity."""
-    paths = (path for path in directory.rglob("*") if path.is_file())
+    """Writes `build.json` over every other file in `directory` and returns the identity."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path != directory / BUILD)
     files = {path.relative_to(directory).as_posix(): digest(path) for path in paths}
     build = identity(files)
     text = json.dumps({"identity": build, "files": dict(sorted(files.items()))}, indent=2)

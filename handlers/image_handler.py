@@ -65,6 +65,9 @@ class ImageHandler:
             os.nice(_EXPLAIN_NICENESS)
         _limit_threads()
         directory = Path(context.system_properties["model_dir"])
+        if Path(wire.__file__).resolve().parents[1] != directory.resolve():
+            # A PYTHONPATH of the server's environment stands before the archive: other code would answer in its name.
+            raise RuntimeError(f"`handlers` was imported from {wire.__file__}, not from the archive: clear PYTHONPATH")
         try:
             self._model = load_model(directory, device=_device(context.system_properties.get("gpu_id")))
         except MemoryError:

@@ -1,0 +1,94 @@
+"""A small random model, whole: the handler's tests need right plumbing, not right answers."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from handlers.contract import Contract, Explanation, Input
+from handlers.engines import build_engine
+from handlers.explain import METHODS, Explainer
+from handlers.model import ServedModel
+from handlers.network import build_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ts.context import Context
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Makes an image file of pixels or of a Pillow image."""
+
+    def encode(pixels: np.ndarray | Image.Image, name: str = "PNG", **options: object) -> bytes:
+        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+        file = io.BytesIO()
+        image.save(file, name, **options)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    return Contract(
+        name="tiny",
+        version="0.0.1",
+        classes=CLASSES,
+        input=Input(16, 24, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+        architecture="resnet18_small",
+        explain=Explanation(layer="layer3", methods=tuple(METHODS)),
+    )
+
+
+@pytest.fixture(scope="session")
+def network(contract: Contract) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_network(contract.architecture, len(contract.classes)).eval()
+
+
+@pytest.fixture(scope="session")
+def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+    device = torch.device("cpu")
+    folder: Path = tmp_path_factory.getbasetemp()
+    return ServedModel(
+        contract,
+        build_engine(contract.engine, network, directory=folder, device=device),
+        Explainer(network, contract.explain, device=device),
+    )
+
+
+@pytest.fixture(scope="session")
+def context() -> Callable[..., Context]:
+    """Makes TorchServe's own context as it is while a batch of rows with the given headers is answered."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # its __init__ leaves version.txt open
+        from ts.context import Context, RequestProcessor  # noqa: PLC0415
+
+    def context(*headers: dict) -> Context:
+        made = Context("tiny", ".", {}, len(headers), None, "0.12.0")
+        made.request_processor = [RequestProcessor(dict(row)) for row in headers]
+        return made
+
+    return context
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """(30, 40, 3) uint8."""
+    return np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)

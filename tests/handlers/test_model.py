@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import io
+import json
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handlers.image_handler import ImageHandler
+from handlers.model import ServedModel
+from handlers.preprocess import normalise, prepare
+from handlers.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, Row, join_frames
+
+EXPLAIN = {"explain": "True"}
+
+
+def options(**values: object) -> dict:
+    """The header that carries these options."""
+    return {"x-gradserve": json.dumps(values)}
+
+
+@pytest.fixture
+def ask(model, context):
+    """Sends rows of (body, headers) as one batch through TorchServe's context; gives (content type, body) per row."""
+    handler = ImageHandler()
+    handler._model = model
+
+    def ask(*rows: tuple[bytes, dict]) -> list[tuple[str, bytes]]:
+        made = context(*[headers for _, headers in rows])
+        bodies = handler.handle([{"body": bytearray(body)} for body, _ in rows], made)
+        return [(made.get_response_content_type(index), body) for index, body in enumerate(bodies)]
+
+    return ask
+
+
+def entries(answer: tuple[str, bytes]) -> list[dict]:
+    content_type, body = answer
+    assert content_type == "application/json"
+    return json.loads(body)["results"]
+
+
+def code(answer: tuple[str, bytes]) -> str:
+    (entry,) = entries(answer)
+    return entry["error"]["code"]
+
+
+def test_a_prediction_names_the_most_probable_classes_in_order(ask, model, noise, encode):
+    size = model.contract.input
+    expected = model.engine.predict(normalise(prepare(Image.fromarray(noise), size)[None], size))[0]
+    (entry,) = entries(ask((encode(noise), options(top_k=99)))[0])
+    assert len(entry["top"]) == 10
+    assert {"class": entry["class"], "confidence": entry["confidence"]} == entry["top"][0]
+    assert all(a["confidence"] >= b["confidence"] for a, b in pairwise(entry["top"]))
+    for label in entry["top"]:
+        assert label["confidence"] == pytest.approx(expected[model.contract.classes.index(label["class"])], abs=1e-4)
+
+
+def test_one_class_is_the_default(ask, noise, encode):
+    assert len(entries(ask((encode(noise), {}))[0])[0]["top"]) == 1
+
+
+def test_bad_images_do_not_touch_their_neighbours(ask, noise, encode):
+    good = encode(noise)
+    alone = entries(ask((good, {}))[0])
+    answers = ask((good, {}), (b"text", {}), (good[:200], {}), (good, {}), (b"", {}))
+    assert [entries(answers[i]) for i in (0, 3)] == [alone, alone]
+    assert [code(answers[i]) for i in (1, 2, 4)] == ["image_unreadable"] * 3
+
+
+def test_predictions_and_explanations_of_one_batch_each_get_their_own_kind(ask, noise, encode):
+    data = encode(noise)
+    answers = ask(
+        (data, {}),
+        (data, EXPLAIN),
+        (data, EXPLAIN | options(format="json", target="cat", method="eigencam")),
+        (b"text", EXPLAIN),
+        (data, EXPLAIN | options(target="cow")),
+        (data, EXPLAIN | options(method="magic")),
+        (data, {"explain": "False"}),
+        (b"", {"describe": "True"}),
+    )
+    assert set(entries(answers[0])[0]) == set(entries(answers[6])[0]) == {"class", "confidence", "top"}
+    assert answers[1][0] == "image/png"
+    assert Image.open(io.BytesIO(answers[1][1])).size == (40, 30)
+    (explanation,) = entries(answers[2])
+    assert (explanation["target"], explanation["method"], explanation["layer"]) == ("cat", "eigencam", "layer3")
+    assert [code(answers[i]) for i in (3, 4, 5)] == ["image_unreadable", "unknown_target", "unknown_method"]
+    assert json.loads(answers[7][1])["contract"]["name"] == "tiny"
+
+
+def test_an_explanations_class_and_confidence_are_the_predictions(ask, noise, encode):
+    predicted, explained = ask((encode(noise), {}), (encode(noise), EXPLAIN | options(format="json", target="ship")))
+    for key in ("class", "confidence"):
+        assert entries(predicted)[0][key] == entries(explained)[0][key]
+
+
+def test_the_heatmap_explains_the_top_class_unless_asked_for_another(ask, noise, encode):
+    (entry,) = entries(ask((encode(noise), EXPLAIN | options(format="json")))[0])
+    assert entry["target"] == entry["class"]
+    assert np.asarray(entry["heatmap"]).shape == (16, 24)
+
+
+def test_explaining_a_large_jpeg_draws_it_sharp_and_predicts_it_like_a_prediction(ask, encode):
+    stripes = np.zeros((1500, 2000, 3), dtype=np.uint8)
+    stripes[:, ::8] = stripes[:, 1::8] = stripes[:, 2::8] = stripes[:, 3::8] = 255
+    data = encode(stripes, "JPEG", quality=95)
+    overlay, numbers, predicted = ask(
+        (data, EXPLAIN | options(alpha=0)), (data, EXPLAIN | options(format="json")), (data, {})
+    )
+    pixels = np.asarray(Image.open(io.BytesIO(overlay[1])).convert("L"))
+    assert pixels.shape == (768, 1024)
+    assert pixels[384].std() > 60  # a draft of the network's size would be even grey
+    assert entries(numbers)[0]["confidence"] == entries(predicted)[0]["confidence"]
+
+
+def test_a_row_of_many_images_has_one_entry_each_in_order(ask, encode):
+    images = [encode(np.full((8, 8, 3), value, dtype=np.uint8)) for value in (0, 120, 255)]
+    single = [entries(ask((image, options(top_k=10)))[0])[0] for image in images]
+    together = entries(
+        ask((join_frames([images[0], b"bad", *images[1:]]), {"content-type": FRAMES_TYPE} | options(top_k=10)))[0]
+    )
+    assert together[1]["error"]["code"] == "image_unreadable"
+    for got, expected in zip([together[0], *together[2:]], single, strict=True):
+        assert got["class"] == expected["class"]
+        assert got["confidence"] == pytest.approx(expected["confidence"], abs=1e-4)
+
+
+def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
+    class Counting:
+        def __init__(self):
+            self.lengths = []
+
+        def predict(self, images):
+            self.lengths.append(len(images))
+            return model.engine.predict(images)
+
+    engine = Counting()
+    data = encode(noise)
+    ServedModel(model.contract, engine, model.explainer).answer(
+        [Row("predict", images=[data, data, b"bad"]), Row("explain", images=[data]), Row("predict", images=[data])]
+    )
+    assert engine.lengths == [4]
+
+
+def test_a_row_error_stands_once_for_each_of_its_images(ask, noise, encode):
+    body = join_frames([encode(noise)] * 3)
+    late = entries(ask((body, {"content-type": FRAMES_TYPE} | options(deadline=1)))[0])
+    assert [entry["error"]["code"] for entry in late] == ["deadline_passed"] * 3
+    assert code(ask((body[:-1], {"content-type": FRAMES_TYPE}))[0]) == "bad_frames"
+
+
+def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model, noise, encode):
+    class Slow:
+        def predict(self, images):
+            time.sleep(0.05)
+            return model.engine.predict(images)
+
+    row = Row("explain", Options(deadline=int(time.time() * 1000) + 40), [encode(noise)])
+    (answer,) = ServedModel(model.contract, Slow(), model.explainer).answer([row])
+    assert json.loads(answer.body)["results"][0]["error"]["code"] == "deadline_passed"
+
+
+def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encode, caplog):
+    class Broken:
+        def predict(self, images):
+            raise RuntimeError("secret path /srv/model")
+
+    answers = ServedModel(model.contract, Broken(), model.explainer).answer(
+        [Row("predict", images=[encode(noise)]), Row("predict", images=[b"bad"])]
+    )
+    codes = [json.loads(answer.body)["results"][0]["error"]["code"] for answer in answers]
+    assert codes == ["handler_failed", "image_unreadable"]
+    assert b"secret" not in answers[0].body
+    assert "secret path" in caplog.text
+
+
+def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
+    """A thousand classes of long names for a thousand images would; it would kill the worker."""
+    classes = tuple(f"{number:03d}" + "x" * 990 for number in range(10))
+    wide = ServedModel(
+        type(model.contract)(**{**vars(model.contract), "classes": classes}), model.engine, model.explainer
+    )
+    row = Row("predict", Options(top_k=10), [encode(noise)] * 700)
+    (answer,) = wide.answer([row])
+    assert len(answer.body) < MAX_ANSWER_BYTES
+    assert {entry["error"]["code"] for entry in json.loads(answer.body)["results"]} == {"bad_options"}
+
+
+def test_warming_up_runs_every_path(model):
+    model.warm_up()
