@@ -11,10 +11,12 @@ ControlError
 ├── UnknownSetting           a mistyped variable
 ├── BadSetting               an impossible value
 ├── PortsTaken               somebody else listens where we would
-└── PartFailed               a part of the local stack died three times within a minute
+├── PartFailed               a part of the local stack died three times within a minute
+├── NotAnswering             the stack came up and answers no picture
+├── NoModel                  there is nothing to serve
+├── NoPlan, PlanUnusable     no traffic plan, or a broken one
+└── AnotherOperator          somebody else is changing the plan
 """
-
-# ruff: noqa: N818 — the names say what happened, as in httpx: `PortsTaken`, not `PortsTakenError`
 
 from __future__ import annotations
 
@@ -129,3 +131,44 @@ class BadSetting(ControlError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         super().__init__("; ".join(problems))
+
+
+class NotAnswering(ControlError):
+    """No picture was answered within `waited_s`; `reason` is the last thing known."""
+
+    def __init__(self, waited_s: float, reason: str) -> None:
+        super().__init__(f"no picture was answered within {waited_s:.0f} s: {reason}")
+
+
+class NoModel(ControlError):
+    """There is no model in `source` to pack; `problem` says what is missing."""
+
+    def __init__(self, source: Path, problem: str) -> None:
+        super().__init__(
+            f"no model to serve in {source}: {problem}. Train one: gradserve train, then gradserve package"
+        )
+
+
+class NoPlan(ControlError):
+    """There is no plan at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"no traffic plan at {path}: `gradserve up` writes the first (GRADSERVE_HOME names the folder)"
+        )
+
+
+class PlanUnusable(ControlError):
+    """The plan at `path` has `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"the plan {path} cannot be used: {problem}. Earlier ones are in {path.parent / 'history'}")
+
+
+class AnotherOperator(ControlError):
+    """The plan is being changed by `holder`."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(
+            f"somebody else is changing the plan: {holder or 'unknown'}. Nothing was done; try again after"
+        )

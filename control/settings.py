@@ -77,8 +77,9 @@ class AgentSettings(BaseSettings):
     """How long a version may take from registration to its first READY worker."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a stopping agent waits for what is under way."""
-    retire_settle_s: Annotated[float, Field(ge=0)] = 5.0
-    """How long a version must be idle, out of the plan, before it is unregistered: gateways follow within 3 s."""
+    retire_settle_s: Annotated[float, Field(ge=0)] = 15.0
+    """How long a version must be idle, out of the plan, before it is unregistered: gateways follow within 3 s, and
+    their longest request takes 10 s (`GATEWAY_TIMEOUT_S`); TorchServe tells nobody what its workers have in hand."""
 
     @property
     def inference_url(self) -> str:

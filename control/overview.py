@@ -1,0 +1,132 @@
+"""What `gradserve status` shows: the plan beside what each agent sees, for people or as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from control.errors import ControlError
+from control.releases import PlanStore
+from gateway import traffic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_TOO_OLD_S = 3.0
+
+
+def overview(home: Path, agents: Iterable[str]) -> dict[str, Any]:
+    """Plan, agents and where the two differ; `ok` when every agent serves a verified stable version."""
+    plan, plan_error = None, None
+    try:
+        plan = PlanStore(home).read()
+    except ControlError as error:
+        plan_error = str(error)
+    seen = [ask_agent(url) for url in agents]
+    return {
+        "ok": bool(seen) and all(_serves(agent) for agent in seen),
+        "plan": traffic.dump(plan) if plan else None,
+        "plan_error": plan_error,
+        "agents": seen,
+        "drift": [line for agent in seen for line in _drift(plan, agent)],
+    }
+
+
+def ask_agent(url: str) -> dict[str, Any]:
+    """What the agent at `url` says, with `url` and `age_s`; or `url` and `error`."""
+    try:
+        with httpx.Client(timeout=3.0, trust_env=False) as client:
+            response = client.get(f"{url}/status")
+            response.raise_for_status()
+            status = response.json()
+        return {"url": url, "age_s": round(max(0.0, time.time() - status["observed_at"]), 1), **status}
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return {"url": url, "error": f"does not answer ({type(error).__name__})"}
+    except (ValueError, KeyError, TypeError):
+        return {"url": url, "error": "answers something else than a status"}
+
+
+def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
+    """Prints the view on stdout."""
+    if as_json:
+        print(json.dumps(view))  # noqa: T201 (the command's output)
+        return
+    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    plan = view["plan"]
+    console.print(f"plan      {_plan_line(plan)}" if plan else f"plan      [red]{view['plan_error']}[/red]")
+    for agent in view["agents"]:
+        console.print(f"agent     {agent['url']}  {_agent_line(agent)}")
+        if "error" in agent:
+            continue
+        table = Table("version", "role", "state", "predict", "explain", "waiting", "reason", box=None, padding=(0, 2))
+        for version in agent["versions"]:
+            table.add_row(*_version_row(version))
+        console.print(table)
+    for line in view["drift"]:
+        console.print(f"drift     [yellow]{line}[/yellow]")
+
+
+def _plan_line(plan: dict[str, Any]) -> str:
+    roles = [f"stable {plan['stable']['version']}"]
+    if plan["canary"]:
+        roles.append(f"canary {plan['canary']['version']} ({plan['canary']['share']:g} %)")
+    if plan["shadow"]:
+        roles.append(f"shadow {plan['shadow']['version']}")
+    roles += [f"retained {release['version']}" for release in plan["retained"]]
+    return f"revision {plan['revision']}: {plan['model']}, {', '.join(roles)}"
+
+
+def _agent_line(agent: dict[str, Any]) -> str:
+    if "error" in agent:
+        return f"[red]{agent['error']}[/red]"
+    server = agent["torchserve"]
+    draining = ", draining" if agent["draining"] else ""
+    return f"TorchServe {server['state']}, {server['restarts']} restarts{draining}, looked {agent['age_s']:.1f} s ago"
+
+
+def _version_row(version: dict[str, Any]) -> list[str]:
+    predict, explain = version["predict"], version["explain"]
+    waiting = sum(entry["pending"] or 0 for entry in (predict, explain))
+    colour = {"ready": "green", "failed": "red"}.get(version["state"], "yellow")
+    return [
+        version["version"],
+        version["role"],
+        f"[{colour}]{version['state']}[/{colour}]",
+        f"{predict['ready']}/{predict['wanted']}",
+        f"{explain['ready']}/{explain['wanted']}",
+        str(waiting),
+        version["reason"] or "",
+    ]
+
+
+def _serves(agent: dict[str, Any]) -> bool:
+    return "error" not in agent and any(v["role"] == "stable" and v["routable"] for v in agent["versions"])
+
+
+def _drift(plan: traffic.Plan | None, agent: dict[str, Any]) -> Iterable[str]:
+    """Each difference between the plan and what the agent sees, as a sentence."""
+    if "error" in agent:
+        return
+    url = agent["url"]
+    if agent["age_s"] > _TOO_OLD_S:
+        yield f"{url} last looked {agent['age_s']:.0f} s ago"
+    if agent["plan_error"]:
+        yield f"{url} goes by an older plan: {agent['plan_error']}"
+    if plan is None:
+        return
+    if agent["plan_revision"] not in {None, plan.revision}:
+        yield f"{url} is at plan revision {agent['plan_revision']}, the plan is at {plan.revision}"
+    states = {version["version"]: version for version in agent["versions"]}
+    for release in plan.releases():
+        found = states.pop(release.version, None)
+        if found is None or found["state"] != "ready":
+            yield f"{url}: {release.version} is {found['state'] if found else 'unknown there'}"
+    for version in states:
+        yield f"{url}: {version} is loaded and not in the plan"

@@ -1,0 +1,182 @@
+"""The `train`, `evaluate` and `package` commands: options in, calls of training's modules, a summary out.
+
+Training's modules take seconds to import; they are imported when a command runs, not for `--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tomllib
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from control.errors import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+console = Console()
+
+Cache = Annotated[
+    Path,
+    typer.Option(envvar="GRADSERVE_DATA", help="Folder that keeps the data set.", show_default="~/.cache/gradserve"),
+]
+DEFAULT_CACHE = Path.home() / ".cache" / "gradserve"
+RUNS = Path(".gradserve") / "training"
+STORE = Path("model_store")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the `gradserve` command."""
+    panel = "Models"
+    app.command(rich_help_panel=panel)(train)
+    app.command(rich_help_panel=panel)(evaluate)
+    app.command(rich_help_panel=panel)(package)
+
+
+def train(  # noqa: PLR0917 - every option is an argument
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of hyper-parameters, such as training/released.toml.", exists=True)
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="cifar10, or cifar10:PATH of its archive or folder.")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="none (from scratch), imagenet, or PATH of a run's best.pth.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the last phase, or all from scratch.")] = None,
+    head_epochs: Annotated[
+        int | None, typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
+    head_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.")] = None,
+    unfreeze: Annotated[
+        str | None, typer.Option(help="Layers that the last phase of a transfer trains, with commas.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
+    subset: Annotated[int | None, typer.Option(min=0, help="Use only so many training pictures; 0: all.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the pictures held out, 0 to 1.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of split, weights, order and augmentation.")] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the training in this folder.")] = None,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Train a classifier and record it in MLflow.
+
+    Without --pretrained all is trained from scratch. With it, a new head is trained on the frozen backbone first, then
+    the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights, contract, curves.
+
+    Example: gradserve train --epochs 1 --subset 2000
+    """
+    from training import train as training  # noqa: PLC0415 - imports torch
+    from training.recipe import recipe_from_dict  # noqa: PLC0415 - with the line above
+
+    _show_progress()
+    options = {
+        "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
+        "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
+        "workers": workers, "precision": precision, "seed": seed, "name": name,
+        "unfreeze": unfreeze.split(",") if unfreeze else None,
+    }  # fmt: skip
+    with _foreseen():
+        if resume is not None:
+            folder = training.resume(resume, cache)
+        else:
+            settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
+            recipe = recipe_from_dict(settings | {key: value for key, value in options.items() if value is not None})
+            folder = training.train(recipe, output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S"), cache)
+    best = json.loads((folder / "contract.json").read_text(encoding="utf-8"))["accepted"]["validation_accuracy"]
+    console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
+    console.print(f"next: gradserve evaluate {folder}   or: gradserve package {folder} --version 1.0.1")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")] = str(
+        STORE / "released"
+    ),
+    data: Annotated[str, typer.Option(help="cifar10, or cifar10:PATH of its archive or folder.")] = "cifar10",
+    output: Annotated[Path, typer.Option(help="Folder for metrics.json and confusion.png.")] = Path("results"),
+    cache: Cache = DEFAULT_CACHE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Measure a model on the test pictures, with the engine that serves it.
+
+    Example: gradserve evaluate model_store/released
+    """
+    from training import evaluate as evaluation  # noqa: PLC0415 - imports torch
+
+    _show_progress()
+    with _foreseen():
+        report = evaluation.evaluate(model, data, cache, output)
+    if as_json:
+        print(json.dumps(report))  # noqa: T201 - for programs
+        return
+    console.print(_table(report))
+    console.print(
+        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']} pictures, calibration error "
+        f"{report['expected_calibration_error']:.4f}, {report['seconds']} s; written to {output / 'metrics.json'}"
+    )
+
+
+def package(
+    model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")],
+    version: Annotated[str, typer.Option(help="The new version's name, such as 1.0.1.")],
+    store: Annotated[Path, typer.Option(help="TorchServe's model store.")] = STORE,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the version's files.", show_default="MODEL/package-VERSION")
+    ] = None,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Pack a trained model into an archive that TorchServe serves.
+
+    Weights are kept in half precision; the temperature is fitted and the reference answers are taken on the held-out
+    pictures.
+
+    Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1
+    """
+    from training import release  # noqa: PLC0415 - imports torch
+
+    _show_progress()
+    folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
+    with _foreseen():
+        made = release.package(model, version, store, folder, cache)
+    accepted = made.contract.accepted
+    console.print(
+        f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
+        f"{accepted['held_out_calibration_error']:.4f} (before: {accepted['held_out_calibration_error_before']:.4f})"
+    )
+
+
+@contextmanager
+def _foreseen() -> Iterator[None]:
+    """Makes training's foreseeable failures the command's own, which are told without a traceback."""
+    from handlers.contract import ContractError  # noqa: PLC0415 - not for `--help`
+    from handlers.engines import EngineError  # noqa: PLC0415 - imports torch
+    from training.errors import TrainingError  # noqa: PLC0415 - not for `--help`
+
+    try:
+        yield
+    except (TrainingError, ContractError, EngineError) as error:
+        raise ControlError(str(error)) from error
+
+
+def _show_progress() -> None:
+    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO"), format="%(message)s")
+    for chatty in ("httpx", "alembic", "mlflow"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("class", "precision", "recall", "f1", title=f"{report['model']['name']} {report['model']['version']}")
+    for name, row in (*report["per_class"].items(), ("mean", report["macro"])):
+        table.add_row(name, *(f"{row[column]:.3f}" for column in ("precision", "recall", "f1")))
+    return table
