@@ -10,6 +10,7 @@ import torch
 from handlers import contract as contracts
 from handlers.build import digest
 from handlers.network import build_network
+from training.errors import ModelError
 from training.tracking import tracking_uri
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from handlers.contract import Contract
 
 WEIGHTS = ("weights.safetensors", "best.pth")
-
-
-class ModelError(RuntimeError):
-    """A model that cannot be found or read; the message says what to do."""
 
 
 def find_model(source: str) -> Path:

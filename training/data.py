@@ -10,7 +10,8 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from handlers.contract import Input
-from training.sources import DataError, content_sha256, load_cifar10
+from training.errors import DataError
+from training.sources import content_sha256, load_cifar10
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

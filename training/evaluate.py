@@ -15,8 +15,9 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
-from training.artifacts import ModelError, find_model, read_model, weights_sha256
+from training.artifacts import find_model, read_model, weights_sha256
 from training.data import load_images
+from training.errors import ModelError
 from training.tracking import Tracker, environment
 
 if TYPE_CHECKING:

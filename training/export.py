@@ -23,6 +23,7 @@ from filelock import FileLock
 import handlers
 from handlers import contract as contracts
 from handlers.build import BUILD, digest, write_build
+from training.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,10 +49,6 @@ startupTimeout: 120
 maxRetryTimeoutInSec: 60
 jobQueueSize: 100
 """
-
-
-class ExportError(RuntimeError):
-    """A model that cannot be packed; the message says what is missing or wrong."""
 
 
 def package_directory(source: Path, store: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handlers.network import build_network
-from training.recipe import TrainingError
+from training.errors import TrainingError
 
 if TYPE_CHECKING:
     from training.recipe import Recipe

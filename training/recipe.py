@@ -6,9 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-
-class TrainingError(RuntimeError):
-    """A training that cannot start or go on; the message says what to do."""
+from training.errors import TrainingError
 
 
 @dataclass(frozen=True)

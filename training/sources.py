@@ -25,6 +25,8 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
+from training.errors import CorruptData, DataError, NoSource
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -43,27 +45,6 @@ CONTENT_SHA256 = {
     "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
 }
 _ROW = 1 + 32 * 32 * 3  # of the official binary files: one label byte, then red, green and blue planes
-
-
-class DataError(RuntimeError):
-    """Data that cannot be had or used; the message says what to do."""
-
-
-class NoSource(DataError):
-    """No source of CIFAR-10 could be reached."""
-
-    def __init__(self, reasons: list[str]) -> None:
-        super().__init__(
-            f"CIFAR-10 could not be fetched ({'; '.join(reasons)}). Download {OFFICIAL_URL} where there is a network, "
-            "copy it here and pass it: --data cifar10:/path/to/cifar-10-binary.tar.gz"
-        )
-
-
-class CorruptData(DataError):
-    """A file whose content is not CIFAR-10's."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} is not the complete CIFAR-10 ({reason}): delete it or pass another file")
 
 
 @dataclass(frozen=True)
@@ -109,7 +90,7 @@ def _fetch(cache: Path) -> dict[str, Split]:
             continue
         archive.unlink()  # the decoded arrays are what is kept
         return splits
-    raise NoSource(reasons)
+    raise NoSource(reasons, OFFICIAL_URL)
 
 
 def _fetch_official(cache: Path) -> Path:

@@ -26,9 +26,10 @@ from handlers.contract import save as save_contract
 from training.augment import training_loader
 from training.curves import plot_curves
 from training.data import CIFAR10_INPUT, load_images, stratified_split, stratified_subset
+from training.errors import TrainingError
 from training.inference import predict_logits
 from training.pretrained import pretrained_network
-from training.recipe import Phase, Recipe, TrainingError, check, rate_factor, recipe_from_dict, recipe_to_dict
+from training.recipe import Phase, Recipe, check, rate_factor, recipe_from_dict, recipe_to_dict
 from training.tracking import Tracker, environment
 
 if TYPE_CHECKING:
