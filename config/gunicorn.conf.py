@@ -3,17 +3,41 @@
 Everything comes from the gateway's own settings (`GATEWAY_*`), so that there is one place to set a thing.
 """
 
+import atexit
+import os
+import shutil
+import tempfile
+from typing import Any
+
+from gateway.logs import logging_config
 from gateway.settings import load_settings
 
 _settings = load_settings()
+_master = os.getpid()
 
 bind = f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "gateway.worker.GatewayWorker"
 keepalive = _settings.keep_alive_s
 # A worker that does not answer the master for this long is killed; the event loop is never blocked for seconds.
 timeout = 30
-# After SIGTERM: time to drain, then as long as the longest request may take, and a little.
-graceful_timeout = int(_settings.drain_s + _settings.timeout_s + _settings.body_timeout_s) + 5
+# After SIGTERM: the drain, then the slowest body and the longest answer, and a little.
+graceful_timeout = int(_settings.drain_s + _settings.body_timeout_s + _settings.timeout_s) + 5
 forwarded_allow_ips = ",".join(_settings.trusted_proxies)
-loglevel = _settings.log_level
+logconfig_dict = logging_config(_settings.log_level)
+control_socket_disable = True
+
+# Before any worker imports prometheus_client. Kept over a reload (HUP), where this file is read again: counters go on.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="gateway-metrics-")
+    atexit.register(
+        lambda folder: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == _master else None,
+        os.environ["PROMETHEUS_MULTIPROC_DIR"],
+    )
+
+
+def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gunicorn's hook
+    """Takes a dead worker's gauges out of the sums; its counters stay, or they would fall."""
+    from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
+
+    multiprocess.mark_process_dead(worker.pid)

@@ -11,14 +11,18 @@ import aiohttp
 from fastapi import FastAPI
 from httpx_aiohttp import AiohttpTransport
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
-from gateway import health, routes
+from gateway import health, routes, v2
 from gateway.admission import Places
 from gateway.agents import Agents
+from gateway.callers import Callers
 from gateway.dataplane import DataPlane
 from gateway.envelope import Envelope
 from gateway.errors import GatewayError
-from gateway.exchange import Exchange, exchange_of
+from gateway.exchange import exchange_of
+from gateway.metrics import Metrics
 from gateway.parts import Parts
 from gateway.problems import from_exception, problem_response
 from gateway.settings import Settings, load_settings
@@ -31,9 +35,27 @@ if TYPE_CHECKING:
     import httpx
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
+ROUTES = (
+    ("POST", "/predict", routes.predict),
+    ("POST", "/predict/batch", routes.predict_batch),
+    ("POST", "/explain", routes.explain),
+    ("GET", "/health", health.health),
+    ("GET", "/livez", health.livez),
+    ("GET", "/readyz", health.readyz),
+    ("GET", "/models", health.models),
+    ("GET", "/metrics", health.metrics),
+    ("GET", "/v2", v2.server),
+    ("GET", "/v2/health/live", v2.live),
+    ("GET", "/v2/health/ready", v2.ready),
+    ("GET", "/v2/models/{model}", v2.model_metadata),
+    ("GET", "/v2/models/{model}/ready", v2.model_ready),
+    ("POST", "/v2/models/{model}/infer", v2.infer),
+    ("GET", "/v2/models/{model}/versions/{version}", v2.model_metadata),
+    ("GET", "/v2/models/{model}/versions/{version}/ready", v2.model_ready),
+    ("POST", "/v2/models/{model}/versions/{version}/infer", v2.infer),
+)
 # aiohttp adds these unasked; TorchServe reads every header with four system calls.
 UNWANTED_HEADERS = ("accept", "accept-encoding", "user-agent")
 
@@ -60,7 +82,7 @@ def create_app(
         explain=Places(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
     )
-    parts = Parts(settings, agents, versions, dataplane)
+    parts = Parts(settings, agents, versions, dataplane, Callers(settings), Metrics())
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -75,27 +97,19 @@ def create_app(
 
     app = FastAPI(title="gradserve", lifespan=lifespan, redoc_url=None)
     app.state.parts = parts
-    app.add_middleware(Envelope, is_draining=lambda: parts.is_draining, finish=finish)
+    app.add_middleware(Envelope, parts=parts)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
-    for path, endpoint in (
-        ("/predict", routes.predict),
-        ("/predict/batch", routes.predict_batch),
-        ("/explain", routes.explain),
-    ):
-        app.add_route(path, endpoint, methods=["POST"])
-    for path, endpoint in (
-        ("/livez", health.livez),
-        ("/readyz", health.readyz),
-        ("/health", health.health),
-        ("/models", health.models),
-    ):
-        app.add_route(path, endpoint, methods=["GET"])
+    app.router.routes.extend(Route(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES)
     return app
 
 
 def pooled_transport() -> AiohttpTransport:
-    """The pool: httpx's interface over aiohttp's pool connections, which hold up under concurrency.
+    """The pool: httpx's interface over aiohttp's connections, which hold up under concurrency.
 
     Source: design.md, section 7: 778 requests/s at 32 clients against 357.
     """
@@ -114,6 +128,9 @@ def pooled_transport() -> AiohttpTransport:
 async def refresh(parts: Parts) -> None:
     """One look at the plan and the agents."""
     parts.versions.refresh_plan()
+    parts.callers.refresh_keys()
+    parts.metrics.sample("predict", parts.dataplane.predict_places)
+    parts.metrics.sample("explain", parts.dataplane.explain_places)
     await parts.agents.poll_all()
 
 
@@ -132,8 +149,4 @@ async def answer_problem(request: Request, exception: Exception) -> Response:
     exchange = exchange_of(request.scope)
     error = from_exception(exception)
     exchange.code = error.code
-    return problem_response(error, exchange.request_id)
-
-
-def finish(scope: Scope, exchange: Exchange) -> None:
-    """Notes the end of a request."""
+    return problem_response(error, exchange.request_id, request.scope["path"])

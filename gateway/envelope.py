@@ -6,30 +6,28 @@ Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task and two queues fo
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.exchange import Exchange, request_id_of
 from gateway.problems import from_exception, problem_response
 from gateway.uploads import ClientGoneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from gateway.parts import Parts
+
 logger = logging.getLogger(__name__)
+UNMATCHED = "unmatched"
 CLIENT_GONE = 499  # nginx's word in logs and metrics for a caller who left; nobody is answered with it
 
 
 class Envelope:
-    """Wraps `app`; `finish` gets each request's scope and notes when its answer is out."""
+    """Wraps `app`, the application that `parts` belong to."""
 
-    def __init__(
-        self, app: ASGIApp, *, is_draining: Callable[[], bool], finish: Callable[[Scope, Exchange], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, parts: Parts) -> None:
         self._app = app
-        self._is_draining = is_draining
-        self._finish = finish
+        self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens inside."""
@@ -45,7 +43,7 @@ class Envelope:
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
                 headers.append((b"server-timing", exchange.server_timing().encode("ascii")))
-                if self._is_draining():
+                if self._parts.is_draining:
                     headers.append((b"connection", b"close"))
             await send(message)
 
@@ -58,6 +56,12 @@ class Envelope:
         finally:
             self._finish(scope, exchange)
 
+    def _finish(self, scope: Scope, exchange: Exchange) -> None:
+        route = route_of(scope)
+        self._parts.metrics.finish(route, scope["method"] if route != UNMATCHED else "", exchange)
+        if logger.isEnabledFor(logging.INFO):
+            logger.info("request", extra=log_line(route, scope, exchange))
+
     @staticmethod
     async def _answer_error(exception: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["gradserve"]
@@ -67,4 +71,24 @@ class Envelope:
             logger.error("unhandled exception", exc_info=exception, extra={"request_id": exchange.request_id})
         if exchange.status:  # the answer has begun; nothing can be said any more
             raise exception
-        await problem_response(error, exchange.request_id)(scope, receive, send)
+        await problem_response(error, exchange.request_id, scope["path"])(scope, receive, send)
+
+
+def route_of(scope: Scope) -> str:
+    """The route's own path, not the caller's: one label for each route, one for everything else."""
+    route = scope.get("route")
+    return str(getattr(route, "path", UNMATCHED))
+
+
+def log_line(route: str, scope: Scope, exchange: Exchange) -> dict[str, Any]:
+    """What a request's log line says."""
+    line: dict[str, Any] = {
+        "request_id": exchange.request_id,
+        "method": scope["method"],
+        "route": route,
+        "status": exchange.status,
+        "ms": round(exchange.elapsed_s() * 1000, 2),
+    }
+    line.update((f"{stage}_ms", round(seconds * 1000, 2)) for stage, seconds in exchange.stages.items())
+    notes = {"version": exchange.version, "code": exchange.code, "caller": exchange.caller}
+    return {**line, **{name: note for name, note in notes.items() if note}}

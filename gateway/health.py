@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+from starlette.responses import Response
+
 from gateway.errors import Unavailable
+from gateway.metrics import CONTENT_TYPE
 from gateway.parts import Parts, parts_of
 from gateway.routes import json_response
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from gateway.agents import Pool, VersionStatus
 
@@ -42,9 +45,18 @@ async def health(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """The versions that are loaded, with their roles, workers and contracts."""
     parts = parts_of(request)
+    await parts.callers.admit(request, "read")
     plan = parts.versions.plan
     merged = merge_versions(parts)
     return json_response({"name": plan.model if plan else None, "versions": merged})
+
+
+async def metrics(request: Request) -> Response:
+    """What Prometheus reads."""
+    parts = parts_of(request)
+    await parts.callers.admit(request, "read")
+    # Several processes' files are read, which blocks for milliseconds.
+    return Response(await asyncio.to_thread(parts.metrics.render), media_type=CONTENT_TYPE)
 
 
 def health_report(parts: Parts) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway import traffic
-from gateway.errors import BadParameter, UnknownParameter
+from gateway.refusals import BadParameter, UnknownParameter
 
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams

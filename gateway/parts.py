@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.agents import Agents
+    from gateway.callers import Callers
     from gateway.dataplane import DataPlane
+    from gateway.metrics import Metrics
     from gateway.settings import Settings
     from gateway.versions import Versions
 
@@ -22,6 +24,8 @@ class Parts:
     agents: Agents
     versions: Versions
     dataplane: DataPlane
+    callers: Callers
+    metrics: Metrics
     is_draining: bool = False
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from http import HTTPStatus
+
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from gateway.errors import GatewayError, Internal, MethodNotAllowed, RouteUnknown
+from gateway.errors import GatewayError, Internal
+from gateway.refusals import MethodNotAllowed, RouteUnknown
 
 
 def from_exception(error: Exception) -> GatewayError:
@@ -21,11 +25,25 @@ def from_exception(error: Exception) -> GatewayError:
     return Internal()
 
 
-def problem_response(error: GatewayError, request_id: str) -> Response:
-    """The problem document of `error` as a response."""
+def problem_response(error: GatewayError, request_id: str, path: str) -> Response:
+    """The problem document of `error` as a response; below /v2 with the member that the V2 protocol's clients read."""
+    problem = {**error.problem(), "request_id": request_id}
+    if path.startswith("/v2"):
+        problem["error"] = error.detail
     return Response(
-        orjson.dumps({**error.problem(), "request_id": request_id}, default=str),
+        orjson.dumps(problem, default=str),
         status_code=error.status,
         headers=error.headers,
         media_type="application/problem+json",
     )
+
+
+def raw_problem(error: GatewayError) -> bytes:
+    """The problem document of `error` as the bytes of an HTTP/1.1 response that ends its connection."""
+    request_id = uuid.uuid4().hex
+    body = orjson.dumps({**error.problem(), "request_id": request_id})
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode("ascii") + body

@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 async def predict(request: Request) -> Response:
     """One image's class."""
     parts, exchange = parts_of(request), exchange_of(request.scope)
+    await parts.callers.admit(request, "predict")
     query = options.query_of(request, ("top_k", "version"))
     top_k = options.top_k_of(query)
     ask = ask_of(request, parts, options.version_of(query))
     image = await _image(request, parts, exchange)
     entry = await parts.dataplane.predict(image, top_k=top_k, ask=ask)
+    parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
     return json_response({**entry, **signature(exchange)})
 
 
 async def predict_batch(request: Request) -> Response:
     """Many images' classes, in order; an image that has none has its error in its place."""
     parts, exchange = parts_of(request), exchange_of(request.scope)
+    await parts.callers.admit(request, "predict")
     query = options.query_of(request, ("top_k", "version"))
     top_k = options.top_k_of(query)
     ask = ask_of(request, parts, options.version_of(query))
@@ -47,12 +50,16 @@ async def predict_batch(request: Request) -> Response:
             timeout_s=settings.body_timeout_s,
         )
     results = await parts.dataplane.predict_batch(images, top_k=top_k, ask=ask)
+    for entry in results:
+        if "class" in entry:
+            parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
     return json_response({"results": results, **signature(exchange)})
 
 
 async def explain(request: Request) -> Response:
     """Where the model looked: the heatmap over the picture, or as numbers."""
     parts, exchange = parts_of(request), exchange_of(request.scope)
+    await parts.callers.admit(request, "explain")
     query = options.query_of(request, ("target", "method", "alpha", "size", "version"))
     asked: dict[str, Any] = options.explain_options_of(query)
     if options.wants_json(request.headers.get("accept", "")):

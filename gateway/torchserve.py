@@ -23,7 +23,6 @@ import orjson
 
 from gateway.errors import (
     HANDLER_CODES,
-    BodyTooLarge,
     DeadlinePassed,
     EngineBroke,
     EngineNonsense,
@@ -32,6 +31,7 @@ from gateway.errors import (
     ImageRefused,
     Unavailable,
 )
+from gateway.refusals import BodyTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from gateway.errors import (
+from gateway.refusals import (
     BadMultipart,
     BodyTooLarge,
     BodyTooSlow,

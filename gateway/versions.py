@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from gateway import traffic
-from gateway.errors import Unavailable, VersionUnknown
+from gateway.errors import Unavailable
+from gateway.refusals import VersionUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

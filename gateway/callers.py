@@ -1,0 +1,174 @@
+"""Who calls, what they may do and how often: API keys and quotas, checked before a body is read."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+from limits import RateLimitItem, parse
+from limits.aio.strategies import FixedWindowRateLimiter
+from limits.storage import storage_from_string
+
+from gateway import keys
+from gateway.exchange import exchange_of
+from gateway.refusals import KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
+from gateway.settings import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from gateway.settings import Settings
+
+logger = logging.getLogger(__name__)
+STORE_TIMEOUT_S = 0.25
+
+
+class Callers:
+    """The keys and quotas of one gateway process.
+
+    Quotas are fixed windows: the cheapest of the library's strategies (10 µs a hit), and exact over each window.
+
+    Raises:
+        SettingsError: keys, quotas or their store cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._asks = settings.asks_for_keys
+        self._file = settings.keys_file
+        self._file_seen: tuple[int, int, int] | None = None
+        try:
+            self._fixed_keys = keys.check_names(keys.parse_entry(entry) for entry in settings.keys)
+        except keys.KeyFileError as error:
+            raise SettingsError(f"GATEWAY_KEYS: {error}") from error
+        self._keys = self._fixed_keys
+        if self._asks and self._file is not None:
+            self._read_first(self._file)
+        self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
+        self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
+        self._limiter = _limiter(settings.rate_store) if self._per_key or self._per_address else None
+
+    def refresh_keys(self) -> None:
+        """Reads the key file if it has changed; one that cannot be used leaves the keys as they are."""
+        if self._file is None or not self._asks:
+            return
+        try:
+            self._read(self._file)
+        except (OSError, keys.KeyFileError) as error:
+            reason = str(error) if isinstance(error, keys.KeyFileError) else "it cannot be read"
+            logger.error("key file not taken: %s", reason)  # noqa: TRY400 — the sentence says it all
+
+    async def admit(self, request: Request, scope: str) -> None:
+        """Lets the call pass and notes the caller's name.
+
+        Raises:
+            KeyMissing, KeyUnknown, ScopeMissing: the caller may not do this.
+            QuotaExceeded: not so often.
+        """
+        if self._per_address is not None:
+            await self._spend(self._per_address, "address", address_of(request))
+        if not self._asks:
+            return
+        key = self._find(presented_key(request))
+        exchange_of(request.scope).caller = key.name
+        if scope not in key.scopes:
+            raise ScopeMissing(scope)
+        if self._per_key is not None:
+            await self._spend(self._per_key, "key", key.name)
+
+    def _find(self, secret: str) -> keys.Key:
+        presented = keys.digest(secret)
+        found = None
+        for key in self._keys:  # all of them, always: the time tells nothing
+            if hmac.compare_digest(key.sha256, presented):
+                found = key
+        if found is None:
+            raise KeyUnknown
+        return found
+
+    async def _spend(self, quota: RateLimitItem, kind: str, who: str) -> None:
+        limiter = self._limiter
+        if limiter is None:
+            return
+        try:
+            if await limiter.hit(quota, kind, who):
+                return
+            window = await limiter.get_window_stats(quota, kind, who)
+        except Exception as error:  # noqa: BLE001 — whatever the store's client raises
+            # A store that is away must not take the service with it.
+            logger.warning("quota not counted: %s", type(error).__name__)
+            return
+        raise QuotaExceeded(str(quota), max(1, math.ceil(window.reset_time - time.time())))
+
+    def _read_first(self, path: Path) -> None:
+        try:
+            self._read(path)
+        except FileNotFoundError as error:
+            raise SettingsError(f"GATEWAY_KEYS_FILE={path} does not exist: `gradserve keys` makes it") from error
+        except (OSError, keys.KeyFileError) as error:
+            raise SettingsError(f"GATEWAY_KEYS_FILE={path} cannot be used: {error}") from error
+
+    def _read(self, path: Path) -> None:
+        stat = path.stat()
+        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen != self._file_seen:
+            self._file_seen = seen
+            self._keys = keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
+
+
+def presented_key(request: Request) -> str:
+    """The secret in `Authorization: Bearer` or `x-api-key`.
+
+    Raises:
+        KeyMissing: there is none.
+    """
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    secret = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    if not secret:
+        raise KeyMissing
+    return secret
+
+
+def address_of(request: Request) -> str:
+    """Whose quota counts: the client's IPv4 address, or the /64 network that an IPv6 client has to itself."""
+    host = request.client.host if request.client else "unknown"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def parse_quota(name: str, quota: str) -> RateLimitItem | None:
+    """The quota that a setting writes, None for an empty one.
+
+    Raises:
+        SettingsError: it writes none.
+    """
+    if not quota:
+        return None
+    try:
+        item = parse(quota)
+    except ValueError as error:
+        raise SettingsError(f"{name}={quota!r} is no quota: write like 600/minute") from error
+    if item.amount < 1:
+        raise SettingsError(f"{name}={quota!r} lets nothing pass: write like 600/minute")
+    return item
+
+
+def _limiter(store: str) -> FixedWindowRateLimiter:
+    options = {}
+    if not store.startswith("memory:"):
+        options = {"socket_timeout": STORE_TIMEOUT_S, "socket_connect_timeout": STORE_TIMEOUT_S}
+    try:
+        storage = storage_from_string(f"async+{store}", **options)
+    except Exception as error:
+        raise SettingsError(f"GATEWAY_RATE_STORE={store!r} cannot be used: {error}") from error
+    return FixedWindowRateLimiter(storage)

@@ -1,0 +1,112 @@
+"""Prometheus metrics, right with several gateway processes: each writes its own files, whoever is asked adds them up.
+
+Gunicorn's configuration names the folder (`PROMETHEUS_MULTIPROC_DIR`) before this is imported; without it, in tests,
+one process counts for itself.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+if TYPE_CHECKING:
+    from gateway.admission import Places
+    from gateway.exchange import Exchange
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# Labels come from our own routes, stages, codes and versions, and from the contracts' classes; past this many, new ones
+# are counted as `other`.
+MAX_LABELS = 2000
+
+
+class Metrics:
+    """The gateway's own metrics. Label lookups are cached, because they cost more than the counting."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "gateway_requests", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "gateway_request_seconds", "Seconds from request to answer.", ("route",), buckets=SECONDS, registry=registry
+        )
+        self._stages = Histogram(
+            "gateway_stage_seconds",
+            "Seconds in a stage: body (reading it), wait (for a place), model (TorchServe).",
+            ("route", "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._refused = Counter("gateway_refused", "Requests refused or failed, by code.", ("code",), registry=registry)
+        self._versions = Counter(
+            "gateway_version_requests",
+            "Requests by the version asked.",
+            ("route", "version"),
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "gateway_confidence",
+            "Confidence of the predicted class.",
+            ("version", "class"),
+            buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "gateway_in_flight",
+            "Places taken, sampled.",
+            ("kind",),
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._children: dict[tuple[object, ...], Counter | Histogram] = {}
+
+    def finish(self, route: str, method: str, exchange: Exchange) -> None:
+        """Counts an answered request."""
+        self._counter(self._requests, route, method, str(exchange.status)).inc()
+        self._histogram(self._seconds, route).observe(exchange.elapsed_s())
+        for stage, seconds in exchange.stages.items():
+            self._histogram(self._stages, route, stage).observe(seconds)
+        if exchange.code:
+            self._counter(self._refused, exchange.code).inc()
+        if exchange.version:
+            self._counter(self._versions, route, exchange.version).inc()
+
+    def observe_confidence(self, version: str, name: str, confidence: float) -> None:
+        """Counts a prediction of the class `name`."""
+        self._histogram(self._confidence, version, name).observe(confidence)
+
+    def sample(self, kind: str, places: Places) -> None:
+        """Notes how many places of a kind are taken now."""
+        self._in_flight.labels(kind).set(places.taken)
+
+    def render(self) -> bytes:
+        """Everything as Prometheus's text, over all processes where there are several."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+        return generate_latest(together)
+
+    def _counter(self, metric: Counter, *labels: str) -> Counter:
+        child = self._child(metric, labels)
+        assert isinstance(child, Counter)  # noqa: S101 — the cache is keyed by the metric
+        return child
+
+    def _histogram(self, metric: Histogram, *labels: str) -> Histogram:
+        child = self._child(metric, labels)
+        assert isinstance(child, Histogram)  # noqa: S101 — the cache is keyed by the metric
+        return child
+
+    def _child(self, metric: Counter | Histogram, labels: tuple[str, ...]) -> Counter | Histogram:
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            if len(self._children) >= MAX_LABELS:
+                labels = (*labels[:-1], "other")
+            child = self._children[key] = metric.labels(*labels)
+        return child

@@ -1,0 +1,152 @@
+"""The public answers as types: what the OpenAPI document shows and what tests hold real answers to.
+
+Nothing here runs while a request is answered; there orjson writes plain dictionaries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, use_attribute_docstrings=True)
+
+
+class ClassConfidence(_Answer):
+    """One class and how sure the model is of it."""
+
+    name: str = Field(alias="class")
+    confidence: float = Field(ge=0, le=1)
+
+
+class ModelName(_Answer):
+    """Which version of which model answered."""
+
+    name: str
+    version: str
+
+
+class ImagePrediction(ClassConfidence):
+    """The best class of one image, and the `top_k` best, best first."""
+
+    top: list[ClassConfidence]
+
+
+class Prediction(ImagePrediction):
+    """The answer of /predict."""
+
+    model: ModelName
+    request_id: str
+
+
+class ImageError(BaseModel):
+    """Why one image of a batch has no prediction; further members are the error's facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: int
+    code: str
+    detail: str
+
+
+class FailedImage(_Answer):
+    """The entry of an image that has no prediction."""
+
+    error: ImageError
+
+
+class BatchPrediction(_Answer):
+    """The answer of /predict/batch: one entry per image, in order."""
+
+    results: list[ImagePrediction | FailedImage]
+    model: ModelName
+    request_id: str
+
+
+class Explanation(ClassConfidence):
+    """The answer of /explain as numbers; the heatmap has the model's input size, rows of values from 0 to 1."""
+
+    target: str
+    method: str
+    layer: str
+    heatmap: list[list[float]]
+    model: ModelName
+    request_id: str
+
+
+class Problem(BaseModel):
+    """Every error (RFC 9457); `code` is stable, further members are the error's facts."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+
+
+class Workers(_Answer):
+    """Workers of one kind over all replicas, and the rows that wait for them (null: unseen)."""
+
+    ready: int
+    wanted: int
+    pending: int | None
+
+
+class WorkerKinds(_Answer):
+    """Predictions and explanations have workers of their own."""
+
+    predict: Workers
+    explain: Workers
+
+
+class VersionHealth(_Answer):
+    """One version: its role in the plan, its state, and whether calls can be sent to it."""
+
+    version: str
+    role: str
+    state: Literal["ready", "degraded", "verifying", "loading", "failed"]
+    routable: bool
+    workers: WorkerKinds
+    reason: str | None
+
+
+class ReplicaCount(_Answer):
+    """Replicas that are configured, and those whose agent gives a fresh status."""
+
+    known: int
+    seen: int
+
+
+class Health(_Answer):
+    """The answer of /health."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    model: str | None
+    plan_revision: int | None
+    replicas: ReplicaCount
+    versions: list[VersionHealth]
+    reasons: list[str]
+
+
+class VersionInfo(VersionHealth):
+    """One version with its contract: classes, input, explanation methods, accepted figures."""
+
+    contract: dict[str, Any]
+
+
+class Models(_Answer):
+    """The answer of /models."""
+
+    name: str | None
+    versions: list[VersionInfo]
+
+
+class State(_Answer):
+    """The answer of the probes."""
+
+    status: str

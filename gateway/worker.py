@@ -1,0 +1,194 @@
+"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools that cuts off slow senders and stops without loss.
+
+After SIGTERM a worker says not ready and asks its connections to close, but goes on accepting and answering for
+`drain_s`; then it accepts no more, finishes what it has and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import Server
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
+
+from gateway.problems import raw_problem
+from gateway.refusals import BadHttp, HeadersTooLarge
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from uvicorn.config import Config
+
+    from gateway.parts import Parts
+
+# A connection that was accepted just before the end may have its request on the way; it gets this long to say it.
+LINGER_S = 1.0
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`."""
+
+    header_timeout_s = 10.0
+    max_header_bytes = 16 * 1024
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — uvicorn's own
+        super().__init__(*args, **kwargs)
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0  # of the chunks that came before the headers' end
+        self._seen_bytes = 0  # of the parts that the parser has told
+        self._wants_headers = True
+        self._is_oversized = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the first request's clock."""
+        super().connection_made(transport)
+        self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stops the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feeds the parser, and counts what comes before the headers' end: the parser keeps it without bound."""
+        if self._wants_headers:
+            self._start_clock()
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._wants_headers and self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
+            self._is_oversized = True
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        """Begins to count a request's headers."""
+        super().on_message_begin()
+        self._wants_headers = True
+        self._seen_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Counts the request's line."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Counts a header."""
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Stops the clock: from here on the application watches the body."""
+        self._wants_headers = False
+        self._header_bytes = 0
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Expects the next request's headers: the body is whole."""
+        self._wants_headers = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
+        """Answers what is no request in the one shape that errors have, and hangs up."""
+        error = HeadersTooLarge(self.max_header_bytes) if self._is_oversized else BadHttp()
+        self._stop_clock()
+        self.transport.write(raw_problem(error))
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """Ends the connection after its request; one that has not asked anything yet may still do so for a moment."""
+        if self.cycle is None:
+            self.loop.call_later(LINGER_S, self._close_if_idle)
+        else:
+            super().shutdown()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Says nothing: a request that offers an upgrade is answered as it is, and anyone can send thousands."""
+
+    def _count(self, size: int) -> None:
+        self._seen_bytes += size
+        if self._seen_bytes > self.max_header_bytes:
+            self._is_oversized = True
+            raise ValueError  # httptools makes it a parser error, uvicorn calls send_400_response
+
+    def _start_clock(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.header_timeout_s, self._hang_up)
+
+    def _stop_clock(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _hang_up(self) -> None:
+        self._header_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:  # an earlier request of this connection is still being answered
+            self._start_clock()
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class DrainingServer(Server):
+    """Uvicorn's server, which at the first signal to stop only begins to drain."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+        self._drained_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begins to drain; a second SIGINT ends at once."""
+        if self._drained_at is None:
+            self._parts.is_draining = True
+            self._drained_at = time.monotonic() + self._parts.settings.drain_s
+        elif sig == signal.SIGINT:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop accepting: the drain is over, or uvicorn has a reason of its own."""
+        if self._drained_at is not None and time.monotonic() >= self._drained_at:
+            return True
+        return await super().on_tick(counter)
+
+
+class GatewayWorker(UvicornWorker):  # type: ignore[misc]
+    """One gateway process under Gunicorn."""
+
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 — uvicorn-worker's own attribute
+        "loop": "uvloop",
+        "ws": "none",
+        "lifespan": "on",
+        "access_log": False,
+        "server_header": False,
+    }
+
+    async def _serve(self) -> None:
+        parts: Parts = self.wsgi.state.parts
+        settings = parts.settings
+        self.config.app = self.wsgi
+        self.config.http = type(
+            "Protocol",
+            (GuardedProtocol,),
+            {"header_timeout_s": settings.header_timeout_s, "max_header_bytes": settings.max_header_bytes},
+        )
+        # Uvicorn trusts 127.0.0.1's forwarded headers unless told otherwise.
+        self.config.proxy_headers = bool(settings.trusted_proxies)
+        self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
+        server = DrainingServer(self.config, parts)
+
+        def quit_now() -> None:
+            server.should_exit = server.force_exit = True
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, quit_now)
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
