@@ -109,7 +109,8 @@ class Agent:
                     _log.error("TorchServe has been silent for %.0f s; it is restarted", _SILENT_S)
                     silent_since = None
                     await self._process.kill()
-            await asyncio.sleep(max(0.05, LOOK_EVERY_S - (time.monotonic() - began)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reconciler.stepped.wait(), LOOK_EVERY_S)
 
     async def drain(self) -> None:
         """Tells gateways to stop sending, and returns when nothing waits any more (or the time is up)."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Role = Literal["stable", "canary", "shadow", "retained", "retiring"]
 State = Literal["loading", "verifying", "ready", "degraded", "failed"]
 
-# A worker process that dies at load is started again by TorchServe after 1, 1, 2, 3, 5 … s: the third pid without one
-# READY means that it will not load.
+# A worker process that dies at load is started again by TorchServe after 1, 1, 2, 3, 5 … s: three pids for each
+# worker without one READY mean that it will not load.
 _CRASHES = 3
 # TorchServe gives a dead worker up after the archive's maxRetryTimeoutInSec and then queues requests for it for ever.
 # Workers that have all been dead for this long are started anew.
@@ -39,6 +39,8 @@ class Step(enum.Enum):
     RECYCLE_PREDICT = enum.auto()
     RECYCLE_EXPLAIN = enum.auto()
     VERIFY = enum.auto()
+    VERIFY_EXPLAIN = enum.auto()
+    SET_DEFAULT = enum.auto()
     UNREGISTER = enum.auto()
     FAIL_CRASHES = enum.auto()
     FAIL_SLOW = enum.auto()
@@ -69,7 +71,12 @@ class Deployment:
     predict: Registered | None = None
     explain: Registered | None = None
     verified: bool = False
+    """It predicts what training computed."""
+    explains: bool | None = None
+    """Whether it answered an explanation; None: not asked yet."""
     verifying: bool = False
+    is_default: bool = False
+    """Whether TorchServe was told that calls without a version mean this one."""
     reason: str | None = None
     failed: bool = False
     failures: int = 0
@@ -100,7 +107,7 @@ class Deployment:
             return "loading"
         ready = (self.predict.ready if self.predict else 0, self.explain.ready if self.explain else 0)
         complete = ready[0] >= self.wanted.workers and ready[1] >= self.wanted.explain_workers
-        return "ready" if complete else "degraded"
+        return "ready" if complete and self.explains else "degraded"
 
     def see(self, predict: Registered | None, explain: Registered | None, now: float) -> None:
         """Takes in what TorchServe says of the two entries."""
@@ -117,28 +124,31 @@ class Deployment:
             self.load_pids.clear()
         else:
             self.loading_since = now if self.loading_since is None else self.loading_since
-            entries = (predict, explain)
-            self.load_pids |= {w.pid for e in entries if e and not e.ready for w in e.workers if w.pid is not None}
+            self.load_pids |= {worker.pid for worker in predict.workers if worker.pid is not None}
 
     def fail(self, reason: str, now: float) -> None:
         """Marks it failed; it is unregistered and tried again later, later each time."""
         self.failed, self.verified, self.verifying, self.reason = True, False, False, reason
+        self.explains = None
         self.failures += 1
         self.retry_at = now + min(_RETRY_MOST_S, _RETRY_FIRST_S * 2.0 ** (self.failures - 1))
 
     def replace(self, wanted: Wanted, now: float) -> None:
         """Takes over a changed wish; other bytes under the same version have to be loaded anew."""
+        self.is_default = False
         same_bytes = (wanted.archive, wanted.sha256) == (self.wanted.archive, self.wanted.sha256)
         self.wanted = wanted
         if not same_bytes:
             self.failed, self.verified, self.reason = True, False, "the plan names other bytes for this version"
+            self.explains = None
             self.archive, self.failures, self.retry_at = None, 0, now
 
     def start_over(self) -> None:
         """Forgets everything that a restart of TorchServe makes untrue."""
         self.archive, self.predict, self.explain = None, None, None
         self.verified, self.verifying, self.failed, self.failures = False, False, False, 0
-        self.reason, self.loading_since, self.busy_until = None, None, None
+        self.reason, self.loading_since, self.busy_until, self.explains = None, None, None, None
+        self.is_default = False
         self.load_pids.clear()
         self.dead_since.clear()
 
@@ -151,11 +161,9 @@ def next_step(deployment: Deployment, now: float, *, load_timeout_s: float, sett
         return Step.INSPECT
     if deployment.predict is None:
         return Step.REGISTER_PREDICT
-    if deployment.explain is None:
-        return Step.REGISTER_EXPLAIN
-    if deployment.verified:
-        return _upkeep(deployment, now)
-    return _way_in(deployment, now, load_timeout_s)
+    if not deployment.verified:
+        return _way_in(deployment, now, load_timeout_s)
+    return _upkeep(deployment, now)
 
 
 def _way_out(deployment: Deployment, now: float, settle_s: float) -> Step:
@@ -169,10 +177,9 @@ def _way_out(deployment: Deployment, now: float, settle_s: float) -> Step:
 
 
 def _way_in(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
-    predict, explain = deployment.predict, deployment.explain
-    if predict is not None and explain is not None and predict.ready and explain.ready:
+    if deployment.predict is not None and deployment.predict.ready:
         return Step.VERIFY
-    if len(deployment.load_pids) >= _CRASHES + deployment.wanted.workers + deployment.wanted.explain_workers - 1:
+    if len(deployment.load_pids) >= _CRASHES * deployment.wanted.workers:
         return Step.FAIL_CRASHES
     if deployment.loading_since is not None and now - deployment.loading_since > load_timeout_s:
         return Step.FAIL_SLOW
@@ -182,13 +189,15 @@ def _way_in(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
 def _upkeep(deployment: Deployment, now: float) -> Step:
     """Drift of a verified version. No worker is taken away while it is routable: TorchServe does not drain them."""
     wanted, predict, explain = deployment.wanted, deployment.predict, deployment.explain
-    if predict is None or explain is None:
-        return Step.NOTHING
-    if predict.min_workers < wanted.workers:
-        return Step.SCALE_PREDICT
-    if explain.min_workers < wanted.explain_workers:
-        return Step.SCALE_EXPLAIN
-    for kind, step in (("predict", Step.RECYCLE_PREDICT), ("explain", Step.RECYCLE_EXPLAIN)):
-        if now - deployment.dead_since.get(kind, now) >= _RECYCLE_S:
-            return step
-    return Step.NOTHING
+    if explain is None or predict is None:
+        # After predictions are served: loading takes the processor from workers that callers wait for.
+        return Step.REGISTER_EXPLAIN
+    drift = {
+        Step.SCALE_PREDICT: predict.min_workers < wanted.workers,
+        Step.SCALE_EXPLAIN: explain.min_workers < wanted.explain_workers,
+        Step.VERIFY_EXPLAIN: deployment.explains is None and explain.ready > 0,
+        Step.SET_DEFAULT: wanted.role == "stable" and not deployment.is_default,
+        Step.RECYCLE_PREDICT: now - deployment.dead_since.get("predict", now) >= _RECYCLE_S,
+        Step.RECYCLE_EXPLAIN: now - deployment.dead_since.get("explain", now) >= _RECYCLE_S,
+    }
+    return next((step for step, is_due in drift.items() if is_due), Step.NOTHING)

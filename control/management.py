@@ -60,7 +60,7 @@ class Management:
     ) -> None:
         # Registering unpacks the archive before it answers; anything else is quick unless the machine is busy.
         self._client = httpx.AsyncClient(
-            base_url=base_url, timeout=httpx.Timeout(30.0, connect=2.0), transport=transport
+            base_url=base_url, timeout=httpx.Timeout(30.0, connect=2.0), transport=transport, trust_env=False
         )
         self._log = log
 

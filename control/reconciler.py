@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from control.archive import inspect_archive
 from control.deployment import Deployment, Role, Step, Wanted, next_step
 from control.errors import ArchiveError, ManagementError, VerificationError
-from control.verification import verify
+from control.verification import verify_explanation, verify_predictions
 from gateway import traffic
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Reconciler:
         self._workers = workers
         self.plan_file = PlanFile(settings)
         self.deployments: dict[tuple[str, str], Deployment] = {}
+        self.stepped = asyncio.Event()
+        """Set when a step has ended: the next one need not wait for the next regular look."""
 
     async def tick(self) -> None:
         """One look at plan and server, and the start of whatever step is due.
@@ -69,6 +71,7 @@ class Reconciler:
         Raises:
             ManagementError: the server could not be looked at.
         """
+        self.stepped.clear()
         plan = self.follow()
         looked_at = time.monotonic()
         names = {model for model, _ in self.deployments} | ({plan.model} if plan else set())
@@ -177,42 +180,52 @@ class Reconciler:
             deployment.verifying = False
             deployment.task = None
             deployment.acted_at = time.monotonic()
+            self.stepped.set()
 
-    async def _step(self, deployment: Deployment, step: Step) -> None:  # noqa: C901 (one case per step)
-        wanted = deployment.wanted
-        name = wanted.model
+    async def _step(self, deployment: Deployment, step: Step) -> None:
+        wanted, now = deployment.wanted, time.monotonic()
         match step:
             case Step.INSPECT:
                 await self._inspect(deployment)
-            case Step.REGISTER_PREDICT:
-                _log.info("%s %s is registered as %s", name, wanted.version, wanted.role)
-                await self._management.register(
-                    wanted.archive, name, workers=wanted.workers, batch_size=self._settings.batch_size
-                )
-            case Step.REGISTER_EXPLAIN:
-                await self._management.register(
-                    wanted.archive, explain_entry(name), workers=wanted.explain_workers, batch_size=1
-                )
-            case Step.SCALE_PREDICT:
-                await self._management.scale(name, wanted.version, wanted.workers)
-            case Step.SCALE_EXPLAIN:
-                await self._management.scale(explain_entry(name), wanted.version, wanted.explain_workers)
-            case Step.RECYCLE_PREDICT:
-                # To none and, at the next look, back to what the plan wants.
-                await self._management.scale(name, wanted.version, 0)
-            case Step.RECYCLE_EXPLAIN:
-                await self._management.scale(explain_entry(name), wanted.version, 0)
             case Step.VERIFY:
                 await self._verify(deployment)
+            case Step.VERIFY_EXPLAIN:
+                await self._verify_explanation(deployment)
+            case Step.SET_DEFAULT:
+                await self._management.set_default(wanted.model, wanted.version)
+                await self._management.set_default(explain_entry(wanted.model), wanted.version)
+                deployment.is_default = True
             case Step.UNREGISTER:
                 await self._unregister(deployment)
             case Step.FAIL_CRASHES:
-                deployment.fail("its workers die while they load; TorchServe's log says why", time.monotonic())
+                deployment.fail("its workers die while they load; TorchServe's log says why", now)
             case Step.FAIL_SLOW:
-                limit = self._settings.load_timeout_s
-                deployment.fail(f"no worker was ready within {limit:.0f} s", time.monotonic())
+                deployment.fail(f"no worker was ready within {self._settings.load_timeout_s:.0f} s", now)
             case Step.RETRY:
                 deployment.failed, deployment.archive = False, None
+            case _:
+                await self._change_workers(wanted, step)
+
+    async def _change_workers(self, wanted: Wanted, step: Step) -> None:
+        """Registers an entry, or changes the number of its workers."""
+        entry, explain = wanted.model, explain_entry(wanted.model)
+        match step:
+            case Step.REGISTER_PREDICT:
+                _log.info("%s %s is registered as %s", entry, wanted.version, wanted.role)
+                size = self._settings.batch_size
+                await self._management.register(wanted.archive, entry, workers=wanted.workers, batch_size=size)
+            case Step.REGISTER_EXPLAIN:
+                workers = wanted.explain_workers
+                await self._management.register(wanted.archive, explain, workers=workers, batch_size=1)
+            case Step.SCALE_PREDICT:
+                await self._management.scale(entry, wanted.version, wanted.workers)
+            case Step.SCALE_EXPLAIN:
+                await self._management.scale(explain, wanted.version, wanted.explain_workers)
+            case Step.RECYCLE_PREDICT:
+                # To none and, at the next look, back to what the plan wants.
+                await self._management.scale(entry, wanted.version, 0)
+            case Step.RECYCLE_EXPLAIN:
+                await self._management.scale(explain, wanted.version, 0)
 
     async def _inspect(self, deployment: Deployment) -> None:
         wanted = deployment.wanted
@@ -227,15 +240,29 @@ class Reconciler:
             return
         deployment.verifying = True
         wanted = deployment.wanted
-        # On loopback or the address it binds to, whatever name gateways use.
-        url = f"http://{self._settings.inference_host}:{self._settings.inference_port}"
-        as_engine = await verify(url, deployment.archive, wanted.model)
+        as_engine = await verify_predictions(self._url, deployment.archive, wanted.model)
         deployment.verified, deployment.failures = True, 0
         deployment.reason = None if as_engine else "its engine cannot run on this machine; the fallback serves"
         _log.info("%s %s is verified and routable as %s", wanted.model, wanted.version, wanted.role)
-        if wanted.role == "stable":
-            await self._management.set_default(wanted.model, wanted.version)
-            await self._management.set_default(explain_entry(wanted.model), wanted.version)
+
+    async def _verify_explanation(self, deployment: Deployment) -> None:
+        """Notes whether it explains; one that does not goes on predicting, visibly degraded."""
+        if deployment.archive is None:
+            return
+        wanted = deployment.wanted
+        entry = explain_entry(wanted.model)
+        try:
+            await verify_explanation(self._url, deployment.archive, entry)
+        except VerificationError as error:
+            _log.error("%s", error)
+            deployment.explains, deployment.reason = False, str(error)
+            return
+        deployment.explains = True
+
+    @property
+    def _url(self) -> str:
+        """TorchServe's inference address on this machine, whatever name gateways use."""
+        return f"http://{self._settings.inference_host}:{self._settings.inference_port}"
 
     async def _unregister(self, deployment: Deployment) -> None:
         """Removes both entries; TorchServe's default goes to another version first, since it cannot be removed."""

@@ -24,7 +24,7 @@ _MAX_ROW_BYTES = 4_000_000
 _TIMEOUT_S = 60.0
 
 
-async def verify(inference_url: str, archive: Archive, name: str) -> bool:
+async def verify_predictions(inference_url: str, archive: Archive, name: str) -> bool:
     """Returns when the server at `inference_url` answers the archive's reference inputs within its tolerance.
 
     True: it computes what the contract's engine computes; False: what its fallback does.
@@ -33,20 +33,27 @@ async def verify(inference_url: str, archive: Archive, name: str) -> bool:
         VerificationError: it answers otherwise, or not at all; the text says which picture and by how much.
     """
     version = archive.version
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
         answers: list[Any] = []
         for row in _rows(archive.reference.images):
             options = {"id": f"verify-{version}", "top_k": len(archive.classes)}
             answers += await _ask(client, "predictions", name, version, body=row, options=options)
-        as_engine = _is_engine(archive, answers, name)
+    return _is_engine(archive, answers, name)
+
+
+async def verify_explanation(inference_url: str, archive: Archive, entry: str) -> None:
+    """Returns when the server explains the first reference input.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    version = archive.version
+    async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
         single = archive.reference.images[0]
         options = {"id": f"verify-{version}", "format": "json"}
-        entry = f"{name}-explain"
         (explanation,) = await _ask(client, "explanations", entry, version, body=single, options=options)
         if "heatmap" not in explanation:
-            raise VerificationError(name, version, f"it does not explain: {_error_code(explanation)}")
-    return as_engine
+            raise VerificationError(entry, version, f"it does not explain: {_error_code(explanation)}")
 
 
 def frame(images: tuple[bytes, ...]) -> bytes:
