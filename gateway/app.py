@@ -95,7 +95,7 @@ def create_app(
         await agents.close()
         await torchserve.close()
 
-    app = FastAPI(title="gradserve", lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="gradserve", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     app.state.parts = parts
     app.add_middleware(Envelope, parts=parts)
     if settings.cors_origins:

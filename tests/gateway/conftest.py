@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -17,6 +16,10 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from gateway.app import create_app
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PNG = b"\x89PNG fake picture"
 CLASSES = ["cat", "dog", "frog"]
@@ -170,8 +173,6 @@ class Stand:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.startswith("GATEWAY_") or name == "GRADSERVE_HOME":
             monkeypatch.delenv(name)
@@ -186,6 +187,7 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
             *,
             agent: FakeAgent | None = None,
             torchserve: FakeTorchServe | None = None,
+            upstream: Callable[..., Any] | None = None,
             plan: dict[str, Any] | None = None,
             **settings: Any,
         ) -> Stand:
@@ -194,7 +196,7 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
             plan_path.write_text(json.dumps(plan or plan_data()), encoding="utf-8")
             app = create_app(
                 Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 0.3, **settings}),
-                upstream=httpx.MockTransport(torchserve),
+                upstream=httpx.MockTransport(upstream or torchserve),
                 agent=httpx.MockTransport(agent),
             )
             stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
