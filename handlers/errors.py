@@ -13,8 +13,6 @@
 The gateway turns the codes into HTTP statuses.
 """
 
-# ruff: noqa: N818 - the names say what is wrong; that they are errors is said by the tree they stand in.
-
 from __future__ import annotations
 
 from typing import Any, ClassVar

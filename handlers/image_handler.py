@@ -35,6 +35,7 @@ import cv2
 import torch
 
 from handlers import wire
+from handlers.engines import thread_count
 from handlers.model import load_model
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class ImageHandler:
 
 
 def _limit_threads() -> None:
-    """One worker's share of the cores is in OMP_NUM_THREADS, which the agent sets; alone, a worker takes one thread."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 1)
+    """Every library that computes here keeps to this process's share of the cores."""
+    threads = thread_count()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
 
