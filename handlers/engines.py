@@ -111,13 +111,15 @@ class OpenVINOEngine:
         return softmax(logits, self._temperature)
 
 
-def build_engine(choice: EngineChoice, network: nn.Module, *, directory: Path, device: torch.device) -> Engine:
+def build_engine(choice: EngineChoice, network: nn.Module | None, *, directory: Path, device: torch.device) -> Engine:
     """The engine that `choice` names, around `network` (fp32, eval) or from its own files in `directory`.
 
     Raises:
-        EngineError: no such engine, or it cannot run here.
+        EngineError: no such engine, it cannot run here, or it needs the network and has none.
     """
     if choice.name == "eager":
+        if network is None:
+            raise EngineError("the eager engine needs the network")
         return EagerEngine(network, precision=choice.precision, temperature=choice.temperature, device=device)
     if choice.name == "openvino":
         return OpenVINOEngine(directory, precision=choice.precision, temperature=choice.temperature)

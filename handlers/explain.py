@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import torch
 
 # First, because it declares the ops without which torchvision, and so pytorch_grad_cam, cannot be imported.
@@ -21,6 +22,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 
 from handlers.contract import ContractError
+from handlers.engines import thread_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +60,7 @@ class Explainer:
         Raises:
             ContractError: the network has no such layer, or a method is not known.
         """
+        cv2.setNumThreads(thread_count())  # pytorch_grad_cam resizes with it
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._device = device
         try:

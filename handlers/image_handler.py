@@ -13,7 +13,8 @@ The wire between gateway and handler (private; the gateway's side is described i
   `target` (class name, default the top one), `method`, `alpha` (0..1, default 0.5), `size` (1..1024, pixels of the
   overlay's long side, default the picture's own up to 1024), `format` (`png`, default, or `json`).
 - Each row decides by itself: TorchServe's own header `explain: True` marks an explanation, `describe: True` a question
-  for what is served; they may share a batch with predictions.
+  for what is served; they may share a batch with predictions. Every entry answers all kinds, but only one whose name
+  ends in `-explain` has explanations ready from its start: what they need takes seconds and 270 MB to load.
 - The status is always 200: TorchServe closes the connection on every other. `application/json` is
   `{"results": [entry, …]}`, one entry per image in order; an error of the whole row stands once for each of its images,
   or once if they cannot be told apart. Entries: a prediction `{"class", "confidence", "top": [{"class", "confidence"},
@@ -31,7 +32,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import torch
 
 from handlers import wire
@@ -62,15 +62,18 @@ class ImageHandler:
         # TorchServe logs a line per request at INFO; its metrics travel as INFO lines of their own logger.
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("ts.metrics").setLevel(logging.INFO)
-        if context.model_name.endswith(_EXPLAIN_SUFFIX):
+        explains = context.model_name.endswith(_EXPLAIN_SUFFIX)
+        if explains:
             os.nice(_EXPLAIN_NICENESS)
-        _limit_threads()
+        torch.set_num_threads(thread_count())
         directory = Path(context.system_properties["model_dir"])
         if Path(wire.__file__).resolve().parents[1] != directory.resolve():
             # A PYTHONPATH of the server's environment stands before the archive: other code would answer in its name.
             raise RuntimeError(f"`handlers` was imported from {wire.__file__}, not from the archive: clear PYTHONPATH")
         try:
-            self._model = load_model(directory, device=_device(context.system_properties.get("gpu_id")))
+            self._model = load_model(
+                directory, device=_device(context.system_properties.get("gpu_id")), explains=explains
+            )
         except MemoryError:
             raise
         except Exception as error:
@@ -82,13 +85,6 @@ class ImageHandler:
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.content_type)
         return [answer.body for answer in answers]
-
-
-def _limit_threads() -> None:
-    """Every library that computes here keeps to this process's share of the cores."""
-    threads = thread_count()
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
 
 
 def _device(gpu: int | None) -> torch.device:

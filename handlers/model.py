@@ -9,19 +9,19 @@ import io
 import logging
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from handlers import archive, wire
 from handlers import contract as contracts
+from handlers import wire
 from handlers.build import ArchiveError, verify_files
 from handlers.engines import Engine, EngineError, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
-from handlers.explain import Explainer
-from handlers.overlay import draw_overlay, overlay_size
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
+from handlers.reference import Reference, load_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     import torch
     from numpy.typing import NDArray
+
+    from handlers.explain import Explainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +55,17 @@ class _Job:
 
 @dataclass
 class ServedModel:
-    """A contract with the engine and the explainer that keep it."""
+    """A contract with the engine and the explainer that keep it; the explainer is loaded when it is first needed."""
 
     contract: contracts.Contract
     engine: Engine
-    explainer: Explainer
+    load_explainer: Callable[[], Explainer]
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Computes the heatmaps."""
+        return self.load_explainer()
 
     def answer(self, rows: list[wire.Row]) -> list[wire.Answer]:
         """One answer per row, in order; what goes wrong with one image stays with it."""
@@ -70,7 +77,7 @@ class ServedModel:
         self._explain(_still_wanted([job for job in images if job.row.kind == "explain"]))
         return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, explains: bool) -> None:
         """Runs every path that requests take, so that the first caller waits no longer than the hundredth."""
         size = self.contract.input
         noise = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
@@ -78,10 +85,10 @@ class ServedModel:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
         pictures = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
         self.answer([wire.Row("predict", images=[*pictures, b"no image"])])  # Pillow loads all its formats on bad bytes
-        for method in self.contract.explain.methods:
+        for method in self.contract.explain.methods if explains else ():
             self.answer([wire.Row("explain", wire.Options(method=method), [pictures[1]])])
 
-    def check_reference(self, reference: archive.Reference) -> None:
+    def check_reference(self, reference: Reference) -> None:
         """Does nothing if the engine computes what it computed when the version was packed.
 
         Raises:
@@ -180,6 +187,8 @@ class ServedModel:
         return {**top[0], "top": top}
 
     def _write_explanation(self, job: _Job) -> wire.Answer:
+        from handlers.overlay import draw_overlay, overlay_size  # noqa: PLC0415 - matplotlib
+
         if job.heatmap is None or job.picture is None:
             raise RuntimeError("an explanation has neither a heatmap nor an error")
         options = job.row.options
@@ -201,36 +210,64 @@ class ServedModel:
         return wire.Answer(draw_overlay(image, job.heatmap, size=size, alpha=options.alpha), wire.PNG_TYPE)
 
 
-def load_model(directory: Path, *, device: torch.device) -> ServedModel:
+def load_model(directory: Path, *, device: torch.device, explains: bool) -> ServedModel:
     """The model in an unpacked archive, verified, warm and checked against its reference outputs.
+
+    Args:
+        directory: the archive's files.
+        device: where the eager engine and the explainer compute.
+        explains: whether explanations are to be ready now, or only when the first is asked for.
 
     Raises:
         ArchiveError: files changed, weights that do not fit, or reference outputs that are not reached.
         ContractError: the contract cannot be used.
         EngineError: the engine cannot run here, nor its fallback.
     """
-    build = verify_files(directory)
+    identity = verify_files(directory)
     contract = contracts.load(directory / "contract.json")
-    network = archive.load_network(directory, contract)
-    choice = contract.engine
-    try:
-        engine = build_engine(choice, network, directory=directory, device=device)
-    except EngineError:
-        if contract.fallback is None:
-            raise
-        choice = contract.fallback
-        logger.exception("the engine cannot run here, falling back to %s %s", choice.name, choice.precision)
-        engine = build_engine(choice, network, directory=directory, device=device)
+    engine, choice = _first_engine(contract, directory, device)
     is_fallback = choice is not contract.engine
     model = ServedModel(
         contract=contract,
         engine=engine,
-        explainer=Explainer(network, contract.explain, device=device),
-        facts={"identity": build, "engine": asdict(choice), "is_fallback": is_fallback, "device": str(device)},
+        load_explainer=lambda: _load_explainer(contract, directory, device),
+        facts={"identity": identity, "engine": asdict(choice), "is_fallback": is_fallback, "device": str(device)},
     )
-    model.check_reference(archive.load_reference(directory, contract, of_fallback=is_fallback))
-    model.warm_up()
+    model.check_reference(load_reference(directory, contract, of_fallback=is_fallback))
+    model.warm_up(explains=explains)
     return model
+
+
+def _first_engine(
+    contract: contracts.Contract, directory: Path, device: torch.device
+) -> tuple[Engine, contracts.Engine]:
+    """The contract's engine, or with an error in the log its fallback, and which of them it is."""
+    try:
+        return _load_engine(contract.engine, contract, directory, device), contract.engine
+    except EngineError:
+        if contract.fallback is None:
+            raise
+        name = f"{contract.fallback.name} {contract.fallback.precision}"
+        logger.exception("the engine cannot run here, falling back to %s", name)
+        return _load_engine(contract.fallback, contract, directory, device), contract.fallback
+
+
+def _load_engine(
+    choice: contracts.Engine, contract: contracts.Contract, directory: Path, device: torch.device
+) -> Engine:
+    network = None
+    if choice.name == "eager":
+        from handlers.archive import load_network  # noqa: PLC0415 - torchvision: 1.7 s, 85 MB
+
+        network = load_network(directory, contract)
+    return build_engine(choice, network, directory=directory, device=device)
+
+
+def _load_explainer(contract: contracts.Contract, directory: Path, device: torch.device) -> Explainer:
+    from handlers.archive import load_network  # noqa: PLC0415 - see above
+    from handlers.explain import Explainer  # noqa: PLC0415 - pytorch_grad_cam: 1.6 s, 190 MB
+
+    return Explainer(load_network(directory, contract), contract.explain, device=device)
 
 
 def _guard(job: _Job, step: Callable[[_Job], None]) -> None:

@@ -69,7 +69,7 @@ def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest
     return ServedModel(
         contract,
         build_engine(contract.engine, network, directory=folder, device=device),
-        Explainer(network, contract.explain, device=device),
+        lambda: Explainer(network, contract.explain, device=device),
     )
 
 

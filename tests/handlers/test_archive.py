@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from handlers import contract as contracts
-from handlers.archive import load_network, load_reference
+from handlers.archive import load_network
 from handlers.build import ArchiveError, verify_files, write_build
 from handlers.contract import Engine
 from handlers.model import load_model
 from handlers.preprocess import decode_for_network, normalise, prepare
+from handlers.reference import load_reference
 from training.export import write_reference
 
 
@@ -36,7 +37,7 @@ def unpacked(tmp_path, contract, network, model, encode):
 
 
 def load(folder):
-    return load_model(folder, device=torch.device("cpu"))
+    return load_model(folder, device=torch.device("cpu"), explains=False)
 
 
 def test_an_unpacked_archive_becomes_a_served_model(unpacked, contract):

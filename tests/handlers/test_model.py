@@ -139,7 +139,7 @@ def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
 
     engine = Counting()
     data = encode(noise)
-    ServedModel(model.contract, engine, model.explainer).answer(
+    ServedModel(model.contract, engine, model.load_explainer).answer(
         [Row("predict", images=[data, data, b"bad"]), Row("explain", images=[data]), Row("predict", images=[data])]
     )
     assert engine.lengths == [4]
@@ -159,7 +159,7 @@ def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model
             return model.engine.predict(images)
 
     row = Row("explain", Options(deadline=int(time.time() * 1000) + 40), [encode(noise)])
-    (answer,) = ServedModel(model.contract, Slow(), model.explainer).answer([row])
+    (answer,) = ServedModel(model.contract, Slow(), model.load_explainer).answer([row])
     assert json.loads(answer.body)["results"][0]["error"]["code"] == "deadline_passed"
 
 
@@ -168,7 +168,7 @@ def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encod
         def predict(self, images):
             raise RuntimeError("secret path /srv/model")
 
-    answers = ServedModel(model.contract, Broken(), model.explainer).answer(
+    answers = ServedModel(model.contract, Broken(), model.load_explainer).answer(
         [Row("predict", images=[encode(noise)]), Row("predict", images=[b"bad"])]
     )
     codes = [json.loads(answer.body)["results"][0]["error"]["code"] for answer in answers]
@@ -181,7 +181,7 @@ def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
     """A thousand classes of long names for a thousand images would; it would kill the worker."""
     classes = tuple(f"{number:03d}" + "x" * 990 for number in range(10))
     wide = ServedModel(
-        type(model.contract)(**{**vars(model.contract), "classes": classes}), model.engine, model.explainer
+        type(model.contract)(**{**vars(model.contract), "classes": classes}), model.engine, model.load_explainer
     )
     row = Row("predict", Options(top_k=10), [encode(noise)] * 700)
     (answer,) = wide.answer([row])
@@ -190,4 +190,4 @@ def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
 
 
 def test_warming_up_runs_every_path(model):
-    model.warm_up()
+    model.warm_up(explains=True)
