@@ -7,6 +7,7 @@ goes to the debug log as one JSON object a line, so that what was asked, in whic
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -84,7 +85,7 @@ class Management:
             return {}
         try:
             found = [_registered(item) for item in response.json()]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManagementError("GET", path, response.status_code, "unreadable answer") from error
         return {item.version: item for item in found}
 
@@ -219,8 +220,9 @@ def _summary(response: httpx.Response) -> object:
     except ValueError:
         return response.text[:200]
     if isinstance(data, list):
-        states = [_registered(item) for item in data if isinstance(item, dict) and "modelVersion" in item]
-        return {state.version: {"ready": state.ready, "pending": state.pending} for state in states}
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            states = [_registered(item) for item in data]
+            return {state.version: {"ready": state.ready, "pending": state.pending} for state in states}
     return data.get("status") or data.get("message") if isinstance(data, dict) else None
 
 

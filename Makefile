@@ -1,0 +1,55 @@
+# One command per habit. People and CI call the same ones: `make` alone lists them.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/installed
+# pip's Linux build of torch brings gigabytes of CUDA. On a machine without a GPU, name an index that has the CPU build:
+#   make up TORCH_INDEX=URL        (docs/operations.md says which)
+TORCH_INDEX ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install up train bench test test-long lint types format env-example clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A changed pyproject.toml installs again; nothing else does, so that a second start is quick.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "python3.11 is not on PATH; name one: make PYTHON=…"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[training,serving,gateway,dev]'
+	@touch $@
+
+install: $(STAMP) ## create .venv and install everything (TORCH_INDEX=URL for the CPU build of torch)
+
+up: $(STAMP) ## serve on this machine until Ctrl-C (PORT=8000, MLFLOW=1 for its page)
+	@$(BIN)/gradserve up $(if $(filter-out 0,$(MLFLOW)),--mlflow)
+
+train: $(STAMP) ## train (ARGS="--epochs 1 --subset 2000")
+	@$(BIN)/gradserve train $(ARGS)
+
+bench: $(STAMP) ## run every benchmark; each writes a JSON that the docs quote
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
+	@$(BIN)/python -m pytest -m 'not long' $(ARGS)
+
+test-long: $(STAMP) ## the tests that take minutes
+	@$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	@$(BIN)/mypy
+
+format: $(STAMP) ## ruff: fix what it can and format
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+env-example: $(STAMP) ## write .env.example anew from the settings
+	@$(BIN)/python -m control.env_example > .env.example
+
+clean: ## remove the environment, caches, logs and the local plan; trained models stay
+	rm -rf .venv .gradserve/logs .gradserve/history .gradserve/*.json .gradserve/*.jsonl .gradserve/*.lock build *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,109 @@
+import base64
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from control.archive import inspect_archive
+from control.errors import ArchiveError
+
+CONTRACT = {
+    "schema": 1,
+    "name": "cifar10",
+    "version": "1.0.0",
+    "classes": ["cat", "dog"],
+    "input": {"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]},
+    "architecture": "resnet18_small",
+    "explain": {"layer": "layer3"},
+    "engine": {"name": "eager"},
+}
+REFERENCE = {"tolerance": 0.01, "images": [base64.b64encode(b"png").decode()], "probabilities": [[0.25, 0.75]]}
+MANIFEST = {"model": {"modelName": "cifar10", "modelVersion": "1.0.0"}}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(contract=CONTRACT, reference=REFERENCE, manifest=MANIFEST, extra=()):
+        path = tmp_path / "cifar10-1.0.0.mar"
+        with zipfile.ZipFile(path, "w") as members:
+            for name, data in (
+                ("contract.json", contract),
+                ("reference.json", reference),
+                ("MAR-INF/MANIFEST.json", manifest),
+            ):
+                if data is not None:
+                    members.writestr(name, json.dumps(data))
+            for info in extra:
+                members.writestr(info, "content")
+        return path
+
+    return write
+
+
+def test_a_good_archive_tells_its_hash_version_classes_and_reference(write):
+    path = write()
+    archive = inspect_archive(path, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert (archive.version, archive.classes) == ("1.0.0", ("cat", "dog"))
+    assert archive.reference.images == (b"png",)
+
+
+def test_reference_of_the_fallback_engine_is_read_too(write):
+    other = {"tolerance": 0.02, "probabilities": [[0.5, 0.5]]}
+    reference = inspect_archive(write(reference={**REFERENCE, "fallback": other})).reference
+    assert reference.fallback is not None
+    assert reference.fallback.probabilities == ((0.5, 0.5),)
+    assert reference.fallback.images == reference.images
+
+
+def test_another_hash_than_the_plans_is_refused(write):
+    with pytest.raises(ArchiveError, match="the plan says 000000000000"):
+        inspect_archive(write(), "0" * 64)
+
+
+def link(name):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["../evil.py", "handlers/../../evil.py", "/etc/passwd", "..\\evil.py", "C:\\evil.py", link("handlers/link")],
+)
+def test_an_entry_that_would_leave_its_folder_is_refused(write, entry):
+    with pytest.raises(ArchiveError, match="would leave the folder"):
+        inspect_archive(write(extra=[entry]))
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path):
+    path = tmp_path / "x.mar"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ArchiveError, match="no zip"):
+        inspect_archive(path)
+
+
+def test_a_missing_file_is_a_sentence(tmp_path):
+    with pytest.raises(ArchiveError, match=r"x\.mar: cannot be read"):
+        inspect_archive(tmp_path / "x.mar")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"contract": None}, "contract.json is missing"),
+        ({"reference": None}, "reference.json is missing"),
+        ({"manifest": None}, "MANIFEST.json is missing"),
+        ({"contract": {**CONTRACT, "schema": 2}}, "schema 2 is not 1"),
+        ({"contract": {k: v for k, v in CONTRACT.items() if k != "classes"}}, "lacks classes"),
+        ({"contract": {**CONTRACT, "classes": ["cat"]}}, "no two classes"),
+        ({"contract": {**CONTRACT, "version": "2.0.0"}}, "differ"),
+        ({"reference": {**REFERENCE, "probabilities": [[1.0]]}}, "do not match"),
+        ({"reference": {**REFERENCE, "images": ["%%%"]}}, "wrong form"),
+        ({"reference": {**REFERENCE, "tolerance": 2}}, "no probability"),
+        ({"manifest": []}, "no JSON object"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_reason(write, changes, reason):
+    with pytest.raises(ArchiveError, match=reason):
+        inspect_archive(write(**changes))

@@ -1,0 +1,145 @@
+import dataclasses
+
+import pytest
+
+from control.archive import Archive, Reference
+from control.deployment import Deployment, Step, Wanted, next_step
+from control.management import Registered, Worker
+
+WANTED = Wanted("cifar10", "1.0.0", "stable", "cifar10-1.0.0.mar", "a" * 64, 2, 1)
+
+
+def entry(ready, dead=0, *, pending=0, wanted=None, pid=100):
+    workers = [Worker(pid + i, ready=True) for i in range(ready)] + [
+        Worker(pid + 50 + i, ready=False) for i in range(dead)
+    ]
+    return Registered("1.0.0", ready + dead if wanted is None else wanted, tuple(workers), pending, 100)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    archive = Archive(
+        tmp_path / "x.mar", "a" * 64, {"version": "1.0.0", "classes": ["a", "b"]}, Reference(0.01, (), ())
+    )
+    return Deployment(WANTED, archive=archive)
+
+
+def step(deployment, now=1000.0):
+    return next_step(deployment, now, load_timeout_s=120, settle_s=15)
+
+
+def serve(deployment, now=1000.0):
+    deployment.verified, deployment.explains, deployment.is_default = True, True, True
+    deployment.see(entry(2), entry(1), now)
+
+
+def test_the_archive_is_judged_before_anything_is_registered(deployment):
+    deployment.archive = None
+    assert step(deployment) is Step.INSPECT
+
+
+def test_a_version_on_its_way_is_registered_verified_and_only_then_explained(deployment):
+    assert step(deployment) is Step.REGISTER_PREDICT
+    deployment.see(entry(0, 2), None, 1000)
+    assert step(deployment) is Step.NOTHING
+    deployment.see(entry(1, 1), None, 1001)
+    assert not deployment.routable
+    assert step(deployment) is Step.VERIFY
+    deployment.verified = True
+    assert deployment.routable
+    assert deployment.state == "degraded"
+    assert step(deployment) is Step.REGISTER_EXPLAIN
+    deployment.see(entry(2), entry(1), 1002)
+    assert step(deployment) is Step.VERIFY_EXPLAIN
+    deployment.explains = True
+    assert step(deployment) is Step.SET_DEFAULT
+    deployment.is_default = True
+    assert step(deployment) is Step.NOTHING
+    assert deployment.state == "ready"
+
+
+def test_workers_that_die_while_loading_fail_the_version(deployment):
+    for attempt in range(3):
+        deployment.see(entry(0, 2, pid=1000 * attempt), None, 1000 + attempt)
+    assert step(deployment, 1003) is Step.FAIL_CRASHES
+
+
+def test_a_version_that_hangs_on_load_fails_after_its_time(deployment):
+    deployment.see(entry(0, 2), None, 1000)
+    assert step(deployment, 1119) is Step.NOTHING
+    assert step(deployment, 1121) is Step.FAIL_SLOW
+
+
+def test_a_failed_version_is_unregistered_and_tried_again_later_and_later(deployment):
+    deployment.see(entry(0, 2), None, 1000)
+    deployment.fail("it crashed", 1000)
+    assert step(deployment, 1001) is Step.UNREGISTER
+    deployment.see(None, None, 1002)
+    assert step(deployment, 1004.9) is Step.NOTHING
+    assert step(deployment, 1005.1) is Step.RETRY
+    deployment.fail("again", 1010)
+    assert step(deployment, 1019.9) is Step.NOTHING
+    assert step(deployment, 1020.1) is Step.RETRY
+
+
+def test_a_dead_worker_degrades_and_a_dead_version_is_not_routable(deployment):
+    serve(deployment)
+    deployment.see(entry(1, 1), entry(1), 1001)
+    assert (deployment.state, deployment.routable) == ("degraded", True)
+    deployment.see(entry(0, 2), entry(1), 1002)
+    assert (deployment.state, deployment.routable) == ("degraded", False)
+
+
+def test_a_broken_explainer_leaves_predictions_served(deployment):
+    serve(deployment)
+    deployment.explains = False
+    assert (deployment.state, deployment.routable) == ("degraded", True)
+
+
+def test_workers_that_torchserve_has_given_up_are_started_anew(deployment):
+    serve(deployment)
+    deployment.see(entry(0, 2), entry(1), 1000)
+    deployment.see(entry(0, 2), entry(1), 1089)
+    assert step(deployment, 1089) is Step.NOTHING
+    assert step(deployment, 1091) is Step.RECYCLE_PREDICT
+    deployment.see(entry(0, 0, wanted=0), entry(1), 1092)
+    assert step(deployment, 1092) is Step.SCALE_PREDICT
+
+
+def test_missing_workers_are_added_and_surplus_ones_are_never_taken_from_a_routable_version(deployment):
+    serve(deployment)
+    deployment.wanted = dataclasses.replace(WANTED, workers=3)
+    assert step(deployment) is Step.SCALE_PREDICT
+    deployment.wanted = dataclasses.replace(WANTED, workers=1)
+    assert step(deployment) is Step.NOTHING
+
+
+def test_a_retiring_version_is_unregistered_only_after_it_has_been_idle(deployment):
+    serve(deployment, 1000)
+    deployment.wanted = dataclasses.replace(WANTED, role="retiring")
+    assert not deployment.routable
+    deployment.see(entry(2, pending=3), entry(1), 1010)
+    assert step(deployment, 1020) is Step.NOTHING
+    deployment.see(entry(2), entry(1), 1024)
+    assert step(deployment, 1024) is Step.NOTHING
+    assert step(deployment, 1025) is Step.UNREGISTER
+    deployment.see(None, None, 1026)
+    assert step(deployment, 1026) is Step.FORGET
+
+
+def test_other_bytes_under_the_same_version_are_drained_and_loaded_anew(deployment):
+    serve(deployment, 1000)
+    deployment.replace(dataclasses.replace(WANTED, sha256="b" * 64), 1000)
+    assert not deployment.routable
+    assert step(deployment, 1001) is Step.NOTHING
+    assert step(deployment, 1015) is Step.UNREGISTER
+    deployment.see(None, None, 1016)
+    assert step(deployment, 1016) is Step.RETRY
+
+
+def test_another_role_keeps_a_version_loaded_and_verified(deployment):
+    serve(deployment)
+    deployment.replace(dataclasses.replace(WANTED, role="retained"), 1000)
+    assert (deployment.verified, step(deployment)) == (True, Step.NOTHING)
+    deployment.replace(WANTED, 1001)
+    assert step(deployment) is Step.SET_DEFAULT

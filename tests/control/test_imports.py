@@ -1,0 +1,20 @@
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["control.agent", "control.cli", "control.overview", "control.releases"])
+def test_the_operators_side_starts_without_torch_mlflow_or_training(module):
+    loaded = loaded_after(f"import {module}")
+    assert not {"torch", "mlflow", "training.train", "handlers.model", "ts"} & loaded
+
+
+def test_the_agent_needs_nothing_of_the_gateways_web_framework():
+    assert not {"fastapi", "aiohttp", "orjson", "gunicorn"} & loaded_after("import control.agent")

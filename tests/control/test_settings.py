@@ -1,0 +1,43 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from control.env_example import render
+from control.errors import BadSetting, UnknownSetting
+from control.settings import read_agent_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("AGENT_"):
+            monkeypatch.delenv(name)
+
+
+def test_a_mistyped_name_is_refused_with_the_nearest_known_one(monkeypatch):
+    monkeypatch.setenv("AGENT_WORKER", "2")
+    with pytest.raises(UnknownSetting, match="AGENT_WORKERS"):
+        read_agent_settings()
+
+
+def test_an_impossible_value_is_named_without_a_traceback_of_pydantic(monkeypatch):
+    monkeypatch.setenv("AGENT_PORT", "99999")
+    with pytest.raises(BadSetting, match=r"^AGENT_PORT: "):
+        read_agent_settings()
+
+
+def test_plan_lies_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADSERVE_HOME", str(tmp_path))
+    assert read_agent_settings().plan == tmp_path / "plan.json"
+
+
+def test_gateways_are_told_the_advertised_host(monkeypatch):
+    monkeypatch.setenv("AGENT_ADVERTISED_HOST", "replica-1")
+    assert read_agent_settings().inference_url == "http://replica-1:9101"
+
+
+def test_env_example_is_up_to_date():
+    assert (ROOT / ".env.example").read_text() == render(), "run `make env-example`"

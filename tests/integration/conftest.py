@@ -1,0 +1,234 @@
+"""The whole stack for integration tests: TorchServe, agent and gateway on free ports, started by `gradserve up`."""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from handlers import contract as contracts
+from handlers.archive import load_network
+from handlers.engines import build_engine, predict_all
+from handlers.network import build_network
+from handlers.preprocess import decode_for_network, normalise, prepare
+from training.export import write_reference
+
+ROOT = Path(__file__).resolve().parents[2]
+RELEASED = ROOT / "model_store" / "released"
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+START_WITHIN_S = 180.0
+
+
+@dataclass
+class Stack:
+    """One running `gradserve up`: where its parts answer, where its files are."""
+
+    home: Path
+    model_store: Path
+    environment: dict[str, str]
+    gateway: str
+    agent: str
+    inference: str
+    management_log: Path
+    process: subprocess.Popen | None = None
+    output: Path = field(default_factory=Path)
+
+    def start(self, source: Path) -> None:
+        """Starts `gradserve up` without waiting for it."""
+        command = [sys.executable, "-m", "control.cli", "up", "--source", str(source)]
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def wait_until_ready(self) -> None:
+        """Returns when `gradserve up` says that a picture was answered and explanations are there too."""
+        wait_until(lambda: "ready:" in self.said(), START_WITHIN_S, self)
+        wait_until(lambda: self.health().json()["status"] == "ok", START_WITHIN_S, self)
+
+    def status(self) -> dict:
+        """The agent's status."""
+        return httpx.get(f"{self.agent}/status", timeout=5).json()
+
+    def versions(self) -> list[dict]:
+        """The versions in the agent's status."""
+        return self.status()["versions"]
+
+    def health(self) -> httpx.Response:
+        """The gateway's view."""
+        return httpx.get(f"{self.gateway}/health", timeout=5)
+
+    def said(self) -> str:
+        """What `gradserve up` has printed."""
+        return self.output.read_text()
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Runs a `gradserve` command beside this stack."""
+        command = [sys.executable, "-m", "control.cli", *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def processes(self) -> dict[int, str]:
+        """Every process of this stack, by its command line: its home or its TorchServe's folder stands in them."""
+        marks = (str(self.home).encode(), self.environment["AGENT_TEMP"].encode())
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                command, environ = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+                if command and int(folder.name) != os.getpid() and any(mark in command + environ for mark in marks):
+                    found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def worker_pids(self, entry: str) -> list[int]:
+        """Process ids of the READY workers of a TorchServe entry, as its management API tells them."""
+        port = self.environment["AGENT_MANAGEMENT_PORT"]
+        versions = httpx.get(f"http://127.0.0.1:{port}/models/{entry}/all", timeout=5).json()
+        return [w["pid"] for version in versions for w in version["workers"] if w["status"] == "READY"]
+
+    def stop(self) -> None:
+        """Stops everything, and kills what is left."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
+        if self.process is not None:
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def wait_until(is_true, within_s: float, stack: Stack | None = None, every_s: float = 0.1) -> float:
+    """Seconds until `is_true()`; a stack that ends meanwhile fails the test with what it said."""
+    began = time.monotonic()
+    while time.monotonic() - began < within_s:
+        with contextlib.suppress(httpx.HTTPError):
+            if is_true():
+                return time.monotonic() - began
+        if stack is not None and stack.process is not None and stack.process.poll() is not None:
+            pytest.fail(f"the stack ended: {stack.said()}")
+        time.sleep(every_s)
+    pytest.fail(f"not true within {within_s} s" + (f"; the stack said: {stack.said()}" if stack is not None else ""))
+
+
+@pytest.fixture(scope="session")
+def until():
+    """`until(is_true, within_s, stack=None)`: waits, or fails the test."""
+    return wait_until
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as sockets:
+        probes = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture(scope="session")
+def make_stack():
+    """`make_stack(**settings)`: a stack on free ports in a folder of its own, not started; stopped in the end."""
+    made = []
+
+    def make(**settings: str) -> Stack:
+        # Short, because TorchServe puts Unix sockets there.
+        folder = Path(tempfile.mkdtemp(prefix="gs-"))
+        gateway, agent, inference, management, metrics, grpc_inference, grpc_management = free_ports(7)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AGENT_", "GATEWAY_", "GRADSERVE_"))}
+        environment = inherited | {
+            "GRADSERVE_HOME": str(folder / "home"),
+            "PORT": str(gateway),
+            "AGENT_TEMP": str(folder / "t"),
+            "AGENT_MODEL_STORE": str(folder / "store"),
+            "AGENT_PORT": str(agent),
+            "AGENT_INFERENCE_PORT": str(inference),
+            "AGENT_MANAGEMENT_PORT": str(management),
+            "AGENT_METRICS_PORT": str(metrics),
+            "AGENT_GRPC_INFERENCE_PORT": str(grpc_inference),
+            "AGENT_GRPC_MANAGEMENT_PORT": str(grpc_management),
+            **settings,
+        }
+        stack = Stack(
+            home=folder / "home",
+            model_store=folder / "store",
+            environment=environment,
+            gateway=f"http://127.0.0.1:{gateway}",
+            agent=f"http://127.0.0.1:{agent}",
+            inference=f"http://127.0.0.1:{inference}",
+            management_log=folder / "home" / "logs" / "management.log",
+            output=folder / "up.log",
+        )
+        stack.output.touch()
+        made.append((folder, stack))
+        return stack
+
+    yield make
+    for folder, stack in made:
+        stack.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def write_untrained(tmp_path_factory):
+    """`write_untrained(version, seed=0, classes=…)`: a model's folder, ready to pack, with weights nobody trained."""
+
+    def write(version: str, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
+        folder = tmp_path_factory.mktemp(f"untrained-{version}")
+        size = contracts.Input(32, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+        contract = contracts.Contract("cifar10", version, classes, size, "resnet18_small")
+        torch.manual_seed(seed)
+        weights = build_network(contract.architecture, len(classes)).state_dict()
+        contracts.save(contract, folder / "contract.json")
+        save_file(
+            {name: w.half() if w.is_floating_point() else w for name, w in weights.items()},
+            folder / "weights.safetensors",
+        )
+        engine = build_engine(
+            contract.engine, load_network(folder, contract), directory=folder, device=torch.device("cpu")
+        )
+
+        def predict(images):
+            pixels = np.stack([prepare(decode_for_network(image, size).image, size) for image in images])
+            return predict_all(engine, normalise(pixels, size))
+
+        random = np.random.default_rng(seed)
+        images = []
+        for _ in range(32):
+            file = io.BytesIO()
+            Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+            images.append(file.getvalue())
+        write_reference(folder / "reference.json", images, predict, tolerance=0.02)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def model_source(write_untrained) -> Path:
+    """The model that the shared stack serves: the released one, or an untrained one where there is none."""
+    return RELEASED if (RELEASED / "contract.json").is_file() else write_untrained("1.0.0")
+
+
+@pytest.fixture(scope="session")
+def stack(make_stack, model_source) -> Stack:
+    """The stack that all integration tests share: whoever breaks something waits until it is whole again."""
+    shared = make_stack()
+    shared.start(model_source)
+    shared.wait_until_ready()
+    return shared
