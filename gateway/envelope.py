@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from gateway.exchange import Exchange, request_id_of
+from gateway.exchange import UNMATCHED, Exchange, request_id_of
 from gateway.problems import from_exception, problem_response
 from gateway.uploads import ClientGoneError
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from gateway.parts import Parts
 
 logger = logging.getLogger(__name__)
-UNMATCHED = "unmatched"
 CLIENT_GONE = 499  # nginx's word in logs and metrics for a caller who left; nobody is answered with it
 
 
@@ -57,10 +56,9 @@ class Envelope:
             self._finish(scope, exchange)
 
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
-        route = route_of(scope)
-        self._parts.metrics.finish(route, scope["method"] if route != UNMATCHED else "", exchange)
+        self._parts.metrics.finish(scope["method"] if exchange.route != UNMATCHED else "", exchange)
         if logger.isEnabledFor(logging.INFO):
-            logger.info("request", extra=log_line(route, scope, exchange))
+            logger.info("request", extra=log_line(scope, exchange))
 
     @staticmethod
     async def _answer_error(exception: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,18 +72,12 @@ class Envelope:
         await problem_response(error, exchange.request_id, scope["path"])(scope, receive, send)
 
 
-def route_of(scope: Scope) -> str:
-    """The route's own path, not the caller's: one label for each route, one for everything else."""
-    route = scope.get("route")
-    return str(getattr(route, "path", UNMATCHED))
-
-
-def log_line(route: str, scope: Scope, exchange: Exchange) -> dict[str, Any]:
+def log_line(scope: Scope, exchange: Exchange) -> dict[str, Any]:
     """What a request's log line says."""
     line: dict[str, Any] = {
         "request_id": exchange.request_id,
         "method": scope["method"],
-        "route": route,
+        "route": exchange.route,
         "status": exchange.status,
         "ms": round(exchange.elapsed_s() * 1000, 2),
     }

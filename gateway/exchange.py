@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 
 # Long enough for a W3C trace id or a UUID with a prefix; no character that could break a log line or a header.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# The route of a request that no route takes: a caller's own path would be a label without bound.
+UNMATCHED = "unmatched"
 
 
 class Exchange:
     """One request's notes; `stages` are seconds spent, in the order in which they ended."""
 
-    __slots__ = ("caller", "code", "is_closing", "model", "request_id", "stages", "started", "status", "version")
+    __slots__ = ("caller", "code", "model", "request_id", "route", "stages", "started", "status", "version")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.route = UNMATCHED
         self.started = time.perf_counter()
         self.stages: dict[str, float] = {}
         self.status = 0
@@ -31,7 +34,6 @@ class Exchange:
         self.model = ""
         self.version = ""
         self.caller = ""
-        self.is_closing = False
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

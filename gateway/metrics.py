@@ -65,8 +65,9 @@ class Metrics:
         )
         self._children: dict[tuple[object, ...], Counter | Histogram] = {}
 
-    def finish(self, route: str, method: str, exchange: Exchange) -> None:
+    def finish(self, method: str, exchange: Exchange) -> None:
         """Counts an answered request."""
+        route = exchange.route
         self._counter(self._requests, route, method, str(exchange.status)).inc()
         self._histogram(self._seconds, route).observe(exchange.elapsed_s())
         for stage, seconds in exchange.stages.items():

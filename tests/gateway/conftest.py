@@ -213,3 +213,15 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
 def stand(make_stand: Callable[..., Stand]) -> Stand:
     """A gateway with everything in order."""
     return make_stand()
+
+
+@pytest.fixture(scope="session")
+def make_agent() -> type[FakeAgent]:
+    """The fake agent, for modules that start a gateway of their own."""
+    return FakeAgent
+
+
+@pytest.fixture(scope="session")
+def make_plan() -> Callable[..., dict[str, Any]]:
+    """The data of a traffic plan."""
+    return plan_data

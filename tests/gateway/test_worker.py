@@ -1,0 +1,233 @@
+"""The real process: Gunicorn, uvicorn and sockets. Slow senders are cut off; a stop or a reload loses no request."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import FakeAgent
+
+ROOT = Path(__file__).parents[2]
+ANSWER = b'{"results":[{"class":"cat","confidence":0.9,"top":[{"class":"cat","confidence":0.9}]}]}'
+
+
+class Backend(BaseHTTPRequestHandler):
+    """Agent and TorchServe in one, on a real socket; every prediction takes 50 ms."""
+
+    protocol_version = "HTTP/1.1"
+    report: Callable[[], bytes]
+
+    def do_GET(self) -> None:
+        self.reply(type(self).report())
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(0.05)
+        self.reply(ANSWER)
+
+    def reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, make_agent: type[FakeAgent], make_plan: Callable[[], dict[str, object]]
+) -> Iterator[tuple[str, int]]:
+    """The address and the master's pid of a gateway with two workers."""
+    agent = make_agent()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Backend)
+    url = f"http://127.0.0.1:{server.server_port}"
+
+    def report() -> bytes:
+        data = json.loads(agent(httpx.Request("GET", url)).content)
+        data["torchserve"]["inference_url"] = url
+        return json.dumps(data).encode()
+
+    Backend.report = staticmethod(report)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    folder = tmp_path_factory.mktemp("gateway")
+    (folder / "plan.json").write_text(json.dumps(make_plan()), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "AGENTS": url,
+        "PLAN": str(folder / "plan.json"),
+        "PORT": str(port),
+        "WORKERS": "2",
+        "DRAIN_S": "0.5",
+        "HEADER_TIMEOUT_S": "0.6",
+        "BODY_TIMEOUT_S": "0.6",
+        "MAX_HEADER_BYTES": "4096",
+    }
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **{f"GATEWAY_{name}": value for name, value in settings.items()}}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"],
+            cwd=ROOT,
+            env=environ,
+            stdout=log,
+            stderr=log,
+        )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: is_ready(base), 20)
+        yield base, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=20) == 0, (folder / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+            server.shutdown()
+            server.server_close()
+
+
+def is_ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.05)
+
+
+def say(base: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """What comes back on one connection until it is closed, when `parts` are sent with pauses."""
+    host, port = base.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        for part in parts:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(part)
+            time.sleep(pause_s)
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer
+
+
+def test_a_connection_that_says_nothing_is_closed(gateway: tuple[str, int]) -> None:
+    started = time.monotonic()
+    assert say(gateway[0]) == b""
+    assert 0.4 < time.monotonic() - started < 3
+
+
+def test_headers_that_trickle_are_cut_off(gateway: tuple[str, int]) -> None:
+    started = time.monotonic()
+    assert say(gateway[0], b"GET /livez HTTP/1.1\r\n", *[b"a: b\r\n"] * 20, pause_s=0.05) == b""
+    assert time.monotonic() - started < 3
+
+
+def test_a_body_that_trickles_gets_408(gateway: tuple[str, int]) -> None:
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
+    answer = say(gateway[0], head, *[b"x"] * 3, pause_s=0.05)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"body_too_slow"' in answer
+
+
+@pytest.mark.parametrize("name", [b"one", b"many"])
+def test_headers_over_the_limit_get_431(gateway: tuple[str, int], name: bytes) -> None:
+    headers = b"a: " + b"x" * 5000 + b"\r\n" if name == b"one" else b"a: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 150
+    answer = say(gateway[0], b"GET /livez HTTP/1.1\r\n" + headers + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"headers_too_large"' in answer
+
+
+def test_a_header_without_end_gets_431_before_it_fills_the_memory(gateway: tuple[str, int]) -> None:
+    answer = say(gateway[0], b"GET /livez HTTP/1.1\r\na: ", *[b"x" * 2000] * 4, pause_s=0.02)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+def test_what_is_no_http_gets_400(gateway: tuple[str, int]) -> None:
+    answer = say(gateway[0], b"\x16\x03\x01 hello\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"bad_http"' in answer
+
+
+def test_large_bodies_and_pipelined_requests_are_not_taken_for_headers(gateway: tuple[str, int]) -> None:
+    body = b"x" * 200_000
+    post = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + body
+    last = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    answer = say(gateway[0], post + post + last)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_metrics_add_up_over_the_workers(gateway: tuple[str, int]) -> None:
+    base, _ = gateway
+    for _ in range(12):  # a new connection each, so that both workers get some
+        assert httpx.post(f"{base}/predict", content=b"x").status_code == 200
+
+    def count() -> float:
+        lines = httpx.get(f"{base}/metrics").text.splitlines()
+        wanted = 'gateway_requests_total{method="POST",route="/predict",status="200"}'
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted))
+
+    first = count()
+    assert first >= 12
+    assert [count() for _ in range(6)] == [first] * 6, "whichever worker is asked"
+
+
+def test_a_reload_under_load_loses_no_request(gateway: tuple[str, int]) -> None:
+    base, master = gateway
+    before = workers_of(master)
+    stop = threading.Event()
+    statuses: list[int] = []
+    failures: list[Exception] = []
+
+    def call() -> None:
+        with httpx.Client(base_url=base, timeout=10) as client:
+            while not stop.is_set():
+                try:
+                    statuses.append(client.post("/predict", content=b"x").status_code)
+                except httpx.TransportError as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        os.kill(master, signal.SIGHUP)
+        wait_until(lambda: len(workers_of(master)) == 2 and not workers_of(master) & before, 20)
+        time.sleep(0.3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def workers_of(master: int) -> set[int]:
+    children = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii")
+    return {int(pid) for pid in children.split()}
