@@ -76,6 +76,9 @@ def _download(source: str) -> Path:
 
     mlflow.set_tracking_uri(tracking_uri())
     try:
+        if source.startswith("runs:/"):
+            run_id, _, path = source.removeprefix("runs:/").partition("/")
+            return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path))
         return Path(mlflow.artifacts.download_artifacts(source))
     except (mlflow.MlflowException, OSError) as error:
         raise ModelError(f"{source} is not in MLflow ({tracking_uri()}): {error}") from error

@@ -105,6 +105,7 @@ def training_loader(
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_is,
+        generator=torch.Generator(),  # or the loader draws its workers' seeds from the global state
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
     )

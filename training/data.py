@@ -11,6 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from handlers.contract import Input
 from training.errors import DataError
+from training.folder import ImageFolder
 from training.sources import content_sha256, load_cifar10
 
 if TYPE_CHECKING:
@@ -42,19 +43,52 @@ class Images:
         return content_sha256(self.images, self.labels.astype(np.uint8))
 
 
-def load_images(data: str, cache: Path) -> dict[str, Images]:
-    """The `train` and `test` pictures that `data` names: `cifar10` or `cifar10:/path/to/its/archive/or/folder`.
+def load_training_images(data: str, cache: Path) -> tuple[Images, Input]:
+    """The pictures to learn from that `data` names, and how the network takes them.
+
+    Args:
+        data: `cifar10`, `cifar10:PATH` of its archive or folder, or `imagefolder:PATH` with one folder a class (in
+            PATH/train where there is one).
+        cache: where what was fetched is kept.
 
     Raises:
         DataError: the name is unknown, or the data cannot be had; the message says what to do.
     """
+    kind, path = _kind(data)
+    if kind == "imagefolder":
+        folder = ImageFolder.find(Path(path), "train")
+        size = folder.measure()
+        return _from_folder(folder, size), size
+    return _from_cifar10(cache, path, "train"), CIFAR10_INPUT
+
+
+def load_test_images(data: str, cache: Path, size: Input) -> Images:
+    """The pictures to report on: CIFAR-10's test part, or a folder's (PATH/test where there is one), at `size`.
+
+    Raises:
+        DataError: as `load_training_images`.
+    """
+    kind, path = _kind(data)
+    if kind == "imagefolder":
+        return _from_folder(ImageFolder.find(Path(path), "test"), size)
+    return _from_cifar10(cache, path, "test")
+
+
+def _kind(data: str) -> tuple[str, str]:
     kind, _, path = data.partition(":")
-    if kind != "cifar10":
-        raise DataError(f"unknown data {data!r}: use cifar10 or cifar10:/path/to/cifar-10-binary.tar.gz")
-    splits = load_cifar10(cache, Path(path) if path else None)
-    return {
-        name: Images(split.images, split.labels.astype(np.int64), CIFAR10_CLASSES) for name, split in splits.items()
-    }
+    if kind not in {"cifar10", "imagefolder"} or (kind == "imagefolder" and not path):
+        raise DataError(f"unknown data {data!r}: use cifar10, cifar10:PATH or imagefolder:PATH")
+    return kind, path
+
+
+def _from_cifar10(cache: Path, path: str, part: str) -> Images:
+    split = load_cifar10(cache, Path(path) if path else None)[part]
+    return Images(split.images, split.labels.astype(np.int64), CIFAR10_CLASSES)
+
+
+def _from_folder(folder: ImageFolder, size: Input) -> Images:
+    images, labels = folder.read(size)
+    return Images(images, labels, folder.classes)
 
 
 def stratified_split(

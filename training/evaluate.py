@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
 from training.artifacts import find_model, read_model, weights_sha256
-from training.data import load_images
+from training.data import load_test_images
 from training.errors import ModelError
 from training.tracking import Tracker, environment
 
@@ -79,7 +79,7 @@ def evaluate(source: str, data: str, cache: Path, output: Path) -> dict[str, Any
 
     Args:
         source: what `find_model` takes.
-        data: what `load_images` takes.
+        data: what `load_training_images` takes.
         cache: where the data set is kept.
         output: folder of the results.
 
@@ -92,7 +92,7 @@ def evaluate(source: str, data: str, cache: Path, output: Path) -> dict[str, Any
     """
     folder = find_model(source)
     contract, network = read_model(folder)
-    images = load_images(data, cache)["test"]
+    images = load_test_images(data, cache, contract.input)
     if images.classes != contract.classes:
         raise ModelError(f"the model answers {', '.join(contract.classes)}; the data has {', '.join(images.classes)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -13,6 +13,7 @@ from handlers.network import build_network
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from handlers.contract import Input
     from training.recipe import Recipe
 
 # After handlers.network, which declares what torchvision's import needs.
@@ -21,7 +22,14 @@ from torchvision.models.resnet import BasicBlock  # isort: skip
 logger = logging.getLogger(__name__)
 
 
-def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
+def choose_architecture(name: str, size: Input) -> str:
+    """The architecture's name; `auto` takes the one with the fine stem for pictures of up to 64 pixels."""
+    if name != "auto":
+        return name
+    return "resnet18_small" if max(size.height, size.width) <= 64 else "resnet18"
+
+
+def pretrained_network(recipe: Recipe, architecture: str, classes: int) -> nn.Module:
     """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
 
     ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets
@@ -31,7 +39,7 @@ def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
     Raises:
         TrainingError: the weights cannot be fetched or read.
     """
-    network: nn.Module = build_network(recipe.architecture, classes)
+    network: nn.Module = build_network(architecture, classes)
     if recipe.pretrained == "none":
         for module in network.modules():
             if isinstance(module, BasicBlock):  # each block starts as the identity (Goyal et al. 2017, section 5.1)
@@ -48,7 +56,7 @@ def pretrained_network(recipe: Recipe, classes: int) -> nn.Module:
         if key in wanted and value.shape == wanted[key].shape and not key.startswith("fc.")
     }
     if len(fitting) < len(wanted) // 2:
-        raise TrainingError(f"{recipe.pretrained} holds no weights of {recipe.architecture}: pass another file")
+        raise TrainingError(f"{recipe.pretrained} holds no weights of {architecture}: pass another file")
     network.load_state_dict(fitting, strict=False)
     logger.info("loaded %d of %d tensors from %s", len(fitting), len(wanted), recipe.pretrained)
     return network

@@ -34,7 +34,7 @@ class Recipe:
     subset: int = 0
     # network
     name: str = "cifar10"
-    architecture: str = "resnet18_small"
+    architecture: str = "auto"
     pretrained: str = "none"
     # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` trained too
     head_epochs: int = 3
@@ -44,9 +44,9 @@ class Recipe:
     rate: float = 0.1
     batch_size: int = 128
     warm_up: float = 0.15  # share of the steps
-    # (share of the epochs from which it holds, picture size): most of the learning happens on small, cheap pictures.
+    # (share of the epochs from which it holds, picture size; 0: the contract's): small pictures teach much for little.
     # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 32),)
+    sizes: tuple[tuple[float, int], ...] = ((0.0, 0),)
     # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
     momentum: float = 0.9
     nesterov: bool = True

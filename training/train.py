@@ -25,10 +25,10 @@ from handlers.contract import Contract
 from handlers.contract import save as save_contract
 from training.augment import training_loader
 from training.curves import plot_curves
-from training.data import CIFAR10_INPUT, load_images, stratified_split, stratified_subset
+from training.data import load_training_images, stratified_split, stratified_subset
 from training.errors import TrainingError
 from training.inference import predict_logits
-from training.pretrained import pretrained_network
+from training.pretrained import choose_architecture, pretrained_network
 from training.recipe import Phase, Recipe, check, rate_factor, recipe_from_dict, recipe_to_dict
 from training.tracking import Tracker, environment
 
@@ -52,15 +52,15 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.folder = folder
-        self.input = CIFAR10_INPUT
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bf16 = _uses_bf16(recipe.precision, self.device)
-        images = load_images(recipe.data, cache)["train"]
+        images, self.input = load_training_images(recipe.data, cache)
         if recipe.subset:
             images = images.pick(stratified_subset(images.labels, recipe.subset, recipe.seed))
         training, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
         self.training_images, self.held_out = images.pick(training), images.pick(held_out)
-        network = pretrained_network(recipe, len(images.classes))
+        self.architecture = choose_architecture(recipe.architecture, self.input)
+        network = pretrained_network(recipe, self.architecture, len(images.classes))
         network = network.to(self.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
@@ -202,7 +202,7 @@ class Run:
 
     def _picture_size(self, phase: Phase) -> int:
         done = self.epoch / phase.epochs
-        return next(size for start, size in reversed(self.recipe.sizes) if done >= start)
+        return next(size for start, size in reversed(self.recipe.sizes) if done >= start) or self.input.height
 
 
 def train(recipe: Recipe, folder: Path, cache: Path) -> Path:
@@ -292,7 +292,7 @@ def _write_summary(run: Run) -> None:
         version="0",  # a version is given when the model is packaged
         classes=run.training_images.classes,
         input=run.input,
-        architecture=recipe.architecture,
+        architecture=run.architecture,
         accepted={"validation_accuracy": run.best, "run_id": run.run_id, "recipe": recipe_to_dict(recipe)},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+
+from training.augment import AugmentedImages, EpochBatches, training_loader
+from training.data import CIFAR10_INPUT, Images
+from training.recipe import Augmentation
+
+PICTURES = Images(
+    np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), np.uint8), np.arange(64) % 10, tuple("abcdefghij")
+)
+
+
+def batches_of(workers: int, epoch: int = 0, augmentation: Augmentation | None = None) -> list[torch.Tensor]:
+    loader, batches = training_loader(
+        PICTURES, CIFAR10_INPUT, augmentation or Augmentation(erasing=0.5), batch_size=16, workers=workers, seed=0
+    )
+    batches.epoch = epoch
+    return [images for images, _ in loader]
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers():
+    for alone, shared in zip(batches_of(0), batches_of(2), strict=True):
+        torch.testing.assert_close(alone, shared, rtol=0, atol=0)
+
+
+def test_another_epoch_is_augmented_differently():
+    assert not torch.equal(batches_of(0, epoch=0)[0], batches_of(0, epoch=1)[0])
+
+
+def test_augmenting_leaves_the_global_random_state_alone():
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    batches_of(0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_every_picture_is_flipped_in_every_second_epoch():
+    """Seen on pictures whose left half is black: a shift of 4 pixels cannot move that to the right."""
+    half = np.zeros((64, 32, 32, 3), np.uint8)
+    half[:, :, 16:] = 255
+    dataset = AugmentedImages(Images(half, PICTURES.labels, PICTURES.classes), CIFAR10_INPUT, Augmentation(0), seed=0)
+    right_is_bright = []
+    for epoch in range(4):
+        images, _ = dataset.__getitems__([(epoch, index) for index in range(64)])
+        right_is_bright.append((images[:, :, :, 24:].mean((1, 2, 3)) > images[:, :, :, :8].mean((1, 2, 3))).numpy())
+    np.testing.assert_array_equal(right_is_bright[0], ~right_is_bright[1])
+    np.testing.assert_array_equal(right_is_bright[0], right_is_bright[2])
+    assert 16 < right_is_bright[0].sum() < 48
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_epoch_visits_each_picture_once_and_drops_an_incomplete_batch(size):
+    batches = EpochBatches(70, size, seed=0)
+    seen = [index for batch in batches for _, index in batch]
+    assert len(set(seen)) == len(seen) == 70 // size * size
+    assert len(batches) == 70 // size
+
+
+def test_batch_larger_than_the_data_is_the_data():
+    assert len(next(iter(EpochBatches(7, 128, seed=0)))) == 7

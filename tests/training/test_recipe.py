@@ -1,0 +1,57 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from training import recipe as recipes
+from training.errors import TrainingError
+from training.recipe import Recipe, rate_factor, recipe_from_dict, recipe_to_dict
+
+
+def test_recipe_survives_its_stored_form():
+    recipe = Recipe(sizes=((0.0, 24), (0.5, 32)), unfreeze=("layer4",))
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def test_released_recipe_is_valid_and_holds_5000_pictures_out():
+    path = Path(recipes.__file__).with_name("released.toml")
+    recipe = recipe_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+    recipes.check(recipe)
+    assert recipe.validation * 50_000 == 5000
+
+
+def test_mistyped_hyper_parameter_is_refused_with_the_known_ones():
+    with pytest.raises(TrainingError, match=r"epoch'\].*epochs"):
+        recipe_from_dict({"epoch": 3})
+
+
+def test_from_scratch_there_is_one_phase_that_trains_everything():
+    (phase,) = Recipe(pretrained="none").phases()
+    assert phase.trains("conv1.weight")
+    assert phase.trains("fc.bias")
+
+
+def test_transfer_trains_the_head_first_then_the_top_layers_at_their_own_rate():
+    head, top = Recipe(pretrained="imagenet", rate=0.01, head_rate=0.1, unfreeze=("layer4",)).phases()
+    assert [head.trains(name) for name in ("fc.weight", "layer4.0.conv1.weight")] == [True, False]
+    assert [top.trains(name) for name in ("fc.weight", "layer4.0.conv1.weight", "layer3.0.conv1.weight")] == [
+        True,
+        True,
+        False,
+    ]
+    assert (head.rate, top.rate) == (0.1, 0.01)
+
+
+def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
+    factors = [rate_factor(step, 100, warm_up=0.1) for step in range(100)]
+    assert max(factors) == factors[10] == 1.0
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[-1] < 0.001
+
+
+@pytest.mark.parametrize("wrong", [{"sizes": ((0.5, 32),)}, {"validation": 1.0}, {"batch_size": 0}])
+def test_impossible_recipes_are_refused(wrong):
+    with pytest.raises(TrainingError):
+        recipes.check(Recipe(**wrong))
