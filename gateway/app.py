@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -12,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from gateway import health, routes, v2
+from gateway import health, openapi, routes, v2
 from gateway.admission import Places
 from gateway.agents import Agents
 from gateway.callers import Callers
@@ -102,6 +103,7 @@ def create_app(
         )
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
+    app.openapi = partial(openapi.document, settings)  # type: ignore[method-assign]  # the way FastAPI documents
     app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES)
     return app
 

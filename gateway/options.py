@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MAX_TOP_K = 1000
 MAX_OVERLAY_PX = 1024
 MAX_NAME_CHARACTERS = 200
+MAX_TIMEOUT_MS = 10**9
 
 
 def query_of(request: Request, known: tuple[str, ...]) -> QueryParams:
@@ -75,7 +76,7 @@ def timeout_of(request: Request, longest_s: float) -> float:
     value = request.headers.get("x-timeout-ms")
     if value is None:
         return longest_s
-    return min(whole_number("x-timeout-ms", value, least=1, most=10**9) / 1000, longest_s)
+    return min(whole_number("x-timeout-ms", value, least=1, most=MAX_TIMEOUT_MS) / 1000, longest_s)
 
 
 def whole_number(name: str, value: str, *, least: int, most: int) -> int:

@@ -17,6 +17,7 @@ from gateway.exchange import exchange_of
 from gateway.parts import Parts, parts_of
 from gateway.refusals import ModelUnknown, VersionUnknown
 from gateway.routes import ask_of, json_response
+from gateway.settings import VERSION
 from gateway.uploads import read_body
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 async def server(request: Request) -> Response:
     """The server's metadata."""
     await parts_of(request).callers.admit(request, "predict")
-    return json_response({"name": "gradserve", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
+    return json_response({"name": "gradserve", "version": VERSION, "extensions": ["binary_tensor_data"]})
 
 
 async def live(request: Request) -> Response:  # noqa: ARG001 — a route's signature
