@@ -1,0 +1,112 @@
+"""Keys and quotas: what is stored, what is compared, what happens when the file or the store changes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway import keys
+from gateway.callers import Callers, parse_quota
+from gateway.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Stand
+
+
+def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    secret, key = keys.make_key("alice", ["predict"], created="2026-01-31")
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [key])
+    assert secret not in path.read_text(encoding="utf-8")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert keys.load_keys(path) == (key,)
+    assert len(secret) > 40
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no key file"),
+        ('{"schema":1,"keys":[1]}', "a key is an object"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"x","scopes":["read"]}]}', "no SHA-256"),
+        ('{"schema":1,"keys":[{"name":"a b","sha256":"x","scopes":["read"]}]}', "does not match"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":["all"]}]}' % ("0" * 64), "use one or more of"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":"read"}]}' % ("0" * 64), "no list of scopes"),
+    ],
+)
+def test_a_broken_key_file_stops_the_start_with_the_reason(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=sentence):
+        Callers(Settings(keys_file=path))
+
+
+def test_a_missing_key_file_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        Callers(Settings(keys_file=tmp_path / "nope"))
+
+
+def test_two_keys_of_one_name_are_refused() -> None:
+    entry = f"a:{'0' * 64}:read"
+    with pytest.raises(SettingsError, match="two keys named a"):
+        Callers(Settings(keys=(entry, entry)))
+
+
+def test_keys_come_and_go_without_a_restart(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    old_secret, old = keys.make_key("old", ["read"])
+    new_secret, new = keys.make_key("new", ["read"])
+    keys.save_keys(path, [old])
+    stand = make_stand(keys_file=path)
+
+    def status(secret: str) -> int:
+        return stand.client.get("/models", headers={"x-api-key": secret}).status_code
+
+    assert (status(old_secret), status(new_secret)) == (200, 401)
+    keys.save_keys(path, [new])
+    stand.wait_until(lambda: (status(old_secret), status(new_secret)) == (401, 200))
+
+
+def test_a_file_that_breaks_leaves_the_keys_as_they_are(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = keys.make_key("a", ["read"])
+    keys.save_keys(path, [key])
+    stand = make_stand(keys_file=path)
+    for content in ("{", json.dumps({"schema": 1, "keys": "none"})):
+        path.write_text(content, encoding="utf-8")
+        stand.client.get("/livez")
+        assert stand.client.get("/models", headers={"x-api-key": secret}).status_code == 200
+
+
+def test_a_quota_belongs_to_one_key(make_stand: Callable[..., Stand]) -> None:
+    made = [keys.make_key(name, ["predict"]) for name in ("a", "b")]
+    entries = tuple(f"{key.name}:{key.sha256}:predict" for _, key in made)
+    client = make_stand(keys=entries, rate_per_key="1/hour").client
+
+    def status(secret: str) -> int:
+        return client.post("/predict", content=b"x", headers={"x-api-key": secret}).status_code
+
+    assert [status(made[0][0]), status(made[0][0]), status(made[1][0])] == [200, 429, 200]
+
+
+def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) -> None:
+    client = make_stand(keys=(f"a:{'0' * 64}:read",), rate_per_address="2/hour").client
+    statuses = [client.get("/models", headers={"x-api-key": "guess"}).status_code for _ in range(3)]
+    assert statuses == [401, 401, 429]
+
+
+@pytest.mark.parametrize("quota", ["often", "0/minute", "-1/minute", "5 per parsec"])
+def test_an_impossible_quota_is_refused(quota: str) -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_RATE_PER_KEY"):
+        parse_quota("GATEWAY_RATE_PER_KEY", quota)
+
+
+def test_an_unknown_store_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_RATE_STORE"):
+        Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://"))

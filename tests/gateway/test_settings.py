@@ -1,0 +1,65 @@
+"""Settings are refused early and in plain words; the documents' table is the fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.reference import effective_settings, settings_table
+from gateway.settings import Settings, SettingsError, load_settings
+
+DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_PROT", "80")
+    with pytest.raises(SettingsError, match=r"GATEWAY_PROT is no setting.*GATEWAY_PORT"):
+        load_settings()
+
+
+def test_an_impossible_value_is_refused_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_PORT", "http")
+    with pytest.raises(SettingsError, match=r"GATEWAY_PORT = 'http'"):
+        load_settings()
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_AGENTS", "http://a:1/, http://b:2")
+    assert load_settings().agents == ("http://a:1", "http://b:2")
+
+
+def test_the_plan_lies_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().plan == Path(".gradserve/plan.json")
+    monkeypatch.setenv("GRADSERVE_HOME", "/srv/home")
+    assert load_settings().plan == Path("/srv/home/plan.json")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_loopback_needs_no_keys(host: str) -> None:
+    assert not Settings(host=host).asks_for_keys
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org", ""])
+def test_another_address_without_keys_does_not_start(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("GATEWAY_HOST", host)
+    with pytest.raises(SettingsError, match="GATEWAY_AUTH=off"):
+        load_settings()
+
+
+def test_another_address_starts_with_keys_or_when_told_in_so_many_words() -> None:
+    assert Settings(host="0.0.0.0", keys=("a:" + "0" * 64 + ":read",)).asks_for_keys
+    assert not Settings(host="0.0.0.0", auth="off").asks_for_keys
+
+
+def test_the_effective_settings_tell_their_source_and_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_KEYS", "alice:" + "ab" * 32 + ":read")
+    shown = {name: (value, source) for name, value, source in effective_settings(load_settings())}
+    assert shown["GATEWAY_KEYS"] == ("alice:****", "environment")
+    assert shown["GATEWAY_PORT"] == ("8000", "default")
+
+
+def test_the_documents_table_is_generated_from_the_fields() -> None:
+    assert settings_table() in DOCS.read_text(encoding="utf-8"), (
+        "paste the output of gateway.reference.settings_table()"
+    )
