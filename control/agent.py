@@ -23,6 +23,7 @@ from control.cores import usable_cores
 from control.errors import ManagementError, TorchServeFailed
 from control.management import Management, Registered, debug_log
 from control.reconciler import Reconciler
+from control.server_log import ServerLog
 from control.torchserve_process import TorchServeProcess
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ class Agent:
         workers = settings.workers or max(1, usable_cores() // settings.threads)
         self._settings = settings
         self._management = management
-        self._process = TorchServeProcess(settings, threads=settings.threads)
-        self._reconciler = Reconciler(settings, management, workers=workers)
+        log = ServerLog()
+        self._process = TorchServeProcess(settings, log, threads=settings.threads)
+        self._reconciler = Reconciler(settings, management, log, workers=workers)
         self._state: ServerState = "stopped"
         self._restarts = 0
         self._observed_at = time.time()

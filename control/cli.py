@@ -6,14 +6,15 @@ Importing this module must stay quick (`gradserve status` in a shell prompt): ea
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
+from control import pipeline, release_commands
 from control.errors import ControlError
+from control.release_commands import Agents, agent_addresses
 from control.settings import home_directory
 
 app = typer.Typer(
@@ -25,12 +26,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
-Agents = Annotated[
-    str,
-    typer.Option(
-        "--agents", envvar="GATEWAY_AGENTS", help="Status addresses of the agents, separated by commas.", metavar="URLS"
-    ),
-]
 
 
 @app.command(rich_help_panel="Serve")
@@ -87,12 +82,6 @@ def status(agents: Agents = "", *, as_json: Json = False) -> None:
     raise typer.Exit(0 if view["ok"] else 1)
 
 
-def agent_addresses(agents: str) -> list[str]:
-    """The agents' addresses in `agents`, or this machine's own agent's."""
-    own = f"http://127.0.0.1:{os.environ.get('AGENT_PORT') or 9100}"
-    return [url.strip().rstrip("/") for url in (agents or own).split(",") if url.strip()]
-
-
 def _read_env_file(path: Path) -> None:
     """Adds the settings in `.env` to the environment; what is set there already wins."""
     if path.is_file():
@@ -101,14 +90,8 @@ def _read_env_file(path: Path) -> None:
         load_dotenv(path, override=False)
 
 
-def _add_pipeline() -> None:
-    """Adds train, evaluate and package, which import training only when they run."""
-    from control import pipeline
-
-    pipeline.register(app)
-
-
-_add_pipeline()
+pipeline.register(app)
+release_commands.register(app)
 
 
 def main() -> NoReturn:

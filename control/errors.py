@@ -15,7 +15,11 @@ ControlError
 ├── NotAnswering             the stack came up and answers no picture
 ├── NoModel                  there is nothing to serve
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
-└── AnotherOperator          somebody else is changing the plan
+├── AnotherOperator          somebody else is changing the plan
+├── ImpossibleMove           a change that the plan as it is does not allow
+├── WouldBreakCallers        a version with other classes or another input than the stable one
+├── Refused                  a version that did not pass a step on its way in; the plan is as before
+└── NotFollowed              agents did not make a change true in time
 """
 
 from __future__ import annotations
@@ -171,4 +175,34 @@ class AnotherOperator(ControlError):
     def __init__(self, holder: str) -> None:
         super().__init__(
             f"somebody else is changing the plan: {holder or 'unknown'}. Nothing was done; try again after"
+        )
+
+
+class ImpossibleMove(ControlError):
+    """A change that the plan does not allow; the text says why and what would."""
+
+
+class WouldBreakCallers(ControlError):
+    """`version` differs from the stable version in what callers see: `differences`."""
+
+    def __init__(self, version: str, differences: Iterable[str]) -> None:
+        listing = "; ".join(differences)
+        super().__init__(f"{version} would break callers: {listing}. Say --yes if that is what you want")
+
+
+class Refused(ControlError):
+    """`version` did not pass `step`, for `reason`; traffic is untouched."""
+
+    def __init__(self, version: str, step: str, reason: str) -> None:
+        super().__init__(f"{version} was refused at {step}: {reason}. The plan is as it was before")
+        self.step = step
+        self.reason = reason
+
+
+class NotFollowed(ControlError):
+    """The agents did not do `what` within `waited_s`; `state` is the last thing they said."""
+
+    def __init__(self, what: str, waited_s: float, state: str) -> None:
+        super().__init__(
+            f"{what}: not done within {waited_s:.0f} s ({state}). The plan stands; the agents go on trying"
         )

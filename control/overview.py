@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from control import moves
+from control.archive import inspect_archive
 from control.errors import ControlError
 from control.releases import PlanStore
 from gateway import traffic
@@ -32,7 +35,7 @@ def overview(home: Path, agents: Iterable[str]) -> dict[str, Any]:
         "plan": traffic.dump(plan) if plan else None,
         "plan_error": plan_error,
         "agents": seen,
-        "drift": [line for agent in seen for line in _drift(plan, agent)],
+        "drift": [line for agent in seen for line in drift(plan, agent)],
     }
 
 
@@ -60,7 +63,7 @@ def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
 
     console = Console(highlight=False)
     plan = view["plan"]
-    console.print(f"plan      {_plan_line(plan)}" if plan else f"plan      [red]{view['plan_error']}[/red]")
+    console.print(f"plan      {plan_line(plan)}" if plan else f"plan      [red]{view['plan_error']}[/red]")
     for agent in view["agents"]:
         console.print(f"agent     {agent['url']}  {_agent_line(agent)}")
         if "error" in agent:
@@ -73,7 +76,48 @@ def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
         console.print(f"drift     [yellow]{line}[/yellow]")
 
 
-def _plan_line(plan: dict[str, Any]) -> str:
+def list_versions(home: Path, agents: Iterable[str], model_store: Path) -> list[dict[str, Any]]:
+    """Every version in the plan, on an agent or in the model store, with what is known of it."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def entry(version: str) -> dict[str, Any]:
+        return found.setdefault(version, {"version": version, "role": None, "agents": {}, "archive": None})
+
+    model = "*"
+    with contextlib.suppress(ControlError):
+        plan = PlanStore(home).read()
+        model = plan.model
+        for release in plan.releases():
+            entry(release.version).update(role=moves.role_of(plan, release.version), archive=release.archive)
+    for path in sorted(model_store.glob(f"{model}-*.mar")):
+        with contextlib.suppress(ControlError):
+            archive = inspect_archive(path)
+            accepted = archive.contract.get("accepted") or {}
+            entry(archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
+    for url in agents:
+        for version in ask_agent(url).get("versions", []):
+            entry(version["version"])["agents"][url] = version["state"]
+    return [found[version] for version in sorted(found)]
+
+
+def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Prints the list on stdout."""
+    if as_json:
+        print(json.dumps(found))  # noqa: T201 (the command's output)
+        return
+    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("version", "role", "on agents", "archive", "sha256", box=None, padding=(0, 2))
+    for version in found:
+        states = ", ".join(sorted(set(version["agents"].values()))) or "-"
+        sha256 = version.get("sha256", "")[:12]
+        table.add_row(version["version"], version["role"] or "-", states, version["archive"] or "-", sha256)
+    Console(highlight=False).print(table)
+
+
+def plan_line(plan: dict[str, Any]) -> str:
+    """The plan in one line."""
     roles = [f"stable {plan['stable']['version']}"]
     if plan["canary"]:
         roles.append(f"canary {plan['canary']['version']} ({plan['canary']['share']:g} %)")
@@ -110,7 +154,7 @@ def _serves(agent: dict[str, Any]) -> bool:
     return "error" not in agent and any(v["role"] == "stable" and v["routable"] for v in agent["versions"])
 
 
-def _drift(plan: traffic.Plan | None, agent: dict[str, Any]) -> Iterable[str]:
+def drift(plan: traffic.Plan | None, agent: dict[str, Any]) -> Iterable[str]:
     """Each difference between the plan and what the agent sees, as a sentence."""
     if "error" in agent:
         return

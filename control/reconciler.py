@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from control.management import Management, Registered
+    from control.server_log import ServerLog
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
@@ -56,9 +57,10 @@ class PlanFile:
 class Reconciler:
     """The versions of one TorchServe: what the plan wants, what is there, and the steps between."""
 
-    def __init__(self, settings: AgentSettings, management: Management, *, workers: int) -> None:
+    def __init__(self, settings: AgentSettings, management: Management, log: ServerLog, *, workers: int) -> None:
         self._settings = settings
         self._management = management
+        self._server_log = log
         self._workers = workers
         self.plan_file = PlanFile(settings)
         self.deployments: dict[tuple[str, str], Deployment] = {}
@@ -198,9 +200,10 @@ class Reconciler:
             case Step.UNREGISTER:
                 await self._unregister(deployment)
             case Step.FAIL_CRASHES:
-                deployment.fail("its workers die while they load; TorchServe's log says why", now)
+                deployment.fail(f"its workers die while they load: {self._why(wanted)}", now)
             case Step.FAIL_SLOW:
-                deployment.fail(f"no worker was ready within {self._settings.load_timeout_s:.0f} s", now)
+                limit = self._settings.load_timeout_s
+                deployment.fail(f"no worker was ready within {limit:.0f} s: {self._why(wanted)}", now)
             case Step.RETRY:
                 deployment.failed, deployment.archive = False, None
             case _:
@@ -226,6 +229,9 @@ class Reconciler:
                 await self._management.scale(entry, wanted.version, 0)
             case Step.RECYCLE_EXPLAIN:
                 await self._management.scale(explain, wanted.version, 0)
+
+    def _why(self, wanted: Wanted) -> str:
+        return self._server_log.why(wanted.model, wanted.version) or "they did not say why; TorchServe's log may"
 
     async def _inspect(self, deployment: Deployment) -> None:
         wanted = deployment.wanted

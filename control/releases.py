@@ -91,6 +91,15 @@ class PlanStore:
         self.note(what, before=traffic.dump(before) if before else None, after=data, **facts)
         return plan
 
+    def stable_before(self, plan: traffic.Plan) -> traffic.Release | None:
+        """The stable version before the present one, by the history; None if there never was another."""
+        for path in sorted((self.home / "history").glob("plan-*.json"), reverse=True):
+            with contextlib.suppress(OSError, traffic.PlanError):
+                earlier = traffic.load(path)
+                if earlier.model == plan.model and earlier.stable.version != plan.stable.version:
+                    return earlier.stable
+        return None
+
     def note(self, what: str, **facts: object) -> None:
         """Appends one audit line: who, what, when, and the facts."""
         line = {"time": _now(), "who": operator(), "what": what, **facts}

@@ -25,6 +25,7 @@ from control.errors import NoJava, NoKill, NoTorchServe, TempTooLong, TorchServe
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from control.server_log import ServerLog
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
@@ -51,9 +52,11 @@ _JDK_FLAGS = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=A
 class TorchServeProcess:
     """One TorchServe, which may be started again after it has ended."""
 
-    def __init__(self, settings: AgentSettings, *, threads: int) -> None:
+    def __init__(self, settings: AgentSettings, log: ServerLog, *, threads: int) -> None:
         self._settings = settings
         self._threads = threads
+        self._log = log
+        self._follower: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._own_temp = tempfile.mkdtemp(prefix="gradserve-") if settings.temp is None else None
         self._folder = Path(self._own_temp or settings.temp or "").resolve() / "ts"
@@ -88,10 +91,15 @@ class TorchServeProcess:
             cwd=self._folder,
             env=worker_environment(dict(os.environ), self._folder, self._threads),
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
             process_group=0,
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
         _log.info("TorchServe starts, pid %d", self._process.pid)
+        self._log.forget()
+        if self._process.stdout is not None:
+            self._follower = asyncio.create_task(self._log.follow(self._process.stdout))
         started = time.monotonic()
         while not await is_answering():
             waited = time.monotonic() - started
@@ -128,6 +136,8 @@ class TorchServeProcess:
         signal_group(self._process.pid, signal.SIGKILL)
         await self._process.wait()
         await asyncio.to_thread(end_group, self._process.pid)
+        if self._follower is not None:
+            await asyncio.wait([self._follower], timeout=1.0)
 
     def _command(self) -> list[str]:
         """The command line: java with our options, TorchServe's classes, our configuration, no snapshots."""

@@ -1,6 +1,7 @@
 import pytest
 
 from control.errors import TempTooLong
+from control.server_log import ServerLog
 from control.settings import AgentSettings
 from control.torchserve_process import TorchServeProcess, render_config, worker_environment
 
@@ -37,4 +38,4 @@ def test_workers_get_no_secret_and_their_share_of_the_cores(tmp_path):
 
 def test_a_folder_too_deep_for_sockets_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(TempTooLong, match="AGENT_TEMP"):
-        TorchServeProcess(AgentSettings(temp=tmp_path / ("x" * 90)), threads=1)
+        TorchServeProcess(AgentSettings(temp=tmp_path / ("x" * 90)), ServerLog(), threads=1)
