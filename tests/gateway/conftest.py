@@ -225,3 +225,9 @@ def make_agent() -> type[FakeAgent]:
 def make_plan() -> Callable[..., dict[str, Any]]:
     """The data of a traffic plan."""
     return plan_data
+
+
+@pytest.fixture(scope="session")
+def make_version() -> Callable[..., dict[str, Any]]:
+    """The data of one version in an agent's report."""
+    return version_status

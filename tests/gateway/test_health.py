@@ -1,0 +1,122 @@
+"""Health that does not lie: it follows the agents' statuses, and a stale one is none."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import FakeAgent, Stand
+
+
+def ready(stand: Stand) -> bool:
+    return stand.client.get("/readyz").status_code == 200
+
+
+def health(stand: Stand) -> tuple[int, str, list[str]]:
+    answer = stand.client.get("/health")
+    data = answer.json()
+    return answer.status_code, data["status"], data["reasons"]
+
+
+def test_all_well_is_ok(stand: Stand) -> None:
+    assert ready(stand)
+    assert health(stand) == (200, "ok", [])
+
+
+def test_a_dead_explain_worker_is_degraded_and_explanations_say_not_ready(stand: Stand) -> None:
+    stand.agent.versions[0]["explain"] = {"ready": 0, "wanted": 1, "pending": 0, "capacity": 100}
+    stand.wait_until(lambda: health(stand)[1] == "degraded")
+    assert health(stand) == (200, "degraded", ["1.0.0: 0 of 1 explain workers are ready"])
+    assert stand.client.post("/predict", content=b"x").status_code == 200
+    refused = stand.client.post("/explain", content=b"x")
+    assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+
+
+@pytest.mark.parametrize("change", [{"routable": False, "state": "loading"}, {"routable": False, "state": "failed"}])
+def test_an_unverified_or_failed_stable_version_is_unavailable_until_it_is_back(
+    stand: Stand, change: dict[str, Any]
+) -> None:
+    before = dict(stand.agent.versions[0])
+    stand.agent.versions[0].update(change)
+    stand.wait_until(lambda: not ready(stand))
+    answer = stand.client.get("/health")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["versions"][0]["state"] == change["state"]
+    stand.agent.versions[0] = before
+    stand.wait_until(lambda: ready(stand) and health(stand)[1] == "ok")
+
+
+@pytest.mark.parametrize("failing", ["up", "looks"])
+def test_an_agent_that_is_gone_or_blind_is_no_status(stand: Stand, failing: str) -> None:
+    setattr(stand.agent, failing, False)
+    stand.wait_until(lambda: not ready(stand))
+    assert health(stand)[1:] == ("unavailable", ["1 of 1 agents give no fresh status"])
+    assert stand.client.get("/livez").status_code == 200
+    setattr(stand.agent, failing, True)
+    stand.wait_until(lambda: ready(stand))
+
+
+def test_an_agent_that_was_blind_before_the_gateway_came_is_no_status(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent]
+) -> None:
+    stand = make_stand(agent=make_agent(looks=False, observed_at=1.0))
+    assert not ready(stand)
+
+
+def test_an_agent_with_another_clock_counts_once_its_look_moves_on(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent]
+) -> None:
+    agent = make_agent(looks=False, observed_at=1.0)
+    stand = make_stand(agent=agent)
+    agent.observed_at = 2.0
+    stand.wait_until(lambda: ready(stand))
+
+
+def test_a_draining_gateway_is_not_ready_but_answers_and_closes_connections(stand: Stand) -> None:
+    stand.app.state.parts.is_draining = True
+    refused = stand.client.get("/readyz")
+    assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+    answer = stand.client.post("/predict", content=b"x")
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+    assert stand.client.get("/v2/health/ready").status_code == 503
+
+
+def test_without_a_plan_nothing_is_ready_and_health_says_why(stand: Stand) -> None:
+    (status, name, reasons) = health(stand)
+    assert (status, name, reasons) == (200, "ok", [])
+    stand.plan.unlink()
+    stand.wait_until(lambda: health(stand)[2] == ["there is no traffic plan"])
+    assert ready(stand), "the last plan goes on"
+
+
+def test_a_broken_plan_leaves_the_last_one(stand: Stand) -> None:
+    stand.plan.write_text("{", encoding="utf-8")
+    stand.wait_until(lambda: health(stand)[1] == "degraded")
+    assert "is no JSON" in health(stand)[2][0]
+    assert stand.client.post("/predict", content=b"x").status_code == 200
+
+
+def test_a_new_plan_moves_the_traffic(
+    stand: Stand, make_plan: Callable[..., dict[str, Any]], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    stand.agent.versions.append(make_version("2.0.0", "canary"))
+    stable = {"version": "2.0.0", "archive": "cifar10-2.0.0.mar", "sha256": "0" * 64, "workers": None}
+    stand.plan.write_text(json.dumps(make_plan(revision=2, stable=stable)), encoding="utf-8")
+
+    def version() -> str:
+        return str(stand.client.post("/predict", content=b"x").json().get("model", {}).get("version"))
+
+    stand.wait_until(lambda: version() == "2.0.0")
+    assert stand.client.post("/predict?version=1.0.0", content=b"x").json()["model"]["version"] == "1.0.0"
+
+
+def test_models_tells_versions_and_contracts(stand: Stand) -> None:
+    answer = stand.client.get("/models").json()
+    assert answer["name"] == "cifar10"
+    assert answer["versions"][0]["contract"]["classes"] == ["cat", "dog", "frog"]
+    assert "http://" not in json.dumps(answer), "no private address"
