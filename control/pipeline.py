@@ -127,28 +127,34 @@ def evaluate(
     )
 
 
-def package(
+def package(  # noqa: PLR0917 - every option is an argument
     model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")],
     version: Annotated[str, typer.Option(help="The new version's name, such as 1.0.1.")],
     store: Annotated[Path, typer.Option(help="TorchServe's model store.")] = STORE,
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the version's files.", show_default="MODEL/package-VERSION")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32 (PyTorch), bf16 or int8 (OpenVINO; PyTorch stays its fallback).")
+    ] = "fp32",
+    max_drop: Annotated[
+        float, typer.Option(help="Refuse bf16 or int8 when it loses more points of held-out accuracy.", min=0)
+    ] = 0.3,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Pack a trained model into an archive that TorchServe serves.
 
     Weights are kept in half precision; the temperature is fitted and the reference answers are taken on the held-out
-    pictures.
+    pictures. int8 is calibrated on training pictures; what it costs is written to gate.json, in the archive too.
 
-    Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1
+    Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
     """
     from training import release  # noqa: PLC0415 - imports torch
 
     _show_progress()
     folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
     with _foreseen():
-        made = release.package(model, version, store, folder, cache)
+        made = release.package(model, version, store, folder, cache, precision=precision, max_drop=max_drop / 100)
     accepted = made.contract.accepted
     console.print(
         f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "

@@ -55,16 +55,19 @@ def package_directory(source: Path, store: Path) -> Path:
     """The archive `<name>-<version>.mar` in `store`, packed from `source` unless an equal one lies there.
 
     Args:
-        source: `contract.json`, `weights.safetensors`, `reference.json` and whatever else shall travel along.
+        source: a folder of `contract.json`, `weights.safetensors`, `reference.json` and whatever other files shall travel
+            along; sub-folders and hidden files do not.
         store: TorchServe's model store; the archive appears there in one step, its `.sha256` after it.
 
     Raises:
-        ExportError: a required file is missing, or a name is taken by the archive's own files.
+        ExportError: a required file is missing, a name is taken by the archive's own files, or `store` is `source`.
         ContractError: the contract cannot be used.
     """
     missing = [name for name in REQUIRED if not (source / name).is_file()]
     if missing:
         raise ExportError(f"{source} has no {' and no '.join(missing)}")
+    if source.resolve() == store.resolve():
+        raise ExportError(f"{store} is the model's own folder: an archive in it would be packed into the next")
     contract = contracts.load(source / "contract.json")
     store.mkdir(parents=True, exist_ok=True)
     archive = store / f"{contract.name}-{contract.version}.mar"
@@ -121,11 +124,12 @@ def _stage(source: Path, stage: Path) -> str:
     """Lays out in `stage` what goes into the archive and returns its identity."""
     stage.mkdir()
     for path in sorted(source.iterdir()):
-        if path.name.startswith("."):
+        # Folders are left out: the store may well be one of them.
+        if path.name.startswith(".") or not path.is_file():
             continue
         if path.name in _RESERVED:
             raise ExportError(f"{path} has a name that the archive needs for itself: rename it")
-        (shutil.copytree if path.is_dir() else shutil.copyfile)(path, stage / path.name)
+        shutil.copyfile(path, stage / path.name)
     (stage / "handlers").mkdir()
     for path in sorted(_HANDLERS.glob("*.py")):
         shutil.copyfile(path, stage / "handlers" / path.name)

@@ -14,21 +14,23 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from scipy.optimize import minimize_scalar
 
 from handlers import contract as contracts
+from handlers.contract import Engine as EngineChoice
 from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.artifacts import find_model, read_model
+from training.calibration import fit_temperature
 from training.data import load_training_images, stratified_split, stratified_subset
 from training.errors import ModelError
 from training.evaluate import expected_calibration_error
 from training.export import REFERENCE_IMAGES, package_directory, write_reference
 from training.inference import predict_logits
+from training.quantise import MAX_DROP, add_engine, remove_engines
 from training.recipe import Recipe, recipe_from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from handlers.contract import Contract
     from handlers.engines import Engine
     from training.data import Images
+    from training.quantise import GateReport
 
-# Far above what the order of float operations changes on another machine, far below what a wrong weight changes.
-TOLERANCE = 0.02
+# By how much a probability may be off on another machine: far above what other vector instructions and the order of
+# operations change in each precision, far below what a wrong weight or transform changes.
+TOLERANCES = {"fp32": 0.02, "bf16": 0.05, "int8": 0.1}
 
 
 @dataclass(frozen=True)
@@ -51,20 +55,33 @@ class Package:
     contract: Contract
 
 
-def package(source: str, version: str, store: Path, folder: Path, cache: Path) -> Package:
+def package(
+    source: str,
+    version: str,
+    store: Path,
+    folder: Path,
+    cache: Path,
+    *,
+    precision: str = "fp32",
+    max_drop: float = MAX_DROP,
+) -> Package:
     """Writes the version's files to `folder` and its archive to `store`.
 
     Args:
         source: what `find_model` takes.
         version: the version's name.
         store: TorchServe's model store.
-        folder: gets `contract.json`, `weights.safetensors` and `reference.json`.
+        folder: gets `contract.json`, `weights.safetensors`, `reference.json` and the engine's files.
         cache: where the data set is kept.
+        precision: `fp32` (PyTorch), `bf16` or `int8` (OpenVINO, with PyTorch as the fallback).
+        max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
 
     Raises:
         ModelError: there is no such model, or it is a released one, whose version is settled.
         ExportError: the archive cannot be made.
         DataError: the held-out images cannot be had.
+        GateRefused: the precision costs more accuracy than `max_drop`.
+        EngineError: there is no such precision, or its engine cannot run here.
     """
     trained = find_model(source)
     contract, network = read_model(trained)
@@ -72,45 +89,45 @@ def package(source: str, version: str, store: Path, folder: Path, cache: Path) -
         raise ModelError(f"{source} does not say how it was trained (contract.json, accepted.recipe)")
     folder.mkdir(parents=True, exist_ok=True)
     _save_half(network, folder / "weights.safetensors")
-    held_out = held_out_images(recipe_from_dict(contract.accepted["recipe"]), cache)
+    remove_engines(folder)
+    training, held_out = split_images(recipe_from_dict(contract.accepted["recipe"]), cache)
     logits = predict_logits(network, held_out.images, contract.input).numpy()
-    engine = replace(contract.engine, temperature=fit_temperature(logits, held_out.labels))
-    accepted = contract.accepted | _acceptance(logits, held_out.labels, engine.temperature)
+    eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
+    accepted = contract.accepted | _acceptance(logits, held_out.labels, eager.temperature)
+    engine, fallback = eager, None
+    if precision != "fp32":
+        report = add_engine(
+            network,
+            contract,
+            folder,
+            precision=precision,
+            training=training,
+            held_out=held_out,
+            logits=logits,
+            max_drop=max_drop,
+        )
+        engine, fallback = report.engine, eager
+        accepted |= _gate_figures(report)
     contract = replace(
         contract,
         version=version,
         engine=engine,
+        fallback=fallback,
         accepted=accepted,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     contracts.save(contract, folder / "contract.json")
-    built = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
-    images = [_encode(pixels) for pixels in held_out.images[:REFERENCE_IMAGES]]
-    write_reference(
-        folder / "reference.json", images, lambda encoded: _predict(built, contract, encoded), tolerance=TOLERANCE
-    )
+    _write_reference(contract, network, folder, held_out)
     return Package(folder, package_directory(folder, store), contract)
 
 
-def held_out_images(recipe: Recipe, cache: Path) -> Images:
-    """The images that a training by `recipe` did not learn from and that decide everything about its model."""
+def split_images(recipe: Recipe, cache: Path) -> tuple[Images, Images]:
+    """The images that a training by `recipe` learnt from, and those held out, which decide all about its model."""
     images, _ = load_training_images(recipe.data, cache)
     if recipe.subset:
         images = images.pick(stratified_subset(images.labels, recipe.subset, recipe.seed))
-    return images.pick(stratified_split(images.labels, recipe.validation, recipe.seed)[1])
-
-
-def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The temperature that gives the logits (N, K) the smallest negative log-likelihood on the labels (N,).
-
-    Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
-    """
-
-    def loss(log_temperature: float) -> float:
-        chosen = softmax(logits, float(np.exp(log_temperature)))[np.arange(len(labels)), labels]
-        return float(-np.log(np.maximum(chosen, 1e-12)).mean())
-
-    return round(float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)), 4)
+    learnt, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
+    return images.pick(learnt), images.pick(held_out)
 
 
 def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float]:
@@ -123,6 +140,14 @@ def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperat
     }
 
 
+def _gate_figures(report: GateReport) -> dict[str, float]:
+    return {
+        "engine_held_out_accuracy": report.measured.accuracy,
+        "engine_held_out_calibration_error": report.measured.calibration_error,
+        "engine_agreement": report.agreement,
+    }
+
+
 def _save_half(network: nn.Module, path: Path) -> None:
     """Rounds the network's weights to half precision, in place, and saves them: what is measured is what is kept."""
     state = {
@@ -131,6 +156,23 @@ def _save_half(network: nn.Module, path: Path) -> None:
     }
     save_file(state, path)
     network.load_state_dict(state)
+
+
+def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_out: Images) -> None:
+    """Writes `reference.json` with the answers of the contract's engine and of its fallback."""
+
+    def answers(choice: EngineChoice) -> tuple[Callable[[Sequence[bytes]], NDArray[np.float32]], float]:
+        engine = build_engine(choice, network, directory=folder, device=torch.device("cpu"))
+        return lambda encoded: _predict(engine, contract, encoded), TOLERANCES[choice.precision]
+
+    predict, tolerance = answers(contract.engine)
+    write_reference(
+        folder / "reference.json",
+        [_encode(pixels) for pixels in held_out.images[:REFERENCE_IMAGES]],
+        predict,
+        tolerance=tolerance,
+        fallback=answers(contract.fallback) if contract.fallback else None,
+    )
 
 
 def _predict(engine: Engine, contract: Contract, encoded: Sequence[bytes]) -> NDArray[np.float32]:

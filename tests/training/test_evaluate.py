@@ -1,14 +1,16 @@
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from handlers.engines import softmax
+from training.calibration import fit_temperature
 from training.errors import ModelError
 from training.evaluate import evaluate, expected_calibration_error, measure
 from training.recipe import Augmentation, Recipe
-from training.release import fit_temperature, package
+from training.release import package
 from training.train import train
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -58,7 +60,7 @@ def run(tmp_path_factory, cache) -> Path:
     recipe = Recipe(
         data=DATA, epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0, validation=0.4, augmentation=Augmentation(0)
     )
-    return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache)
+    return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache, registers=False)
 
 
 def test_report_names_model_data_and_versions(run, tmp_path, cache):
@@ -91,3 +93,20 @@ def test_package_keeps_what_it_measured(run, tmp_path, cache):
     assert made.contract.engine.temperature > 0
     report = evaluate(str(tmp_path / "files"), DATA, cache, tmp_path / "results")
     assert report["model"]["version"] == "1.2.3"
+
+
+def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_path, cache):
+    made = package(str(run), "1.2.4", tmp_path / "store", tmp_path / "files", cache, precision="int8", max_drop=1.0)
+    assert (made.contract.engine.name, made.contract.engine.precision) == ("openvino", "int8")
+    assert made.contract.fallback.name == "eager"
+    members = zipfile.ZipFile(made.archive).namelist()
+    assert {"openvino-int8.xml", "openvino-int8.bin", "gate.json", "weights.safetensors"} <= set(members)
+    reference = json.loads((tmp_path / "files" / "reference.json").read_text())
+    assert len(reference["fallback"]["probabilities"]) == 32
+    assert 0 <= made.contract.accepted["engine_agreement"] <= 1
+
+
+def test_packing_again_in_full_precision_drops_the_engine_of_before(run, tmp_path, cache):
+    (tmp_path / "openvino-int8.bin").write_bytes(b"of another version")
+    made = package(str(run), "1.2.5", tmp_path / "store", tmp_path, cache)
+    assert "openvino-int8.bin" not in zipfile.ZipFile(made.archive).namelist()

@@ -143,6 +143,17 @@ def test_exports_of_one_name_at_once_do_not_collide(source, tmp_path):
     assert not list(tmp_path.glob("*/.packing-*"))
 
 
+def test_a_store_inside_the_models_folder_is_not_packed_into_the_archive(source, tmp_path):
+    for path in source.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    archive = package_directory(tmp_path, tmp_path / "store")
+    first = archive.stat().st_mtime_ns
+    assert package_directory(tmp_path, tmp_path / "store").stat().st_mtime_ns == first
+    assert not [name for name in zipfile.ZipFile(archive).namelist() if "store" in name]
+    with pytest.raises(ExportError, match="own folder"):
+        package_directory(tmp_path, tmp_path)
+
+
 def test_missing_files_are_named(source, tmp_path):
     (tmp_path / "contract.json").write_bytes((source / "contract.json").read_bytes())
     with pytest.raises(ExportError, match=r"no weights\.safetensors and no reference\.json"):

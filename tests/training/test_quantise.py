@@ -11,9 +11,9 @@ from handlers.contract import Contract, Engine, Input
 from handlers.engines import EngineError, build_engine
 from handlers.network import build_network
 from handlers.preprocess import normalise
-from training.calibration import fit_temperature
 from training.data import Images
-from training.quantise import GATE, GateRefused, _compare, add_engine
+from training.inference import predict_logits
+from training.quantise import GATE, GateRefused, _compare, add_engine, remove_engines
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "frog")
@@ -41,7 +41,14 @@ def images(contract, network):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05), ("int8", 0.2)])
 def test_openvino_answers_like_the_network(precision, tolerance, network, contract, images, tmp_path):
     report = add_engine(
-        network, contract, tmp_path, precision=precision, training=images, held_out=images, max_drop=1.0
+        network,
+        contract,
+        tmp_path,
+        precision=precision,
+        training=images,
+        held_out=images,
+        logits=predict_logits(network, images.images, contract.input).numpy(),
+        max_drop=1.0,
     )
     assert report.engine == Engine("openvino", precision, report.measured.temperature)
     assert report.calibration_images == (48 if precision == "int8" else 0)
@@ -72,19 +79,22 @@ def test_the_gate_refuses_what_loses_more_than_the_bound():
 
 def test_a_refused_engine_leaves_its_report(network, contract, images, tmp_path):
     with pytest.raises(GateRefused):
-        add_engine(network, contract, tmp_path, precision="fp32", training=images, held_out=images, max_drop=-1.0)
+        add_engine(
+            network,
+            contract,
+            tmp_path,
+            precision="fp32",
+            training=images,
+            held_out=images,
+            logits=predict_logits(network, images.images, contract.input).numpy(),
+            max_drop=-1.0,
+        )
     assert json.loads((tmp_path / GATE).read_text())["passed"] is False
+    remove_engines(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_engine_files_and_unknown_precisions_are_refused(network, tmp_path):
     for precision in ("int8", "int4"):
         with pytest.raises(EngineError):
             build_engine(Engine("openvino", precision), network, directory=tmp_path, device=CPU)
-
-
-def test_the_fitted_temperature_undoes_overconfidence():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (5000, 3)).astype(np.float32)
-    # Gumbel's trick draws from the softmax. Source: Maddison et al. 2017, https://arxiv.org/abs/1611.00712
-    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
-    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.1)
