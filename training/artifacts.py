@@ -27,8 +27,11 @@ def find_model(source: str) -> Path:
     Raises:
         ModelError: nothing is there, or it is no model of ours.
     """
-    folder = _download(source) if source.startswith(("runs:/", "models:/")) else Path(source)
-    if folder.name in WEIGHTS:
+    folder = Path(source)
+    if source.startswith(("runs:/", "models:/")):
+        downloaded = _download(source)
+        folder = next((path.parent for path in sorted(downloaded.rglob("contract.json"))), downloaded)
+    elif folder.name in WEIGHTS:
         folder = folder.parent
     if not (folder / "contract.json").is_file() or not any((folder / name).is_file() for name in WEIGHTS):
         raise ModelError(

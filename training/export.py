@@ -55,8 +55,8 @@ def package_directory(source: Path, store: Path) -> Path:
     """The archive `<name>-<version>.mar` in `store`, packed from `source` unless an equal one lies there.
 
     Args:
-        source: a folder of `contract.json`, `weights.safetensors`, `reference.json` and whatever other files shall travel
-            along; sub-folders and hidden files do not.
+        source: a folder of `contract.json`, `weights.safetensors`, `reference.json` and whatever other files shall
+            travel along; sub-folders and hidden files do not.
         store: TorchServe's model store; the archive appears there in one step, its `.sha256` after it.
 
     Raises:

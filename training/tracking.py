@@ -53,7 +53,12 @@ class Tracker:
     def __init__(self, name: str, run_id: str = "") -> None:
         self.run_id = run_id
         self._client: MlflowClient | None = None
-        _survive(lambda: self._open(name))
+        survive(lambda: self._open(name))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a store to write to."""
+        return self._client is not None
 
     def params(self, params: dict[str, Any]) -> None:
         """Records hyper-parameters."""
@@ -92,7 +97,7 @@ class Tracker:
     def _send(self, call: Callable[[MlflowClient], object]) -> None:
         client = self._client
         if client is not None:
-            _survive(lambda: call(client))
+            survive(lambda: call(client))
 
 
 def _create_experiment(client: MlflowClient) -> str:
@@ -102,7 +107,8 @@ def _create_experiment(client: MlflowClient) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=beside.as_uri() if beside else None)
 
 
-def _survive(call: Callable[[], object]) -> None:
+def survive(call: Callable[[], object]) -> None:
+    """Makes a call to MLflow; whatever it raises becomes a warning."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 - MLflow raises whatever its store raises

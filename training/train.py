@@ -30,7 +30,7 @@ from training.errors import TrainingError
 from training.inference import predict_logits
 from training.pretrained import choose_architecture, pretrained_network
 from training.recipe import Phase, Recipe, check, rate_factor, recipe_from_dict, recipe_to_dict
-from training.tracking import Tracker, environment
+from training.tracking import Tracker, environment, survive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -205,8 +205,11 @@ class Run:
         return next(size for start, size in reversed(self.recipe.sizes) if done >= start) or self.input.height
 
 
-def train(recipe: Recipe, folder: Path, cache: Path) -> Path:
-    """Trains by `recipe` and returns the run's folder; MLflow gets parameters, metrics and files.
+def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) -> Path:
+    """Trains by `recipe` and returns the run's folder.
+
+    MLflow gets parameters, metrics and files, and, where `registers`, the best model as a registered version with the
+    alias `challenger`.
 
     Raises:
         TrainingError: the folder holds a run already, or the recipe cannot be followed.
@@ -218,10 +221,10 @@ def train(recipe: Recipe, folder: Path, cache: Path) -> Path:
         )
     check(recipe)
     folder.mkdir(parents=True, exist_ok=True)
-    return _drive(Run(recipe, folder, cache))
+    return _drive(Run(recipe, folder, cache), registers=registers)
 
 
-def resume(folder: Path, cache: Path) -> Path:
+def resume(folder: Path, cache: Path, *, registers: bool = True) -> Path:
     """Continues the training in `folder` from its last whole epoch, to the result of an unbroken run.
 
     Raises:
@@ -232,10 +235,10 @@ def resume(folder: Path, cache: Path) -> Path:
     state = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
     run = Run(recipe_from_dict(state["recipe"]), folder, cache)
     run.restore(state)
-    return _drive(run)
+    return _drive(run, registers=registers)
 
 
-def _drive(run: Run) -> Path:
+def _drive(run: Run, *, registers: bool) -> Path:
     recipe = run.recipe
     tracker = Tracker(f"{recipe.name}-{run.folder.name}", run.run_id)
     if not run.run_id:
@@ -254,8 +257,17 @@ def _drive(run: Run) -> Path:
         if status == "FINISHED":
             for name in ("best.pth", "contract.json", "history.json", "curves.png"):
                 tracker.artifact(run.folder / name)
+            if registers and tracker.is_open:
+                survive(lambda: _register(run))
         tracker.finish(status)
     return run.folder
+
+
+def _register(run: Run) -> None:
+    from training.registry import CHALLENGER, register  # noqa: PLC0415 - MLflow's models take seconds to import
+
+    version = register(run.folder, run.run_id)
+    logger.info("registered as models:/%s/%s, alias %s", run.recipe.name, version, CHALLENGER)
 
 
 def _epochs(run: Run) -> Iterator[dict[str, float]]:

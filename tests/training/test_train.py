@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -11,14 +12,20 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import mlflow
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from handlers.contract import load as load_contract
+from handlers.engines import softmax
 from handlers.network import build_network
+from training.artifacts import find_model, read_model
 from training.augment import training_loader
+from training.data import load_training_images
 from training.errors import TrainingError
+from training.inference import predict_logits
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Recipe, recipe_to_dict
 from training.tracking import tracking_uri
@@ -64,6 +71,18 @@ def test_mlflow_holds_parameters_metrics_environment_and_files(trained):
     assert names == {"best.pth", "contract.json", "history.json", "curves.png"}
 
 
+def test_best_model_is_registered_as_challenger_and_loads_without_a_pickle(trained, monkeypatch):
+    folder = find_model("models:/cifar10@challenger")
+    assert not [path for path in folder.parents[1].rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
+    mlflow.set_tracking_uri(tracking_uri())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's own, about type hints
+        loaded = mlflow.pyfunc.load_model("models:/cifar10@challenger")
+    images, size = load_training_images(RECIPE.data, trained)
+    logits = predict_logits(read_model(trained)[1], images.images, size).numpy()
+    np.testing.assert_allclose(loaded.predict(images.images), softmax(logits, 1.0), atol=1e-5)
+
+
 KILLED_RUN = """
 import json, sys
 from pathlib import Path
@@ -77,7 +96,7 @@ def test_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, cache
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = train(RECIPE, tmp_path / "whole", cache)
+        whole = train(RECIPE, tmp_path / "whole", cache, registers=False)
         killed = tmp_path / "killed"
         arguments = [json.dumps(recipe_to_dict(RECIPE)), str(killed), str(cache)]
         process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, *arguments], env=_environment())
@@ -86,7 +105,7 @@ def test_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, cache
         process.wait()
         done = len(torch.load(killed / "last.pt", weights_only=True)["history"])
         assert done < RECIPE.epochs
-        resume(killed, cache)
+        resume(killed, cache, registers=False)
     finally:
         torch.set_num_threads(threads)
     for folder in (whole, killed):

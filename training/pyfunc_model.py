@@ -1,0 +1,36 @@
+"""What `mlflow.pyfunc.load_model` runs: MLflow keeps this file as code and executes it, so that nothing is pickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import torch
+
+from handlers import contract as contracts
+from handlers.archive import load_network
+from handlers.engines import build_engine, predict_all
+from handlers.preprocess import normalise
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
+    """The model of a run, run by the engine that its contract names."""
+
+    def load_context(self, context: Any) -> None:  # noqa: ANN401 - MLflow's
+        """Reads contract and weights from the logged files."""
+        folder = Path(context.artifacts["model"])
+        self._contract = contracts.load(folder / "contract.json")
+        network = load_network(folder, self._contract)
+        self._engine = build_engine(self._contract.engine, network, directory=folder, device=torch.device("cpu"))
+
+    def predict(self, context: Any, model_input: NDArray[np.uint8], params: Any = None) -> NDArray[np.float32]:  # noqa: ANN401, ARG002
+        """The classes' probabilities (N, K) for pictures (N, H, W, 3) uint8 of the contract's size."""
+        return predict_all(self._engine, normalise(model_input, self._contract.input))
+
+
+mlflow.models.set_model(Classifier())
