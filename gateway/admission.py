@@ -12,6 +12,28 @@ from collections import deque
 from gateway.errors import Unavailable
 
 
+class BodyBudget:
+    """Bytes of bodies held at a time: what bounds memory while bodies arrive, before there is a place to take."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Counts `size` more bytes; `give_back` ends it.
+
+        Raises:
+            Unavailable: they do not fit.
+        """
+        if self.held + size > self.limit:
+            raise Unavailable("saturated")
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Counts `size` bytes less."""
+        self.held -= size
+
+
 class Places:
     """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served."""
 

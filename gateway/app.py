@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from gateway import health, openapi, routes, v2
-from gateway.admission import Places
+from gateway.admission import BodyBudget, Places
 from gateway.agents import Agents
 from gateway.callers import Callers
 from gateway.dataplane import DataPlane
@@ -81,7 +81,9 @@ def create_app(
         explain=Places(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
     )
-    parts = Parts(settings, agents, versions, dataplane, Callers(settings), Metrics())
+    parts = Parts(
+        settings, agents, versions, dataplane, BodyBudget(settings.max_buffered_bytes), Callers(settings), Metrics()
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limits import RateLimitItem, parse
 from limits.aio.strategies import FixedWindowRateLimiter
@@ -164,9 +164,13 @@ def parse_quota(name: str, quota: str) -> RateLimitItem | None:
 
 
 def _limiter(store: str) -> FixedWindowRateLimiter:
-    options = {}
+    options: dict[str, Any] = {}
     if not store.startswith("memory:"):
-        options = {"socket_timeout": STORE_TIMEOUT_S, "socket_connect_timeout": STORE_TIMEOUT_S}
+        options = {
+            "implementation": "redispy",
+            "socket_timeout": STORE_TIMEOUT_S,
+            "socket_connect_timeout": STORE_TIMEOUT_S,
+        }
     try:
         storage = storage_from_string(f"async+{store}", **options)
     except Exception as error:

@@ -56,6 +56,7 @@ class Envelope:
             self._finish(scope, exchange)
 
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
+        self._parts.body_budget.give_back(exchange.body_bytes)
         self._parts.metrics.finish(scope["method"] if exchange.route != UNMATCHED else "", exchange)
         if logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, exchange))

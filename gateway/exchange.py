@@ -22,13 +22,25 @@ UNMATCHED = "unmatched"
 class Exchange:
     """One request's notes; `stages` are seconds spent, in the order in which they ended."""
 
-    __slots__ = ("caller", "code", "model", "request_id", "route", "stages", "started", "status", "version")
+    __slots__ = (
+        "body_bytes",
+        "caller",
+        "code",
+        "model",
+        "request_id",
+        "route",
+        "stages",
+        "started",
+        "status",
+        "version",
+    )
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.route = UNMATCHED
         self.started = time.perf_counter()
         self.stages: dict[str, float] = {}
+        self.body_bytes = 0
         self.status = 0
         self.code = ""
         self.model = ""

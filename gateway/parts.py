@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from gateway.admission import BodyBudget
     from gateway.agents import Agents
     from gateway.callers import Callers
     from gateway.dataplane import DataPlane
@@ -24,6 +25,7 @@ class Parts:
     agents: Agents
     versions: Versions
     dataplane: DataPlane
+    body_budget: BodyBudget
     callers: Callers
     metrics: Metrics
     is_draining: bool = False

@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     """Images one /predict/batch or V2 call may have."""
     chunk_images: int = Field(default=16, ge=1)
     """Images of a batch that go to TorchServe as one row, at most."""
+    max_buffered_bytes: int = Field(default=256 * MIB, ge=1)
+    """Bytes of bodies that one gateway process holds at a time, over all its requests; above it new ones get 503."""
     body_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a body may take to arrive before the sender is cut off."""
     header_timeout_s: float = Field(default=10.0, gt=0)

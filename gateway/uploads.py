@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from gateway.exchange import exchange_of
+from gateway.parts import parts_of
 from gateway.refusals import (
     BadMultipart,
     BodyTooLarge,
@@ -128,7 +130,8 @@ def _boundary(request: Request) -> bytes:
 
 
 async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
-    """The body's chunks as they come, without the empty ones."""
+    """The body's chunks as they come, without the empty ones; they count as held until the request is answered."""
+    exchange, budget = exchange_of(request.scope), parts_of(request).body_budget
     end = asyncio.get_running_loop().time() + timeout_s
     more = True
     while more:
@@ -141,6 +144,8 @@ async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
             raise ClientGoneError
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
+            budget.take(len(chunk))
+            exchange.body_bytes += len(chunk)
             yield chunk
 
 

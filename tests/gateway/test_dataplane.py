@@ -136,6 +136,16 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
     stand.client.portal.call(scene)
 
 
+def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(max_buffered_bytes=1000)
+    budget = stand.app.state.parts.body_budget
+    refused = stand.client.post("/predict", content=b"x" * 1001)
+    assert (refused.status_code, refused.json()["code"]) == (503, "saturated")
+    for _ in range(3):
+        assert stand.client.post("/predict", content=b"x" * 900).status_code == 200
+    assert budget.held == 0
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_v2_takes_and_gives_tensors_in_binary_and_in_json(stand: Stand, binary: bool) -> None:
     images = [b"image-of-dog", b"image-of-frog"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from gateway.reference import effective_settings, settings_table
-from gateway.settings import Settings, SettingsError, load_settings
+from gateway.settings import VERSION, Settings, SettingsError, load_settings
 
 DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
 
@@ -57,6 +58,11 @@ def test_the_effective_settings_tell_their_source_and_no_digest(monkeypatch: pyt
     shown = {name: (value, source) for name, value, source in effective_settings(load_settings())}
     assert shown["GATEWAY_KEYS"] == ("alice:****", "environment")
     assert shown["GATEWAY_PORT"] == ("8000", "default")
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((DOCS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == VERSION
 
 
 def test_the_documents_table_is_generated_from_the_fields() -> None:
