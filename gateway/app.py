@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
+    from gateway.tracing import Tracer
+
 logger = logging.getLogger(__name__)
 ROUTES = (
     ("POST", "/predict", routes.predict),
@@ -64,8 +66,9 @@ def create_app(
     *,
     upstream: httpx.AsyncBaseTransport | None = None,
     agent: httpx.AsyncBaseTransport | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
-    """The gateway; settings come from the environment unless given, transports are passed in by tests.
+    """The gateway; settings come from the environment unless given, transports and tracer are passed in by tests.
 
     Raises:
         SettingsError: the environment's settings cannot be used.
@@ -82,17 +85,31 @@ def create_app(
         chunk_images=settings.chunk_images,
     )
     parts = Parts(
-        settings, agents, versions, dataplane, BodyBudget(settings.max_buffered_bytes), Callers(settings), Metrics()
+        settings,
+        agents,
+        versions,
+        dataplane,
+        BodyBudget(settings.max_buffered_bytes),
+        Callers(settings),
+        Metrics(),
+        tracer,
     )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if parts.tracer is None and settings.otlp_endpoint:
+            # Not at the top: a gateway without traces does not pay for the import.
+            from gateway.tracing import exporting_tracer  # noqa: PLC0415
+
+            parts.tracer = exporting_tracer(settings.otlp_endpoint)
         await refresh(parts)
         watch = asyncio.create_task(keep_fresh(parts))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
+        if parts.tracer is not None:
+            await asyncio.to_thread(parts.tracer.close)
         await agents.close()
         await torchserve.close()
 

@@ -31,6 +31,12 @@ class Ask:
     deadline: Deadline
     version: str | None = None
 
+    def carried(self) -> dict[str, str]:
+        """What names the request on its way to the model."""
+        if self.exchange.traceparent:
+            return {"id": self.exchange.request_id, "traceparent": self.exchange.traceparent}
+        return {"id": self.exchange.request_id}
+
 
 class DataPlane:
     """Predictions and explanations, each kind within its own places.
@@ -113,7 +119,7 @@ class DataPlane:
         try:
             with ask.exchange.stage("model"):
                 return await self._upstream.explain(
-                    target, image, request_id=ask.exchange.request_id, deadline=ask.deadline, options=options
+                    target, image, carried=ask.carried(), deadline=ask.deadline, options=options
                 )
         finally:
             self.explain_places.give_back(1)
@@ -124,9 +130,7 @@ class DataPlane:
         return target
 
     async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[dict[str, Any]]:
-        return await self._upstream.predict(
-            target, images, request_id=ask.exchange.request_id, deadline=ask.deadline, top_k=top_k
-        )
+        return await self._upstream.predict(target, images, carried=ask.carried(), deadline=ask.deadline, top_k=top_k)
 
     def _images_a_row(self, count: int, workers: int) -> int:
         return min(self._chunk_images, math.ceil(count / workers))

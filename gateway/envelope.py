@@ -35,6 +35,8 @@ class Envelope:
             return
         exchange = Exchange(request_id_of(scope))
         scope["gradserve"] = exchange
+        tracer = self._parts.tracer
+        span = tracer.begin(scope, exchange) if tracer is not None else None
 
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -54,6 +56,8 @@ class Envelope:
             await self._answer_error(exception, scope, receive, send_enveloped)
         finally:
             self._finish(scope, exchange)
+            if tracer is not None and span is not None:
+                tracer.end(span, scope, exchange)
 
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
         self._parts.body_budget.give_back(exchange.body_bytes)

@@ -32,6 +32,7 @@ class Exchange:
         "stages",
         "started",
         "status",
+        "traceparent",
         "version",
     )
 
@@ -46,6 +47,7 @@ class Exchange:
         self.model = ""
         self.version = ""
         self.caller = ""
+        self.traceparent = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.dataplane import DataPlane
     from gateway.metrics import Metrics
     from gateway.settings import Settings
+    from gateway.tracing import Tracer
     from gateway.versions import Versions
 
 
@@ -28,6 +29,7 @@ class Parts:
     body_budget: BodyBudget
     callers: Callers
     metrics: Metrics
+    tracer: Tracer | None = None
     is_draining: bool = False
 
 

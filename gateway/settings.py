@@ -93,6 +93,8 @@ class Settings(BaseSettings):
 
     drain_s: float = Field(default=1.0, ge=0)
     """Seconds from SIGTERM, when /readyz turns 503 and connections are asked to close, to the end of accepting."""
+    otlp_endpoint: str = ""
+    """OpenTelemetry collector that gets traces over OTLP/HTTP, like `http://127.0.0.1:4318`; empty for no traces."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written; a request's line is `info`."""
 

@@ -5,7 +5,8 @@
 
 `content-type` says what the body is: `application/octet-stream`, one image's bytes; `application/vnd.gradserve.images`,
 frames of a 4-byte big-endian length and the image's bytes. `x-gradserve` is compact ASCII JSON with everything else:
-`id`, `deadline` (Unix time, ms) and the options. TorchServe reads a header with four system calls and drops query
+`id`, `deadline` (Unix time, ms), `traceparent` where there is one, and the options. TorchServe reads a header with four
+system calls and drops query
 strings, so there is no third header. It answers 200 whenever the handler answered: `{"results": [entry, …]}`, one entry
 per image, an error inside an entry; or the overlay's PNG bytes.
 """
@@ -85,7 +86,7 @@ class TorchServe:
         self._transport = transport
 
     async def predict(
-        self, target: Target, images: Sequence[bytes], *, request_id: str, deadline: Deadline, top_k: int
+        self, target: Target, images: Sequence[bytes], *, carried: dict[str, str], deadline: Deadline, top_k: int
     ) -> list[dict[str, Any]]:
         """One entry per image, in order: a prediction, or `{"error": {...}}` for an image that was refused.
 
@@ -93,13 +94,13 @@ class TorchServe:
             GatewayError: the row as a whole has no answer.
         """
         path = f"/predictions/{target.model}/{target.version}"
-        headers = row_headers(len(images), {"id": request_id, "deadline": deadline.unix_ms, "top_k": top_k})
+        headers = row_headers(len(images), {**carried, "deadline": deadline.unix_ms, "top_k": top_k})
         body = images[0] if len(images) == 1 else join_frames(images)
         content = await self._post(target, path, headers, body, deadline)
         return read_results(content, len(images))
 
     async def explain(
-        self, target: Target, image: bytes, *, request_id: str, deadline: Deadline, options: dict[str, Any]
+        self, target: Target, image: bytes, *, carried: dict[str, str], deadline: Deadline, options: dict[str, Any]
     ) -> bytes | dict[str, Any]:
         """The overlay's PNG bytes, or with the option `format: json` the explanation's entry.
 
@@ -107,7 +108,7 @@ class TorchServe:
             GatewayError: there is no explanation; `ImageRefused` when the image or an option is why.
         """
         path = f"/explanations/{target.model}-explain/{target.version}"
-        headers = row_headers(1, {"id": request_id, "deadline": deadline.unix_ms, **options})
+        headers = row_headers(1, {**carried, "deadline": deadline.unix_ms, **options})
         content = await self._post(target, path, headers, image, deadline)
         if content.startswith(PNG_SIGNATURE) and options.get("format") != "json":
             return content

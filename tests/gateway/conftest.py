@@ -188,6 +188,7 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
             agent: FakeAgent | None = None,
             torchserve: FakeTorchServe | None = None,
             upstream: Callable[..., Any] | None = None,
+            tracer: Any = None,
             plan: dict[str, Any] | None = None,
             **settings: Any,
         ) -> Stand:
@@ -198,6 +199,7 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
                 Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 0.3, **settings}),
                 upstream=httpx.MockTransport(upstream or torchserve),
                 agent=httpx.MockTransport(agent),
+                tracer=tracer,
             )
             stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
             http = httpx.AsyncClient(

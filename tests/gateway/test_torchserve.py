@@ -75,7 +75,7 @@ def call(serve: Serve | None, *, timeout_s: float = 5.0, image: bytes = b"x") ->
         try:
             target = Target(Replica("http://agent"), f"http://127.0.0.1:{port}", "cifar10", "1.0.0", 1)
             deadline = Deadline(timeout_s)
-            return await TorchServe(transport).predict(target, [image], request_id="r", deadline=deadline, top_k=1)
+            return await TorchServe(transport).predict(target, [image], carried={"id": "r"}, deadline=deadline, top_k=1)
         except GatewayError as error:
             return error
         finally:
