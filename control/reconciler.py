@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from control.archive import inspect_archive
 from control.deployment import Deployment, Role, Step, Wanted, next_step
 from control.errors import ArchiveError, ManagementError, VerificationError
+from control.priority import LoadingPriority, can_restore_priority
 from control.verification import verify_explanation, verify_predictions
 from gateway import traffic
 
@@ -61,6 +62,7 @@ class Reconciler:
         self._settings = settings
         self._management = management
         self._server_log = log
+        self._priority = LoadingPriority(is_allowed=can_restore_priority())
         self._workers = workers
         self.plan_file = PlanFile(settings)
         self.deployments: dict[tuple[str, str], Deployment] = {}
@@ -85,6 +87,8 @@ class Reconciler:
             deployment.see(predict.get(version), explain.get(version), now)
             if deployment.task is None and deployment.acted_at < looked_at:
                 self._start_step(deployment, now)
+        # Explainers lower themselves for good, see handlers/image_handler.py.
+        self._priority.apply([d.predict for d in self.deployments.values() if d.predict is not None])
 
     def follow(self) -> traffic.Plan | None:
         """Reads the plan and takes over its wishes; works without a server."""

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 # config/torchserve/log4j2.xml: "<time> [INFO ] MODEL_LOG W-9000-<entry>_<version>-stdout - <what the worker printed>".
 _WORKER_LINE = re.compile(r"MODEL_LOG W-\d+-(?P<entry>\S+)-std(?:out|err) - (?P<said>.*)")
-# The handler's own sentence, or the last line of a traceback.
-_REASON = re.compile(r"(?P<sentence>cannot be served: .+)|^(?P<exception>[\w.]*(?:Error|Exception)\b.*)")
+# The handler's own sentence, or the last line of a traceback; not the source line that a traceback quotes.
+_REASON = re.compile(
+    r"^(?:Failed to load model|RuntimeError:).*?(?P<sentence>cannot be served: .+)"
+    r"|^(?P<exception>[\w.]*(?:Error|Exception)\b.*)"
+)
 _MAX_REASON = 300
 
 

@@ -31,6 +31,7 @@ def test_everything_is_passed_on_unchanged(log, passed_on):
 
 def test_the_handlers_sentence_is_the_reason_and_outlasts_the_traceback(log):
     log.take(f"{PREFIX}Failed to load model cifar10, exception cifar10 cannot be served: outputs differ".encode())
+    log.take(f'{PREFIX}    raise RuntimeError(f"{{name}} cannot be served: {{error}}") from error'.encode())
     log.take(f"{PREFIX}RuntimeError: 500 - Unknown exception".encode())
     assert log.why("cifar10", "2.0.0") == "cannot be served: outputs differ"
     assert log.why("cifar10", "1.0.0") is None

@@ -162,6 +162,8 @@ def make_stack():
             "AGENT_METRICS_PORT": str(metrics),
             "AGENT_GRPC_INFERENCE_PORT": str(grpc_inference),
             "AGENT_GRPC_MANAGEMENT_PORT": str(grpc_management),
+            # Gateways here follow within a second and answer within another.
+            "AGENT_RETIRE_SETTLE_S": "4",
             **settings,
         }
         stack = Stack(

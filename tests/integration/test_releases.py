@@ -1,0 +1,273 @@
+"""Versions moved on the real stack: under load, through refusals and through kills."""
+
+import asyncio
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections import Counter
+from datetime import datetime
+
+import httpx
+import pytest
+
+from training.export import package_directory
+
+pytestmark = pytest.mark.server
+# Requests a second. Half of what the reference machine does with an untrained model in full precision, which leaves the
+# other half for loading.
+RATE = 20
+HANGING = """
+import time
+
+class Handler:
+    def initialize(self, context):
+        time.sleep(3600)
+
+    def handle(self, data, context):
+        return data
+"""
+
+
+class Load:
+    """Requests at a steady rate, without retries; each answer with the time it was asked for."""
+
+    def __init__(self, url: str, picture: bytes) -> None:
+        self._url = url
+        self._picture = picture
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self.answers: list[tuple[float, float, int, str]] = []
+        """When it was sent, when it was answered (Unix time), status, version or the body of the failure."""
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=200)) as client:
+            tasks, began, sent = set(), time.monotonic(), 0
+            while not self._stop.is_set():
+                task = asyncio.create_task(self._ask(client))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+                sent += 1
+                await asyncio.sleep(max(0, began + sent / RATE - time.monotonic()))
+            await asyncio.gather(*tasks)
+
+    async def _ask(self, client: httpx.AsyncClient) -> None:
+        sent = time.time()
+        try:
+            answer = await client.post(self._url, content=self._picture, headers={"content-type": "image/png"})
+        except httpx.HTTPError as error:
+            self.answers.append((sent, time.time(), 0, type(error).__name__))
+            return
+        found = answer.json()["model"]["version"] if answer.status_code == 200 else answer.text
+        self.answers.append((sent, time.time(), answer.status_code, found))
+
+
+def changes(stack) -> list[tuple[float, set[str]]]:
+    """When each plan came into force and which versions it gives traffic."""
+    found = []
+    for line in (stack.home / "audit.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "after" in entry:
+            plan = entry["after"]
+            routed = {plan["stable"]["version"]} | ({plan["canary"]["version"]} if plan["canary"] else set())
+            found.append((datetime.fromisoformat(entry["time"]).timestamp(), routed))
+    return found
+
+
+def outside_the_plan(load: Load, plans: list[tuple[float, set[str]]]) -> list[tuple]:
+    """Answers from versions that no plan in force gave traffic, a second being granted for following a change."""
+    wrong = []
+    for sent, answered, status, version in load.answers:
+        allowed = set()
+        for index, (since, routed) in enumerate(plans):
+            until = plans[index + 1][0] + 1.0 if index + 1 < len(plans) else float("inf")
+            if since <= answered and sent <= until:
+                allowed |= routed
+        if status == 200 and version not in allowed:
+            wrong.append((sent, version, allowed))
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def picture(model_source):
+    reference = json.loads((model_source / "reference.json").read_text())
+    return base64.b64decode(reference["images"][0])
+
+
+@pytest.fixture(scope="module")
+def second(stack, write_untrained, tmp_path_factory):
+    """An archive of version 9.0.0, outside the model store."""
+    return package_directory(write_untrained("9.0.0", seed=9), tmp_path_factory.mktemp("second"))
+
+
+@pytest.fixture
+def stable(stack):
+    """The stable version; whatever else the test brought in is out again afterwards."""
+    plan = json.loads((stack.home / "plan.json").read_text())
+    version = plan["stable"]["version"]
+    yield version
+    if json.loads((stack.home / "plan.json").read_text())["stable"]["version"] != version:
+        assert stack.command("promote", version).returncode == 0
+    plan = json.loads((stack.home / "plan.json").read_text())
+    for release in (plan["canary"], plan["shadow"], *plan["retained"]):
+        if release:
+            assert stack.command("retire", release["version"]).returncode == 0
+
+
+def command(stack, *arguments):
+    answer = stack.command(*arguments)
+    assert answer.returncode == 0, (arguments, answer.stdout, answer.stderr)
+    assert "Traceback" not in answer.stderr
+    return answer
+
+
+def refused(stack, *arguments):
+    before = (stack.home / "plan.json").read_bytes() if (stack.home / "plan.json").exists() else b""
+    answer = stack.command(*arguments)
+    assert answer.returncode == 1, answer.stdout
+    assert "Traceback" not in answer.stderr
+    after = json.loads((stack.home / "plan.json").read_bytes())
+    assert {**after, "revision": 0} == {**json.loads(before), "revision": 0}
+    return answer.stderr
+
+
+def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_request(stack, second, stable, picture):
+    with Load(f"{stack.gateway}/predict", picture) as load:
+        time.sleep(1)
+        command(stack, "deploy", str(second), "--canary", "10")
+        time.sleep(3)
+        command(stack, "promote")
+        time.sleep(1)
+        began = time.monotonic()
+        command(stack, "rollback")
+        took = time.monotonic() - began
+        time.sleep(1)
+        command(stack, "promote", "9.0.0")
+        command(stack, "retire", stable)
+        time.sleep(1)
+    failed = Counter((status, text.partition(',"detail"')[0]) for _, _, status, text in load.answers if status != 200)
+    assert not failed, f"of {len(load.answers)} requests"
+    assert outside_the_plan(load, changes(stack)) == []
+    assert {version for _, _, _, version in load.answers} == {stable, "9.0.0"}
+    assert load.answers[-1][3] == "9.0.0"
+    # The command's own start included; that traffic follows within a second is held above.
+    assert took < 6.0
+    # And back, though it is not loaded any more.
+    command(stack, "rollback")
+    assert httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] == stable
+
+
+def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drained(stack):
+    calls = [json.loads(line) for line in stack.management_log.read_text().splitlines()]
+    registered = [call["path"] for call in calls if call["method"] == "POST"]
+    assert registered
+    assert all("synchronous=false" in path for path in registered)
+    assert all("synchronous=false" in c["path"] for c in calls if c["method"] == "PUT" and "min_worker" in c["path"])
+    last_seen = {}
+    for call in calls:
+        if call["method"] == "GET" and call["path"].endswith("/all") and call["status"] == 200:
+            last_seen[call["path"].split("/")[2]] = call["answer"]
+        if call["method"] == "DELETE":
+            _, _, entry, version = call["path"].split("/")
+            assert last_seen[entry][version]["pending"] == 0, call
+
+
+def test_an_archive_that_must_not_be_loaded_is_refused_before_the_plan_is_touched(stack, second, stable, tmp_path):
+    tampered = shutil.copy(second, tmp_path / "tampered.mar")
+    with zipfile.ZipFile(tampered, "a") as members:
+        members.writestr("extra.txt", "x")
+    shutil.copy(f"{second}.sha256", f"{tampered}.sha256")
+    assert "SHA-256" in refused(stack, "deploy", str(tampered))
+    with zipfile.ZipFile(tampered, "a") as members:
+        members.writestr("../evil.py", "x")
+    (tmp_path / "tampered.mar.sha256").unlink()
+    assert "would leave the folder" in refused(stack, "deploy", str(tampered))
+
+
+def test_other_classes_need_yes(stack, stable, write_untrained, tmp_path):
+    archive = package_directory(write_untrained("9.1.0", classes=("cat", "dog")), tmp_path)
+    said = refused(stack, "deploy", str(archive))
+    assert "classes gone" in said
+    assert "--yes" in said
+
+
+def test_a_version_whose_outputs_are_wrong_is_refused_with_the_handlers_reason(
+    stack, stable, write_untrained, tmp_path, until
+):
+    source = write_untrained("9.2.0")
+    reference = json.loads((source / "reference.json").read_text())
+    reference["probabilities"] = [row[::-1] for row in reference["probabilities"]]
+    (source / "reference.json").write_text(json.dumps(reference))
+    said = refused(stack, "deploy", str(package_directory(source, tmp_path)), "--stable")
+    assert "reference inputs" in said
+    until(lambda: [version["version"] for version in stack.versions()] == [stable], 30)
+    assert stack.health().json()["status"] == "ok"
+
+
+def with_handler(archive, path, code):
+    """A copy of the archive whose entry file begins with `code`."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, code.encode() if name == "image_handler.py" else content)
+    return path
+
+
+@pytest.mark.long
+def test_a_version_that_crashes_or_hangs_while_loading_is_refused(make_stack, model_source, second, tmp_path, until):
+    other = make_stack(AGENT_LOAD_TIMEOUT_S="60")
+    other.start(model_source)
+    other.wait_until_ready()
+    crashing = with_handler(second, tmp_path / "crashing.mar", "import nothing_of_that_name")
+    assert "its workers die while they load" in refused(other, "deploy", str(crashing))
+    (other.model_store / "cifar10-9.0.0.mar").unlink()
+    said = refused(other, "deploy", str(with_handler(second, tmp_path / "hanging.mar", HANGING)))
+    assert "no worker was ready within" in said
+    until(lambda: len(other.versions()) == 1, 30)
+    assert other.health().json()["status"] == "ok"
+
+
+@pytest.mark.long
+def test_kills_in_the_middle_are_healed(make_stack, model_source, second, picture, until):
+    stack = make_stack()
+    stack.start(model_source)
+    stack.wait_until_ready()
+    stable = json.loads((stack.home / "plan.json").read_text())["stable"]["version"]
+
+    # The command, between loading and routing: the version stays loaded, without traffic, and deploying goes on.
+    deploy = subprocess.Popen(
+        [sys.executable, "-m", "control.cli", "deploy", str(second), "--canary", "50"],
+        env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: len(stack.versions()) == 2, 30)
+    deploy.kill()
+    deploy.wait()
+
+    # TorchServe, while the new version loads: both come back.
+    os.kill(stack.status()["torchserve"]["pid"], signal.SIGKILL)
+    until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
+    assert httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] == stable
+    command(stack, "deploy", "9.0.0", "--canary", "50")
+
+    # The agent, while both serve: started again, both verified again.
+    (agent,) = [pid for pid, line in stack.processes().items() if "control.cli agent" in line]
+    os.kill(agent, signal.SIGKILL)
+    until(lambda: stack.health().status_code == 503, 10)
+    until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
+    assert stack.command("status").returncode == 0
+    served = {httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] for _ in range(40)}
+    assert served == {stable, "9.0.0"}
