@@ -99,12 +99,13 @@ def train(  # noqa: PLR0917 - every option is an argument
     console.print(f"next: gradserve evaluate {folder}   or: gradserve package {folder} --version 1.0.1")
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0917 - every option is an argument
     model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")] = str(
         STORE / "released"
     ),
     data: Annotated[str, typer.Option(help="cifar10, or cifar10:PATH of its archive or folder.")] = "cifar10",
     output: Annotated[Path, typer.Option(help="Folder for metrics.json and confusion.png.")] = Path("results"),
+    card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
     cache: Cache = DEFAULT_CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -116,7 +117,7 @@ def evaluate(
 
     _show_progress()
     with _foreseen():
-        report = evaluation.evaluate(model, data, cache, output)
+        report = evaluation.evaluate(model, data, cache, output, card=card)
     if as_json:
         print(json.dumps(report))  # noqa: T201 - for programs
         return

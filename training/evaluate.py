@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
 from training.artifacts import find_model, read_model, weights_sha256
+from training.card import write_card
 from training.data import load_test_images
 from training.errors import ModelError
 from training.tracking import Tracker, environment
@@ -74,7 +75,7 @@ def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArr
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def evaluate(source: str, data: str, cache: Path, output: Path) -> dict[str, Any]:
+def evaluate(source: str, data: str, cache: Path, output: Path, *, card: Path | None = None) -> dict[str, Any]:
     """Measures the model `source` on the test images of `data`; writes `metrics.json` and `confusion.png` to `output`.
 
     Args:
@@ -82,6 +83,7 @@ def evaluate(source: str, data: str, cache: Path, output: Path) -> dict[str, Any
         data: what `load_training_images` takes.
         cache: where the data set is kept.
         output: folder of the results.
+        card: where to write a model card with the figures, if anywhere.
 
     Returns:
         The report as written.
@@ -120,6 +122,8 @@ def evaluate(source: str, data: str, cache: Path, output: Path) -> dict[str, Any
     output.mkdir(parents=True, exist_ok=True)
     (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     plot_confusion(figures.confusion, contract.classes, output / "confusion.png")
+    if card is not None:
+        card.write_text(write_card(contract, report), encoding="utf-8")
     if report["model"]["run_id"]:
         _log(report, output)
     return report

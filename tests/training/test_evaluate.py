@@ -64,13 +64,14 @@ def run(tmp_path_factory, cache) -> Path:
 
 
 def test_report_names_model_data_and_versions(run, tmp_path, cache):
-    report = evaluate(str(run), DATA, cache, tmp_path)
+    report = evaluate(str(run), DATA, cache, tmp_path, card=tmp_path / "card.md")
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
     assert report["data"]["images"] == 100
     assert len(report["data"]["sha256"]) == len(report["model"]["weights_sha256"]) == 64
     assert np.trace(report["confusion"]) == pytest.approx(100 * report["accuracy"])
     assert "version_torch" in report["environment"]
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert f"accuracy **{report['accuracy']:.2%}**" in (tmp_path / "card.md").read_text()
 
 
 def test_run_is_evaluated_from_mlflow_as_from_its_folder(run, tmp_path, cache):
