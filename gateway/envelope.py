@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from gateway.exchange import UNMATCHED, Exchange, request_id_of
+from gateway.exchange import Exchange, request_id_of
 from gateway.problems import from_exception, problem_response
 from gateway.uploads import ClientGoneError
 
@@ -61,7 +61,7 @@ class Envelope:
 
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
         self._parts.body_budget.give_back(exchange.body_bytes)
-        self._parts.metrics.finish(scope["method"] if exchange.route != UNMATCHED else "", exchange)
+        self._parts.metrics.finish(scope["method"], exchange)
         if logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, exchange))
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+METHODS = {"GET", "HEAD", "POST"}
 # Labels come from our own routes, stages, codes and versions, and from the contracts' classes; past this many, new ones
 # are counted as `other`.
 MAX_LABELS = 2000
@@ -68,6 +69,7 @@ class Metrics:
     def finish(self, method: str, exchange: Exchange) -> None:
         """Counts an answered request."""
         route = exchange.route
+        method = method if method in METHODS else "other"
         self._counter(self._requests, route, method, str(exchange.status)).inc()
         self._histogram(self._seconds, route).observe(exchange.elapsed_s())
         for stage, seconds in exchange.stages.items():

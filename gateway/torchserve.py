@@ -6,9 +6,8 @@
 `content-type` says what the body is: `application/octet-stream`, one image's bytes; `application/vnd.gradserve.images`,
 frames of a 4-byte big-endian length and the image's bytes. `x-gradserve` is compact ASCII JSON with everything else:
 `id`, `deadline` (Unix time, ms), `traceparent` where there is one, and the options. TorchServe reads a header with four
-system calls and drops query
-strings, so there is no third header. It answers 200 whenever the handler answered: `{"results": [entry, …]}`, one entry
-per image, an error inside an entry; or the overlay's PNG bytes.
+system calls and drops query strings, so there is no third header. It answers 200 whenever the handler answered:
+`{"results": [entry, …]}`, one entry per image, an error inside an entry; or the overlay's PNG bytes.
 """
 
 from __future__ import annotations
@@ -69,10 +68,6 @@ class Deadline:
     def timeout(self) -> asyncio.Timeout:
         """A context that ends with TimeoutError at the deadline."""
         return asyncio.timeout_at(self._at)
-
-    def left_s(self) -> float:
-        """Seconds until the deadline, 0 after it."""
-        return max(self._at - asyncio.get_running_loop().time(), 0.0)
 
 
 class TorchServe:

@@ -93,6 +93,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._wants_headers = True
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """Starts the clock where the answer came before the body was whole: uvicorn would wait for the rest for ever."""
+        super().on_response_complete()
+        if self.cycle.more_body:
+            self._start_clock()
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
         """Answers what is no request in the one shape that errors have, and hangs up."""
         error = HeadersTooLarge(self.max_header_bytes) if self._is_oversized else BadHttp()

@@ -154,6 +154,14 @@ def test_a_body_that_trickles_gets_408(gateway: tuple[str, int]) -> None:
     assert b'"code":"body_too_slow"' in answer
 
 
+def test_a_body_that_trickles_on_after_its_refusal_is_cut_off(gateway: tuple[str, int]) -> None:
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: text/plain\r\ncontent-length: 1000\r\n\r\n"
+    started = time.monotonic()
+    answer = say(gateway[0], head, *[b"x"] * 4, pause_s=0.1)
+    assert answer.startswith(b"HTTP/1.1 415 ")
+    assert time.monotonic() - started < 3
+
+
 @pytest.mark.parametrize("name", [b"one", b"many"])
 def test_headers_over_the_limit_get_431(gateway: tuple[str, int], name: bytes) -> None:
     headers = b"a: " + b"x" * 5000 + b"\r\n" if name == b"one" else b"a: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n" * 150
