@@ -94,7 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Starts the clock where the answer came before the body was whole: uvicorn would wait for the rest for ever."""
+        """Starts the clock where the answer came before the body was whole: uvicorn would wait for ever."""
         super().on_response_complete()
         if self.cycle.more_body:
             self._start_clock()
