@@ -25,8 +25,8 @@ install: $(STAMP) ## create .venv and install everything (TORCH_INDEX=URL for th
 up: $(STAMP) ## serve on this machine until Ctrl-C (PORT=8000, MLFLOW=1 for its page)
 	@$(BIN)/gradserve up $(if $(filter-out 0,$(MLFLOW)),--mlflow)
 
-train: $(STAMP) ## train (ARGS="--epochs 1 --subset 2000")
-	@$(BIN)/gradserve train $(ARGS)
+train: $(STAMP) ## train as the released model was (ARGS="--epochs 1 --subset 2000" for a short try)
+	@$(BIN)/gradserve train --config training/released.toml $(ARGS)
 
 bench: $(STAMP) ## run every benchmark; each writes a JSON that the docs quote
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

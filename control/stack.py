@@ -215,7 +215,7 @@ def _stable_failure(client: httpx.Client, settings: AgentSettings) -> str | None
 
 def _greeting(options: StackOptions) -> str:
     address = f"http://127.0.0.1:{options.port}"
-    picture = next(iter(sorted(Path("tests").rglob("*cat*.png"))), Path("picture.png"))
+    picture = next(iter(sorted(Path("tests/samples/cat").glob("*.png"))), Path("picture.png"))
     lines = [
         f"ready: {address}",
         f"  curl -F file=@{picture} {address}/predict",
