@@ -9,10 +9,15 @@ import shutil
 import tempfile
 from typing import Any
 
+from gateway.callers import Callers
 from gateway.logs import logging_config
-from gateway.settings import load_settings
+from gateway.settings import SettingsError, load_settings
 
-_settings = load_settings()
+try:
+    _settings = load_settings()
+    Callers(_settings)  # keys and quotas, too, are refused here and not by each worker
+except SettingsError as error:
+    raise SystemExit(f"gateway: {error}") from None
 _master = os.getpid()
 
 bind = f"{_settings.host}:{_settings.port}"

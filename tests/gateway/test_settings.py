@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -58,6 +61,25 @@ def test_the_effective_settings_tell_their_source_and_no_digest(monkeypatch: pyt
     shown = {name: (value, source) for name, value, source in effective_settings(load_settings())}
     assert shown["GATEWAY_KEYS"] == ("alice:****", "environment")
     assert shown["GATEWAY_PORT"] == ("8000", "default")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("GATEWAY_PROT", "1", "GATEWAY_PORT"),
+        ("GATEWAY_KEYS_FILE", "/nope", "does not exist"),
+        ("GATEWAY_HOST", "::", "off"),
+    ],
+)
+def test_gunicorn_ends_with_one_sentence(name: str, value: str, sentence: str) -> None:
+    command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"]
+    environ = {**os.environ, name: value}
+    done = subprocess.run(
+        command, cwd=DOCS.parents[1], env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_the_projects() -> None:
