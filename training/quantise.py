@@ -124,7 +124,7 @@ def add_engine(
     network = network.to("cpu").eval()
     path = folder / OPENVINO_FILES[precision]
     chosen = training.images[_evenly(len(training), CALIBRATION_IMAGES)] if precision == "int8" else training.images[:0]
-    _write_model(network, path, normalise(chosen, contract.input), (contract.input.height, contract.input.width))
+    write_graph(network, path, normalise(chosen, contract.input), (contract.input.height, contract.input.width))
     other = _log_probabilities(Engine("openvino", precision), contract, folder, held_out)
     report = _compare(logits, other, held_out, precision=precision, calibration_images=len(chosen), max_drop=max_drop)
     text = json.dumps({"schema": 1, "passed": report.passed, **asdict(report)}, indent=2)
@@ -194,7 +194,7 @@ def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured
     )
 
 
-def _write_model(network: nn.Module, path: Path, calibration: NDArray[np.float32], size: tuple[int, int]) -> None:
+def write_graph(network: nn.Module, path: Path, calibration: NDArray[np.float32], size: tuple[int, int]) -> None:
     """Writes the network as OpenVINO's graph for any batch length, quantised if there are images to calibrate with."""
     with _without_telemetry(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both trace the network by ways that torch has come to deprecate

@@ -1,0 +1,195 @@
+"""How fast each engine answers, from a picture's bytes to the JSON answer, and what it costs in accuracy.
+
+One process, one thread, through the handler as a TorchServe worker calls it. All engines are timed in turn within each
+round, so that a machine whose speed drifts is unfair to none; ratios are medians over rounds of ratios within a round.
+
+    python benchmarks/engine.py [MODEL_FOLDER] [--rounds 7] [--images 10000]
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch and OpenVINO read it
+
+import argparse
+import io
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from ts.context import Context, RequestProcessor
+
+from handlers import contract as contracts
+from handlers.archive import load_network
+from handlers.contract import Engine
+from handlers.engines import OPENVINO_FILES, build_engine, predict_all
+from handlers.image_handler import ImageHandler
+from handlers.model import ServedModel
+from handlers.preprocess import normalise
+from training.data import load_test_images, load_training_images
+from training.quantise import CALIBRATION_IMAGES, write_graph
+from training.tracking import environment
+
+BASE = "eager fp32"
+ENGINES = {
+    BASE: Engine("eager", "fp32"),
+    "eager bf16": Engine("eager", "bf16"),
+    "openvino fp32": Engine("openvino", "fp32"),
+    "openvino bf16": Engine("openvino", "bf16"),
+    "openvino int8": Engine("openvino", "int8"),
+}
+BATCHES = (1, 8, 32)
+SECONDS = 0.4  # per engine, batch length and round
+WANTED = {1: 5.0, 8: 4.0}  # times as fast as BASE, for int8
+CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
+RESULT = Path(__file__).parent / "results" / "engine.json"
+
+
+def main() -> None:
+    """Measures, prints the table and writes it as JSON."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--images", type=int, default=10_000, help="test images for the accuracies; 0: none")
+    options.add_argument("--output", type=Path, default=RESULT)
+    chosen = options.parse_args()
+    torch.set_num_threads(1)
+    contract = contracts.load(chosen.folder / "contract.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = complete(chosen.folder, contract, Path(scratch))
+        network = load_network(folder, contract)
+        engines = {
+            name: build_engine(choice, network, directory=folder, device=torch.device("cpu"))
+            for name, choice in ENGINES.items()
+        }
+        test = load_test_images("cifar10", CACHE, contract.input)
+        rates = measure_rates(contract, engines, test.images[:32], chosen.rounds)
+        accuracies = {
+            name: accuracy(engine, test.images[: chosen.images], test.labels[: chosen.images], contract)
+            for name, engine in engines.items()
+            if chosen.images
+        }
+    report = summarise(rates, accuracies, contract, chosen.rounds, min(chosen.images, len(test)))
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
+    print(f"written to {chosen.output}")
+
+
+def complete(source: Path, contract: contracts.Contract, scratch: Path) -> Path:
+    """A copy of the version's folder that has the files of all engines; its own are kept."""
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, scratch / path.name)
+    network, size = load_network(scratch, contract), (contract.input.height, contract.input.width)
+    for precision in ("fp32", "int8"):
+        path = scratch / OPENVINO_FILES[precision]
+        if path.is_file():
+            continue
+        images, _ = load_training_images("cifar10", CACHE)
+        calibration = images.images[:CALIBRATION_IMAGES] if precision == "int8" else images.images[:0]
+        write_graph(network, path, normalise(calibration, contract.input), size)
+    return scratch
+
+
+def measure_rates(
+    contract: contracts.Contract, engines: dict, pixels: np.ndarray, rounds: int
+) -> dict[str, dict[int, list[float]]]:
+    """Images per second of each engine and batch length, one figure per round."""
+    rows = [{"body": bytearray(encode(image))} for image in pixels]
+    handlers = {name: handler_of(contract, engine) for name, engine in engines.items()}
+    rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in engines}
+    for turn in range(rounds + 1):
+        for length in BATCHES:
+            for name, handler in handlers.items():
+                rate = time_batches(handler, rows[:length])
+                if turn:  # the first round warms up
+                    rates[name][length].append(rate)
+    return rates
+
+
+def handler_of(contract: contracts.Contract, engine: object) -> ImageHandler:
+    """A worker's handler around this engine."""
+    handler = ImageHandler()
+    handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
+        replace(contract, engine=Engine()), engine, load_explainer=lambda: None
+    )
+    return handler
+
+
+def time_batches(handler: ImageHandler, rows: list[dict]) -> float:
+    """Images per second while batches of these rows are answered one after the other."""
+    context = Context("bench", ".", {}, len(rows), None, "")
+    started, done = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < SECONDS or not done:
+        context.request_processor = [RequestProcessor({"x-gradserve": '{"top_k":1}'}) for _ in rows]
+        handler.handle(rows, context)
+        done += len(rows)
+    return done / elapsed
+
+
+def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: contracts.Contract) -> float:
+    """The share of images that the engine answers rightly."""
+    answers = [
+        predict_all(engine, normalise(pixels[start : start + 256], contract.input)).argmax(1)
+        for start in range(0, len(pixels), 256)
+    ]
+    return float((np.concatenate(answers) == labels).mean())
+
+
+def summarise(rates: dict, accuracies: dict, contract: contracts.Contract, rounds: int, images: int) -> dict:
+    """The report that is written."""
+    engines = {
+        name: {
+            "accuracy": accuracies.get(name),
+            "images_per_s": {str(length): round(float(np.median(rates[name][length])), 1) for length in BATCHES},
+            "times_as_fast": {
+                str(length): round(float(np.median(np.divide(rates[name][length], rates[BASE][length]))), 2)
+                for length in BATCHES
+            },
+        }
+        for name in rates
+    }
+    fast = engines["openvino int8"]["times_as_fast"]
+    return {
+        "model": f"{contract.name} {contract.version}",
+        "rounds": rounds,
+        "accuracy_images": images,
+        "base": BASE,
+        "engines": engines,
+        "wanted": {
+            str(length): {"at_least": least, "reached": fast[str(length)] >= least} for length, least in WANTED.items()
+        },
+        "load_average": os.getloadavg()[0],
+        "environment": environment(),
+    }
+
+
+def show(report: dict) -> None:
+    """Prints the table."""
+    print(f"{report['model']}, images/s at batch {' / '.join(map(str, BATCHES))} (times {BASE}), accuracy")
+    for name, row in report["engines"].items():
+        speeds = " ".join(
+            f"{row['images_per_s'][str(length)]:8.0f} ({row['times_as_fast'][str(length)]:.2f}x)" for length in BATCHES
+        )
+        print(f"{name:14s} {speeds}  {'' if row['accuracy'] is None else format(row['accuracy'], '.2%')}")
+    for length, goal in report["wanted"].items():
+        print(f"int8 at batch {length}: at least {goal['at_least']}x {'reached' if goal['reached'] else 'MISSED'}")
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """A PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()
