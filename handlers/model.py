@@ -78,15 +78,27 @@ class ServedModel:
         return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
 
     def warm_up(self, *, explains: bool) -> None:
-        """Runs every path that requests take, so that the first caller waits no longer than the hundredth."""
+        """Runs every path that requests take, so that the first caller waits no longer than the hundredth.
+
+        Raises:
+            ArchiveError: a path fails.
+            ContractError: the explainer cannot be built.
+        """
         size = self.contract.input
         noise = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
         for length in WARM_BATCHES:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
         pictures = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
-        self.answer([wire.Row("predict", images=[*pictures, b"no image"])])  # Pillow loads all its formats on bad bytes
-        for method in self.contract.explain.methods if explains else ():
-            self.answer([wire.Row("explain", wire.Options(method=method), [pictures[1]])])
+        rows = [wire.Row("predict", images=pictures)]
+        if explains:
+            _ = self.explainer
+            rows += [
+                wire.Row("explain", wire.Options(method=method), [pictures[1]])
+                for method in self.contract.explain.methods
+            ]
+        if any(HandlerFailed.code.encode() in answer.body for answer in self.answer(rows)):
+            raise ArchiveError("a warm-up request failed: the log says why")
+        self.answer([wire.Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
 
     def check_reference(self, reference: Reference) -> None:
         """Does nothing if the engine computes what it computed when the version was packed.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from handlers.build import ArchiveError
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise, prepare
@@ -191,3 +192,12 @@ def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
 
 def test_warming_up_runs_every_path(model):
     model.warm_up(explains=True)
+
+
+def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_caller(model):
+    class Broken:
+        def heatmaps(self, *_):
+            raise RuntimeError("no heatmap today")
+
+    with pytest.raises(ArchiveError, match="warm-up"):
+        ServedModel(model.contract, model.engine, Broken).warm_up(explains=True)
