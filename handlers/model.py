@@ -88,7 +88,7 @@ class ServedModel:
         noise = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
         for length in WARM_BATCHES:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
-        pictures = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
+        pictures: list[wire.Bytes] = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
         rows = [wire.Row("predict", images=pictures)]
         if explains:
             _ = self.explainer
