@@ -27,6 +27,7 @@ from control.errors import NoModel, NotAnswering, PortsTaken
 from control.releases import PlanStore, first_plan, with_new_bytes
 from control.settings import AgentSettings, read_agent_settings
 from control.supervisor import Part, check_all, stop_all
+from control.torchserve_process import check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
     """
     settings = read_agent_settings()
     host = os.environ.get("GATEWAY_HOST") or "127.0.0.1"
+    check_installed()
     refuse_taken_ports(wanted_ports(settings, options), host)
     store = PlanStore(options.home)
     prepare_plan(store, options.source, settings.model_store, say)

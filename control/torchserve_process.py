@@ -141,8 +141,7 @@ class TorchServeProcess:
 
     def _command(self) -> list[str]:
         """The command line: java with our options, TorchServe's classes, our configuration, no snapshots."""
-        if shutil.which("kill") is None:
-            raise NoKill
+        check_installed()
         config = self._settings.config.resolve()
         home = torchserve_home()
         return [
@@ -189,6 +188,18 @@ def worker_environment(environment: dict[str, str], folder: Path, threads: int) 
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def check_installed() -> None:
+    """Does nothing where everything that TorchServe needs is installed.
+
+    Raises:
+        NoJava, NoTorchServe, NoKill: something is not.
+    """
+    find_java()
+    torchserve_home()
+    if shutil.which("kill") is None:
+        raise NoKill
 
 
 def find_java() -> Path:
