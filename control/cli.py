@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control import pipeline, release_commands
+from control import gateway_commands, pipeline, release_commands
 from control.errors import ControlError
 from control.release_commands import Agents, agent_addresses
 from control.settings import home_directory
@@ -92,6 +92,7 @@ def _read_env_file(path: Path) -> None:
 
 pipeline.register(app)
 release_commands.register(app)
+gateway_commands.register(app)
 
 
 def main() -> NoReturn:

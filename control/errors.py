@@ -10,6 +10,7 @@ ControlError
 ├── TempTooLong              a folder too deep for Unix sockets
 ├── UnknownSetting           a mistyped variable
 ├── BadSetting               an impossible value
+├── KeysUnusable             API keys that cannot be read or changed so
 ├── PortsTaken               somebody else listens where we would
 ├── PartFailed               a part of the local stack died three times within a minute
 ├── NotAnswering             the stack came up and answers no picture
@@ -135,6 +136,14 @@ class BadSetting(ControlError):
 
     def __init__(self, problems: Iterable[str]) -> None:
         super().__init__("; ".join(problems))
+
+
+class KeysUnusable(ControlError):
+    """The key file at `path` cannot be used or changed, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"keys in {path}: {problem}")
+        self.path = path
 
 
 class NotAnswering(ControlError):

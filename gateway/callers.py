@@ -15,6 +15,7 @@ from limits.storage import storage_from_string
 
 from gateway import keys
 from gateway.exchange import exchange_of
+from gateway.reference import mask_passwords
 from gateway.refusals import KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
 from gateway.settings import SettingsError
 
@@ -174,5 +175,5 @@ def _limiter(store: str) -> FixedWindowRateLimiter:
     try:
         storage = storage_from_string(f"async+{store}", **options)
     except Exception as error:
-        raise SettingsError(f"GATEWAY_RATE_STORE={store!r} cannot be used: {error}") from error
+        raise SettingsError(f"GATEWAY_RATE_STORE={mask_passwords(store)} cannot be used: {error}") from error
     return FixedWindowRateLimiter(storage)

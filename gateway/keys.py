@@ -116,7 +116,8 @@ def parse_entry(entry: str) -> Key:
     """
     parts = entry.split(":")
     if len(parts) != 3:
-        raise KeyFileError(f"{entry[:20]!r} is no key: write name:sha256:scope+scope")
+        # Not the entry itself: it may be a secret in the wrong place.
+        raise KeyFileError("an entry is no key: write name:sha256:scope+scope")
     name, sha256, scopes = parts
     return check_key(Key(name, sha256, tuple(scopes.split("+"))))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from gateway.settings import PREFIX, Settings
+
+CREDENTIALS = re.compile(r"://[^/,\s]*@")
+SECRET_PARAMETER = re.compile(r"([?&](?:password|secret|token|username))=[^&,\s]*", re.IGNORECASE)
 
 
 def settings_table() -> str:
@@ -15,27 +19,39 @@ def settings_table() -> str:
 
 
 def effective_settings(settings: Settings) -> list[tuple[str, str, str]]:
-    """Each setting's name, value and source (`environment` or `default`); key digests are masked."""
+    """Each setting's name, value and source (`environment` or `default`); secrets are masked."""
     shown = []
     for field in Settings.model_fields:
-        value = _written(getattr(settings, field))
+        value = mask_passwords(written(getattr(settings, field)))
         if field == "keys" and value:
-            value = ",".join(f"{entry.partition(':')[0]}:****" for entry in value.split(","))
+            value = ",".join(mask_key(entry) for entry in value.split(","))
         source = "environment" if field in settings.model_fields_set else "default"
         shown.append((PREFIX + field.upper(), value, source))
     return shown
+
+
+def mask_key(entry: str) -> str:
+    """The name of the key that an entry of GATEWAY_KEYS describes; what is no entry may be a secret itself."""
+    name, colon, _ = entry.partition(":")
+    return f"{name}:****" if colon else "****"
+
+
+def mask_passwords(value: str) -> str:
+    """The addresses in `value` without who logs in there and with what."""
+    return SECRET_PARAMETER.sub(r"\1=****", CREDENTIALS.sub("://****@", value))
 
 
 def _fields() -> list[tuple[str, str, str]]:
     fields = []
     for name, field in Settings.model_fields.items():
         default = field.default_factory is None and field.default
-        written = ".gradserve/plan.json" if name == "plan" else _written(default)
-        fields.append((PREFIX + name.upper(), written, " ".join((field.description or "").split())))
+        shown = ".gradserve/plan.json" if name == "plan" else written(default)
+        fields.append((PREFIX + name.upper(), shown, " ".join((field.description or "").split())))
     return fields
 
 
-def _written(value: Any) -> str:  # noqa: ANN401 — a setting's value
+def written(value: Any) -> str:  # noqa: ANN401 — a setting's value
+    """The value as an environment variable writes it."""
     if value is None:
         return ""
     if isinstance(value, tuple):
