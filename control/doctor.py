@@ -15,7 +15,7 @@ import httpx
 
 from control.archive import inspect_archive
 from control.errors import ControlError
-from control.overview import ask_agent, drift
+from control.overview import ask_agent, drift, serves
 from control.releases import PlanStore
 from control.settings import read_agent_settings
 from control.stack import refuse_taken_ports
@@ -127,7 +127,7 @@ def _agent(plan: traffic.Plan | None, agent: dict[str, Any]) -> Iterable[Finding
         return
     differences = list(drift(plan, agent))
     for line in differences:
-        yield Finding("bad" if "stable" in line else "note", about, line, "the agent repairs it; its log says how")
+        yield Finding("note" if serves(agent) else "bad", about, line, "the agent repairs it; its log says how")
     ahead = agent["observed_at"] - time.time()
     if ahead > _CLOCK_OFF_S:
         text = f"its clock is {ahead:.0f} s ahead of this machine's"

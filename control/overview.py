@@ -31,7 +31,7 @@ def overview(home: Path, agents: Iterable[str]) -> dict[str, Any]:
         plan_error = str(error)
     seen = [ask_agent(url) for url in agents]
     return {
-        "ok": bool(seen) and all(_serves(agent) for agent in seen),
+        "ok": bool(seen) and all(serves(agent) for agent in seen),
         "plan": traffic.dump(plan) if plan else None,
         "plan_error": plan_error,
         "agents": seen,
@@ -150,7 +150,8 @@ def _version_row(version: dict[str, Any]) -> list[str]:
     ]
 
 
-def _serves(agent: dict[str, Any]) -> bool:
+def serves(agent: dict[str, Any]) -> bool:
+    """Whether the agent has a stable version that gateways may send to."""
     return "error" not in agent and any(v["role"] == "stable" and v["routable"] for v in agent["versions"])
 
 
