@@ -38,7 +38,6 @@ _PASSED_ON = (
     "TZ",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
-    "PYTHONPATH",
     "VIRTUAL_ENV",
     "SSL_CERT_FILE",
 )

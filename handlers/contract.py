@@ -1,7 +1,7 @@
 """The contract of a model version: everything that training, archive, handler and gateway must agree on.
 
-Training writes it once, as `contract.json`; it travels in the archive and in MLflow. Nobody else holds a label, a mean or an
-input size.
+Training writes it once, as `contract.json`; it travels in the archive and in MLflow. Nobody else holds a label, a mean
+or an input size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True)
 class Input:
-    """What the network takes: pixels of `height` × `width`, normalised per channel with `mean` and `std` of values in 0..1."""
+    """What the network takes: `height` × `width` pixels, normalised by `mean` and `std` of channel values in 0..1."""
 
     height: int
     width: int

@@ -6,15 +6,18 @@ Parameter names are torchvision's, so that its ImageNet weights load.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def _declare_missing_ops() -> torch.library.Library | None:
-    """Declares the two compiled torchvision ops whose fakes `import torchvision` registers, where they cannot be loaded.
+    """Declares the two compiled torchvision ops whose fakes `import torchvision` registers, where they do not load.
 
     PyPI's torchvision is built against CUDA: beside a CPU-only torch its compiled ops do not load and the import fails.
     Nothing here calls them, so their schemas are enough. The library object that is returned must stay alive.
