@@ -1,0 +1,356 @@
+"""What the gateway costs and how it stands overload: everything side by side in one run, on one machine.
+
+The released model behind the whole stack (keys, quotas, metrics and logs on) is measured beside a bare pass-through to
+the same TorchServe, FastAPI in process and TorchServe directly with the same network in eager fp32, and FastAPI in
+process with the same engine. Rounds alternate between them, because a machine's speed drifts; figures are medians over
+rounds, ratios are medians of ratios within a round. The load generator runs on the same machine and never retries.
+
+    python benchmarks/gateway.py [MODEL_FOLDER] [--rounds 3] [--seconds 5]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from this folder, `gateway` would be this file
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.serving.load import Address, Measurement, closed_loop, open_loop
+from benchmarks.serving.servers import ROOT, Stack, eager_folder, engines, rival, stack
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator, Sequence
+
+CLIENTS = 32
+BATCH_IMAGES = 32
+BATCH_CLIENTS = 2
+# Times the sustainable rate, which is the gateway's own with CLIENTS clients.
+FACTORS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
+FLOOD = 10.0
+PROBE_MS = 100  # an answer slower than this is not yet back to normal
+CORES = len(os.sched_getaffinity(0))
+GATEWAY, PASS_THROUGH = "gateway", "bare pass-through"
+TORCHSERVE, TORCHSERVE_EAGER = "TorchServe direct", "TorchServe direct, eager fp32"
+IN_PROCESS, IN_PROCESS_EAGER = "FastAPI in process", "FastAPI in process, eager fp32"
+RESULT = Path(__file__).parent / "results" / "gateway.json"
+PICTURE = ROOT / "docs" / "overload.png"
+
+
+def main() -> None:
+    """Measures, prints, and writes the JSON and the picture of the overload curve."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=5.0, help="of each measurement, the first one warms up")
+    options.add_argument("--output", type=Path, default=RESULT)
+    options.add_argument("--picture", type=Path, default=PICTURE)
+    options.add_argument("--only", choices=("throughput", "overload"), help="a part, for trying things out")
+    chosen = options.parse_args()
+    rounds, seconds = chosen.rounds, chosen.seconds
+    report: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+    began = time.monotonic()
+    with contextlib.ExitStack() as running:
+        scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        released = running.enter_context(stack(chosen.folder))
+        if chosen.only != "overload":
+            eager = eager_folder(chosen.folder, scratch / "eager")
+            addresses = start_everything(running, released, chosen.folder, eager)
+            alone = running.enter_context(engines(chosen.folder.resolve(), CORES))
+            report |= measure_throughput(addresses, released, alone, rounds=rounds, seconds=seconds)
+        if chosen.only != "throughput":
+            report["overload"] = measure_overload(released, rounds, seconds)
+    report["wanted"] = compare(report)
+    report |= {"model": model_of(chosen.folder), "rounds": rounds, "seconds": seconds, "cores": CORES}
+    report |= {"load_average": os.getloadavg()[0], "took_s": round(time.monotonic() - began)}
+    report["environment"] = environment_facts()
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if "overload" in report:
+        draw(report["overload"], chosen.picture)
+    show(report)
+    print(f"written to {chosen.output}")
+
+
+def start_everything(running: contextlib.ExitStack, released: Stack, folder: Path, eager: Path) -> dict[str, Address]:
+    """The released stack's two addresses and the rivals', which are started and stay until `running` ends."""
+    other = running.enter_context(stack(eager))
+    predictions = f"/predictions/cifar10/{released.version}"
+    pass_to = f"http://127.0.0.1:{released.inference}{predictions}"
+    return {
+        GATEWAY: Address(released.gateway, single("/predict", released.key)),
+        PASS_THROUGH: Address(running.enter_context(rival("pass_through", CORES, PASS_TO=pass_to)), single("/predict")),
+        TORCHSERVE: Address(released.inference, single(predictions)),
+        IN_PROCESS: Address(
+            running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(folder.resolve()))), single("/predict")
+        ),
+        IN_PROCESS_EAGER: Address(
+            running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(eager))), single("/predict")
+        ),
+        TORCHSERVE_EAGER: Address(other.inference, single(f"/predictions/cifar10/{other.version}")),
+    }
+
+
+def measure_throughput(
+    addresses: dict[str, Address],
+    released: Stack,
+    alone: Sequence[subprocess.Popen[str]],
+    *,
+    rounds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Single images at CLIENTS clients and at one, and batches beside the engine alone, of everything in turn."""
+    many = in_turn(addresses, rounds, lambda address: closed_loop(address, CLIENTS, seconds))
+    quick = {name: addresses[name] for name in (GATEWAY, PASS_THROUGH, TORCHSERVE, IN_PROCESS)}
+    one = in_turn(quick, rounds, lambda address: closed_loop(address, 1, seconds))
+    batches = Address(released.gateway, batch(released.key))
+    pairs = [(closed_loop(batches, BATCH_CLIENTS, seconds), engine_rate(alone, seconds - 1)) for _ in range(rounds)]
+    return {
+        "clients": CLIENTS,
+        "many_clients": {name: summary(measurements) for name, measurements in many.items()},
+        "ratios": {name: ratio(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
+        "one_client": {name: summary(measurements) for name, measurements in one.items()},
+        "batch": {
+            "images": BATCH_IMAGES,
+            "clients": BATCH_CLIENTS,
+            "images_per_s": [round(ours.rate() * BATCH_IMAGES, 1) for ours, _ in pairs],
+            "engine_images_per_s": [round(rate, 1) for _, rate in pairs],
+            "ratio": round(statistics.median(ours.rate() * BATCH_IMAGES / rate for ours, rate in pairs), 3),
+            "statuses": [ours.statuses() for ours, _ in pairs],
+        },
+    }
+
+
+def ratio(ours: Sequence[Measurement], its: Sequence[Measurement]) -> float:
+    """How many times as many answers per second ours gives: the median over the rounds."""
+    return round(statistics.median(a.rate() / max(b.rate(), 1e-9) for a, b in zip(ours, its, strict=True)), 3)
+
+
+def in_turn(
+    addresses: dict[str, Address], rounds: int, measure: Callable[[Address], Measurement]
+) -> dict[str, list[Measurement]]:
+    """Each address measured once in every round."""
+    found: dict[str, list[Measurement]] = {name: [] for name in addresses}
+    for _ in range(rounds):
+        for name, address in addresses.items():
+            found[name].append(measure(address))
+            print(f"{name:32s} {found[name][-1].rate():7.1f}/s  {found[name][-1].statuses()}", flush=True)
+    return found
+
+
+def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> float:
+    """Images per second of all engine processes together."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(f"{seconds}\n")
+        process.stdin.flush()
+    return sum(float(process.stdout.readline()) for process in processes if process.stdout is not None)
+
+
+def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, Any]:
+    """The open-loop curve, and a flood at FLOOD times the sustainable rate."""
+    address = Address(released.gateway, single("/predict", released.key))
+    sustainable = statistics.median(closed_loop(address, CLIENTS, seconds).rate() for _ in range(rounds))
+    points: dict[float, list[Measurement]] = {factor: [] for factor in FACTORS}
+    for _ in range(rounds):
+        for factor in FACTORS:
+            points[factor].append(open_loop(address, factor * sustainable, seconds))
+            last = points[factor][-1]
+            print(f"{factor:5.2f}x  {last.rate():7.1f}/s good  p99 {last.latency_ms(0.99) or 0:6.1f} ms", flush=True)
+    curve = [{"factor": factor, **summary(measurements)} for factor, measurements in points.items()]
+    return {"sustainable_per_s": round(sustainable, 1), "curve": curve, "flood": flood(released, address, sustainable)}
+
+
+def flood(released: Stack, address: Address, sustainable: float) -> dict[str, Any]:
+    """What FLOOD times the rate does to memory, and how long after it the answers are as before."""
+    before = released.resident_mb()
+    with sampled(released.resident_mb) as resident:
+        flooded = open_loop(address, FLOOD * sustainable, 5.0)
+    after = open_loop(address, 0.5 * sustainable, 5.0, warm_up_s=0.0)
+    bad = [due for due, answered, status in after.answers if status != 200 or (answered - due) * 1000 > PROBE_MS]
+    return {
+        "factor": FLOOD,
+        **summary([flooded]),
+        "resident_mb": {"before": round(before), "most": round(max(resident)), "after": round(released.resident_mb())},
+        "normal_after_s": round(max(bad, default=0.0), 2),
+        "statuses_after": after.statuses(),
+        "p99_after_ms": after.latency_ms(0.99),
+    }
+
+
+@contextlib.contextmanager
+def sampled(measure: Callable[[], float]) -> Iterator[list[float]]:
+    """Values of `measure`, four a second while the block runs; at least one."""
+    values, stop = [measure()], threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.25):
+            values.append(measure())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield values
+    finally:
+        stop.set()
+        thread.join()
+
+
+def summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
+    """Medians over the rounds, and each round's rate."""
+
+    def median(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return round(statistics.median(known), 2) if known else None
+
+    statuses: dict[str, int] = {}
+    for measurement in measurements:
+        for status, count in measurement.statuses().items():
+            statuses[status] = statuses.get(status, 0) + count
+    return {
+        "good_per_s": median([m.rate() for m in measurements]),
+        "good_per_s_each": [round(m.rate(), 1) for m in measurements],
+        "offered_per_s": median([m.offered() for m in measurements]),
+        "not_offered": sum(m.not_sent for m in measurements),
+        "p50_ms": median([m.latency_ms(0.5) for m in measurements]),
+        "p99_ms": median([m.latency_ms(0.99) for m in measurements]),
+        "statuses": statuses,
+        "generator_cores": median([m.generator_cpu for m in measurements]),
+    }
+
+
+def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each goal with what was seen."""
+    goals: list[tuple[str, float | None, str, float]] = []
+    if ratios := report.get("ratios"):
+        goals += [
+            (f"requests/s at {CLIENTS} clients, times {PASS_THROUGH}", ratios[PASS_THROUGH], "at least", 0.9),
+            (f"requests/s, times {IN_PROCESS_EAGER}", ratios[IN_PROCESS_EAGER], "at least", 3.0),
+            (f"requests/s, times {TORCHSERVE_EAGER}", ratios[TORCHSERVE_EAGER], "at least", 2.5),
+            (f"requests/s, times {IN_PROCESS} with the same engine", ratios[IN_PROCESS], "at least", 0.8),
+            ("images/s of /predict/batch, times the engine alone", report["batch"]["ratio"], "at least", 0.75),
+        ]
+        one = report["one_client"]
+        extra = round(one[GATEWAY]["p50_ms"] - one[TORCHSERVE]["p50_ms"], 2)
+        goals.append(("ms of p50 with one client above TorchServe direct", extra, "at most", 1.5))
+    if overload := report.get("overload"):
+        curve = {point["factor"]: point for point in overload["curve"]}
+        peak = max(point["good_per_s"] for point in curve.values())
+        beyond = [point for factor, point in curve.items() if factor >= 1]
+        worst = min(point["good_per_s"] for point in beyond)
+        slowest = max(point["p99_ms"] or float("inf") for point in beyond)
+        goals += [
+            ("goodput from 1x to 3x, share of the peak", round(worst / peak, 3), "at least", 0.9),
+            ("p99 from 1x to 3x, times that at 0.9x", round(slowest / curve[0.9]["p99_ms"], 2), "at most", 2.0),
+            ("s until normal after a flood", overload["flood"]["normal_after_s"], "at most", 2.0),
+        ]
+    return [
+        {"what": what, "seen": seen, "wanted": f"{how} {limit:g}", "reached": is_reached(seen, how, limit)}
+        for what, seen, how, limit in goals
+    ]
+
+
+def is_reached(seen: float | None, how: str, limit: float) -> bool:
+    """Whether the figure is what was wanted."""
+    return seen is not None and (seen >= limit if how == "at least" else seen <= limit)
+
+
+def single(path: str, key: str = "") -> list[bytes]:
+    """A request for each sample picture, all different."""
+    return [post(path, picture, "image/png", key) for picture in pictures()]
+
+
+def batch(key: str) -> list[bytes]:
+    """Requests for /predict/batch, each with other pictures."""
+    files, requests = pictures(), []
+    for start in range(0, len(files), 7):
+        parts = [
+            b'--xx\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + files[index % len(files)]
+            for index in range(start, start + BATCH_IMAGES)
+        ]
+        body = b"\r\n".join(parts) + b"\r\n--xx--\r\n"
+        requests.append(post("/predict/batch", body, "multipart/form-data; boundary=xx", key))
+    return requests
+
+
+def post(path: str, body: bytes, media_type: str, key: str) -> bytes:
+    """A whole POST request."""
+    head = [f"POST {path} HTTP/1.1", "host: localhost", f"content-type: {media_type}", f"content-length: {len(body)}"]
+    head += [f"authorization: Bearer {key}"] if key else []
+    return "\r\n".join(head).encode("ascii") + b"\r\n\r\n" + body
+
+
+def pictures() -> list[bytes]:
+    """The sample pictures, 32 by 32 pixels each."""
+    return [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
+
+
+def model_of(folder: Path) -> dict[str, Any]:
+    """Which model was measured."""
+    contract = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
+    return {name: contract[name] for name in ("name", "version", "architecture", "engine")}
+
+
+def environment_facts() -> dict[str, str]:
+    """Hardware and versions."""
+    # Not at the top: what it imports would take memory and caches from what is measured.
+    from training.tracking import environment  # noqa: PLC0415
+
+    return {name: value for name, value in environment().items() if name != "threads"}
+
+
+def draw(overload: dict[str, Any], path: Path) -> None:
+    """The overload curve: good answers and p99 over the rate that was really offered."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 — see above
+
+    offered = [point["offered_per_s"] for point in overload["curve"]]
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    rates, times = figure.subplots(2, 1, sharex=True)
+    rates.plot(offered, offered, color="0.7", linestyle=":", label="offered")
+    rates.plot(offered, [point["good_per_s"] for point in overload["curve"]], marker="o", label="answered with 200")
+    rates.axvline(overload["sustainable_per_s"], color="0.7", linewidth=1)
+    rates.set_ylabel("requests/s")
+    rates.set_ylim(0, 1.4 * max(point["good_per_s"] for point in overload["curve"]))
+    rates.legend(loc="lower right")
+    for quantile in ("p50", "p99"):
+        times.plot(offered, [point[f"{quantile}_ms"] for point in overload["curve"]], marker="o", label=quantile)
+    times.axvline(overload["sustainable_per_s"], color="0.7", linewidth=1)
+    times.set_ylabel("ms of answers with 200")
+    times.set_xlabel("requests/s offered; the line is the sustainable rate")
+    times.set_ylim(0)
+    times.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints the tables."""
+    for title, key in ((f"{CLIENTS} clients", "many_clients"), ("one client", "one_client")):
+        for name, row in report.get(key, {}).items():
+            times = f"p50 {row['p50_ms']:6.1f}  p99 {row['p99_ms']:6.1f} ms"
+            print(f"{title:12s} {name:32s} {row['good_per_s']:7.1f}/s  {times}")
+    for point in report.get("overload", {}).get("curve", []):
+        print(
+            f"{point['factor']:5.2f}x  offered {point['offered_per_s']:7.1f}/s  good {point['good_per_s']:7.1f}/s  "
+            f"p50 {point['p50_ms']} ms  p99 {point['p99_ms']} ms"
+        )
+    if "overload" in report:
+        print(f"flood: {report['overload']['flood']}")
+    for goal in report["wanted"]:
+        verdict = "reached" if goal["reached"] else "MISSED"
+        print(f"{verdict:8s} {goal['what']}: {goal['seen']} (wanted {goal['wanted']})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The engine alone, without pictures, HTTP or JSON: images per second of one process with one thread at batch 16.
+
+Started by benchmarks/gateway.py, once per core: each line on stdin is a number of seconds to measure, each line on
+stdout images per second.
+
+    python -m benchmarks.serving.engine_alone MODEL_FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from handlers import contract as contracts
+from handlers.archive import load_network
+from handlers.engines import build_engine
+
+BATCH = 16
+
+
+def main(folder: Path) -> None:
+    """Says `ready`, then answers each number of seconds with a rate."""
+    torch.set_num_threads(1)
+    contract = contracts.load(folder / "contract.json")
+    network = load_network(folder, contract) if contract.engine.name == "eager" else None
+    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    size = contract.input
+    images = np.random.default_rng(0).standard_normal((BATCH, 3, size.height, size.width)).astype(np.float32)
+    engine.predict(images)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        started, done = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - started) < float(line):
+            engine.predict(images)
+            done += BATCH
+        print(done / elapsed, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

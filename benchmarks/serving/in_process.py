@@ -1,0 +1,47 @@
+"""The model without TorchServe and gateway: FastAPI answers from its own process with the handler's own code.
+
+The forward pass blocks the event loop on purpose: there are as many processes as cores, each computes with one thread,
+and a thread pool would only add switches.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from fastapi import FastAPI, Request, Response
+
+from handlers import contract as contracts
+from handlers.archive import load_network
+from handlers.engines import build_engine
+from handlers.model import ServedModel
+from handlers.wire import Options, Row
+
+
+def create_app() -> FastAPI:
+    """The application; MODEL_FOLDER holds the version's files."""
+    torch.set_num_threads(1)
+    folder = Path(os.environ["MODEL_FOLDER"])
+    contract = contracts.load(folder / "contract.json")
+    network = load_network(folder, contract) if contract.engine.name == "eager" else None
+    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    model = ServedModel(contract, engine, load_explainer=_no_explainer)
+    model.warm_up(explains=False)
+    app = FastAPI()
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        (answer,) = model.answer([Row("predict", Options(), [await request.body()])])
+        return Response(answer.body, media_type="application/json")
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return Response(b"{}", media_type="application/json")
+
+    return app
+
+
+def _no_explainer() -> NoReturn:
+    raise NotImplementedError

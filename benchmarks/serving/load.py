@@ -1,0 +1,254 @@
+"""A load generator without retries: closed loop (so many clients, each waits for its answer) and open loop (a rate).
+
+It speaks just enough HTTP/1.1 for that, because it shares the machine with what it measures. In the open loop requests
+are sent when they are due, whether or not earlier ones are answered, and each one's time counts from when it was due,
+so that a server that stalls cannot hide it. What could not be sent, because every connection waits for an answer, is
+counted as not offered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+MAX_CONNECTIONS = 2000
+MOST_AT_ONCE = 64  # requests sent before answers are read again
+ANSWERS_WITHIN_S = 15.0  # after the last request was sent; the gateway's own limit is 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where requests go, and whole requests (head and body) that are sent in turn."""
+
+    port: int
+    requests: Sequence[bytes]
+    host: str = "127.0.0.1"
+
+
+@dataclass
+class Measurement:
+    """What came back. `answers`: when it was due and answered (seconds from the start), status (0: connection lost)."""
+
+    seconds: float
+    warm_up_s: float
+    answers: list[tuple[float, float, int]] = field(default_factory=list)
+    sent: int = 0
+    not_sent: int = 0
+    generator_cpu: float = 0.0
+    """The generator's own share of one core."""
+
+    def within(self, status: int | None = None) -> list[tuple[float, float, int]]:
+        """The answers that came between the warm-up's end and the end, of a status or of all."""
+        return [
+            answer
+            for answer in self.answers
+            if self.warm_up_s <= answer[1] < self.seconds and status in (None, answer[2])
+        ]
+
+    def rate(self, status: int | None = 200) -> float:
+        """Answers per second."""
+        return len(self.within(status)) / (self.seconds - self.warm_up_s)
+
+    def offered(self) -> float:
+        """Requests per second that were really sent."""
+        return self.sent / self.seconds
+
+    def latency_ms(self, quantile: float) -> float | None:
+        """Milliseconds from due to answered, of the answers with status 200."""
+        times = sorted(answered - due for due, answered, _ in self.within(200))
+        return 1000 * times[min(len(times) - 1, int(len(times) * quantile))] if times else None
+
+    def statuses(self) -> dict[str, int]:
+        """How many answers had which status."""
+        return {str(status): count for status, count in sorted(Counter(a[2] for a in self.answers).items())}
+
+
+def closed_loop(address: Address, clients: int, seconds: float, *, warm_up_s: float = 1.0) -> Measurement:
+    """So many clients, each of which sends its next request when it has its answer."""
+    return uvloop.run(_closed_loop(address, clients, seconds, warm_up_s))
+
+
+def open_loop(address: Address, rate: float, seconds: float, *, warm_up_s: float = 1.0) -> Measurement:
+    """`rate` requests per second at equal distances, whatever happens to them."""
+
+    async def run() -> Measurement:
+        return await _OpenLoop(address, seconds, warm_up_s).run(rate)
+
+    return uvloop.run(run())
+
+
+class Connection(asyncio.Protocol):
+    """One kept connection with at most one request on its way."""
+
+    def __init__(self, on_answer: Callable[[Connection, int], None]) -> None:
+        self._on_answer = on_answer
+        self._buffer = b""
+        self._length = -1  # of the whole answer, when its head is there
+        self._waits = False
+        self.transport: asyncio.Transport | None = None
+        self.due = 0.0
+        self.number = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one without being its subclass
+
+    def send(self, request: bytes, due: float) -> None:
+        """Sends a request; `on_answer` follows in any case."""
+        self.due, self._waits = due, True
+        if self.transport is None or self.transport.is_closing():
+            self._finish(0)
+        else:
+            self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Collects the answer until it is whole."""
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._length < 0:
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = self._buffer[:end].lower()
+            start = head.find(b"\r\ncontent-length:")
+            if start < 0:
+                self._finish(-1)
+                return
+            self._length = end + 4 + int(head[start + 17 :].split(b"\r\n", 1)[0])
+        if len(self._buffer) >= self._length:
+            status = int(self._buffer[9:12])
+            # TorchServe says 200 and puts the error into the answer.
+            self._finish(-1 if status == 200 and b'"class"' not in self._buffer else status)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 — asyncio's signature
+        """A request on its way has no answer."""
+        self.transport = None
+        if self._waits:
+            self._finish(0)
+
+    def close(self) -> None:
+        """Hangs up."""
+        self._waits = False
+        if self.transport is not None:
+            self.transport.close()
+
+    def _finish(self, status: int) -> None:
+        self._buffer, self._length, self._waits = b"", -1, False
+        self._on_answer(self, status)
+
+
+async def _closed_loop(address: Address, clients: int, seconds: float, warm_up_s: float) -> Measurement:
+    loop = asyncio.get_running_loop()
+    measurement = Measurement(seconds, warm_up_s)
+    requests, count = address.requests, len(address.requests)
+    began = loop.time()
+
+    def on_answer(connection: Connection, status: int) -> None:
+        now = loop.time() - began
+        measurement.answers.append((connection.due, now, status))
+        if now < seconds and status > 0:
+            ask(connection, now)
+
+    def ask(connection: Connection, now: float) -> None:
+        connection.number += 1
+        measurement.sent += 1
+        connection.send(requests[connection.number % count], now)
+
+    connections = [
+        (await loop.create_connection(lambda: Connection(on_answer), address.host, address.port))[1]
+        for _ in range(clients)
+    ]
+    began, cpu = loop.time(), time.process_time()
+    for index, connection in enumerate(connections):
+        connection.number = index * 7  # not all the same picture at a time
+        ask(connection, 0.0)
+    await asyncio.sleep(seconds)
+    measurement.generator_cpu = (time.process_time() - cpu) / seconds
+    await _hang_up(connections)
+    return measurement
+
+
+async def _hang_up(connections: Iterable[Connection]) -> None:
+    for connection in connections:
+        connection.close()
+    await asyncio.sleep(0.01)  # what is closed is gone in the loop's next turn
+
+
+class _OpenLoop:
+    """Sends requests when they are due, over connections that are idle or new."""
+
+    def __init__(self, address: Address, seconds: float, warm_up_s: float) -> None:
+        self.measurement = Measurement(seconds, warm_up_s)
+        self._address = address
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._everyone: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+
+    async def run(self, rate: float) -> Measurement:
+        """Offers `rate` requests per second and collects the answers."""
+        measurement, number, cpu = self.measurement, 0, time.process_time()
+        while (now := self._now()) < measurement.seconds:
+            most = number + MOST_AT_ONCE
+            while (due := number / rate) <= now and number < most:
+                self._ask(number, due)
+                number += 1
+            await asyncio.sleep(max(0.0, number / rate - self._now()))
+        measurement.not_sent += max(0, int(rate * measurement.seconds) - number)
+        measurement.generator_cpu = (time.process_time() - cpu) / self._now()
+        end = self._now() + ANSWERS_WITHIN_S
+        while self._waiting and self._now() < end:  # noqa: ASYNC110 — the last answer of many has no event
+            await asyncio.sleep(0.01)
+        await _hang_up(self._everyone)
+        return measurement
+
+    def _now(self) -> float:
+        return self._loop.time() - self._began
+
+    def _ask(self, number: int, due: float) -> None:
+        if not self._idle and self._waiting >= MAX_CONNECTIONS:
+            self.measurement.not_sent += 1
+            return
+        request = self._address.requests[number % len(self._address.requests)]
+        self._waiting += 1
+        self.measurement.sent += 1
+        if self._idle:
+            self._idle.pop().send(request, due)
+        else:
+            task = self._loop.create_task(self._open_and_ask(request, due))
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _open_and_ask(self, request: bytes, due: float) -> None:
+        address = self._address
+        try:
+            _, connection = await self._loop.create_connection(self._connection, address.host, address.port)
+        except OSError:
+            self._note(due, 0)
+            return
+        self._everyone.add(connection)
+        connection.send(request, due)
+
+    def _connection(self) -> Connection:
+        return Connection(self._take_back)
+
+    def _take_back(self, connection: Connection, status: int) -> None:
+        self._note(connection.due, status)
+        if status > 0 and connection.transport is not None and not connection.transport.is_closing():
+            self._idle.append(connection)
+        else:
+            connection.close()
+            self._everyone.discard(connection)
+
+    def _note(self, due: float, status: int) -> None:
+        self._waiting -= 1
+        self.measurement.answers.append((due, self._now(), status))

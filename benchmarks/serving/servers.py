@@ -1,0 +1,188 @@
+"""Starts and stops what is measured: the whole stack by `gradserve up`, and the rivals under Gunicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_WITHIN_S = 240.0
+PORTS = (
+    "PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_MANAGEMENT_PORT", "AGENT_METRICS_PORT",
+    "AGENT_GRPC_INFERENCE_PORT", "AGENT_GRPC_MANAGEMENT_PORT",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `gradserve up`: the gateway's and TorchServe's ports, an API key, and its processes' leader."""
+
+    gateway: int
+    inference: int
+    key: str
+    version: str
+    home: Path
+    pid: int
+
+    def resident_mb(self) -> float:
+        """Resident memory of all processes of the stack together; shared pages count for each."""
+        return sum(_resident_bytes(pid) for pid in _descendants(self.pid)) / 1e6
+
+
+@contextlib.contextmanager
+def stack(source: Path) -> Iterator[Stack]:
+    """`gradserve up` with the model in `source`: keys and quotas on, all else as it comes."""
+    folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: TorchServe puts Unix sockets there
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    keys = folder / "keys.json"
+    environment = _clean_environment() | {
+        **{name: str(port) for name, port in ports.items()},
+        "GRADSERVE_HOME": str(folder / "home"),
+        "AGENT_TEMP": str(folder / "t"),
+        "AGENT_MODEL_STORE": str(folder / "store"),
+        "GATEWAY_KEYS_FILE": str(keys),
+        "GATEWAY_RATE_PER_KEY": "1000000/second",
+        "GATEWAY_RATE_PER_ADDRESS": "1000000/second",
+    }
+    gradserve = [sys.executable, "-m", "control.cli"]
+    make_key = [*gradserve, "keys", "make", "benchmark"]
+    key = subprocess.run(make_key, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        with _running([*gradserve, "up", "--source", str(source.resolve())], environment, folder / "up.log") as process:
+            wait_until_ok(f"http://127.0.0.1:{ports['PORT']}/health", process, folder / "up.log")
+            version = json.loads((folder / "home" / "plan.json").read_text(encoding="utf-8"))["stable"]["version"]
+            yield Stack(ports["PORT"], ports["AGENT_INFERENCE_PORT"], key, version, folder / "home", process.pid)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
+    """The port of an application of this folder, under the Gunicorn worker that the gateway's own is made from."""
+    (port,) = free_ports(1)
+    command = [
+        *(sys.executable, "-m", "gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-w", str(processes)),
+        *("-b", f"127.0.0.1:{port}", "--log-level", "warning", f"benchmarks.serving.{factory}:create_app()"),
+    ]
+    log = Path(tempfile.mkdtemp(prefix="gb-")) / "log"
+    try:
+        with _running(command, _clean_environment() | {"OMP_NUM_THREADS": "1", **environment}, log) as process:
+            wait_until_ok(f"http://127.0.0.1:{port}/livez", process, log)
+            yield port
+    finally:
+        shutil.rmtree(log.parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def engines(folder: Path, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes of engine_alone.py, loaded and waiting."""
+    command = [sys.executable, "-m", "benchmarks.serving.engine_alone", str(folder)]
+    environment = _clean_environment() | {"OMP_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as started:
+        found = []
+        for _ in range(processes):
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            started.callback(process.wait)
+            started.callback(process.kill)
+            found.append(process)
+        for process in found:
+            line = process.stdout.readline() if process.stdout else ""
+            if line != "ready\n":
+                raise SystemExit(f"the engine did not start: {line!r}")
+        yield found
+
+
+def eager_folder(source: Path, target: Path) -> Path:
+    """A copy of the version that runs in eager fp32: its own fallback made the engine."""
+    target.mkdir()
+    contract = json.loads((source / "contract.json").read_text(encoding="utf-8"))
+    reference = json.loads((source / "reference.json").read_text(encoding="utf-8"))
+    if contract.get("fallback"):
+        contract |= {"engine": contract["fallback"], "fallback": None, "version": f"{contract['version']}-eager"}
+        reference |= reference.pop("fallback")
+    if (contract["engine"]["name"], contract["engine"]["precision"]) != ("eager", "fp32"):
+        raise SystemExit(f"{source} runs neither its engine nor its fallback in eager fp32")
+    (target / "contract.json").write_text(json.dumps(contract), encoding="utf-8")
+    (target / "reference.json").write_text(json.dumps(reference), encoding="utf-8")
+    shutil.copyfile(source / "weights.safetensors", target / "weights.safetensors")
+    return target
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as sockets:
+        probes = [sockets.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def wait_until_ok(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when `url` answers 200 and, where it says a status, that is `ok`."""
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if json.load(answer).get("status", "ok") == "ok":
+                return
+        time.sleep(0.2)
+    raise SystemExit(f"{url} was not ready; the log says:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+@contextlib.contextmanager
+def _running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            for pid in _descendants(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def _clean_environment() -> dict[str, str]:
+    ours = ("AGENT_", "GATEWAY_", "GRADSERVE_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours) and name != "PORT"}
+
+
+def _descendants(pid: int) -> list[int]:
+    """The process and all below it."""
+    found, left = [], [pid]
+    while left:
+        found.append(left.pop())
+        with contextlib.suppress(OSError):
+            for tasks in Path(f"/proc/{found[-1]}/task").iterdir():
+                left += [int(child) for child in (tasks / "children").read_text(encoding="ascii").split()]
+    return found
+
+
+def _resident_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
