@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from gateway import health, openapi, routes, v2
+from gateway import docs_page, health, openapi, routes, v2
 from gateway.admission import BodyBudget, Places
 from gateway.agents import Agents
 from gateway.callers import Callers
@@ -58,6 +58,12 @@ ROUTES = (
     ("GET", "/v2/models/{model}/versions/{version}", v2.model_metadata),
     ("GET", "/v2/models/{model}/versions/{version}/ready", v2.model_ready),
     ("POST", "/v2/models/{model}/versions/{version}/infer", v2.infer),
+)
+# For people, so not in the OpenAPI document.
+PAGES = (
+    ("GET", "/docs", docs_page.page),
+    ("GET", "/docs/swagger-ui-bundle.js", docs_page.script),
+    ("GET", "/docs/swagger-ui.css", docs_page.style),
 )
 
 
@@ -113,7 +119,7 @@ def create_app(
         await agents.close()
         await torchserve.close()
 
-    app = FastAPI(title="gradserve", lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="gradserve", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.parts = parts
     app.add_middleware(Envelope, parts=parts)
     if settings.cors_origins:
@@ -123,7 +129,7 @@ def create_app(
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
     app.openapi = partial(openapi.document, settings)  # type: ignore[method-assign]  # the way FastAPI documents
-    app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES)
+    app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES + PAGES)
     return app
 
 
