@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -19,8 +27,8 @@ from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG fake picture"
 CLASSES = ["cat", "dog", "frog"]
 
@@ -233,3 +241,93 @@ def make_plan() -> Callable[..., dict[str, Any]]:
 def make_version() -> Callable[..., dict[str, Any]]:
     """The data of one version in an agent's report."""
     return version_status
+
+
+class Backend(BaseHTTPRequestHandler):
+    """The fake agent and the fake TorchServe in one, on a real socket; every answer of the model takes 50 ms."""
+
+    protocol_version = "HTTP/1.1"
+    server: BackendServer
+
+    def do_GET(self) -> None:
+        report = json.loads(FakeAgent()(httpx.Request("GET", "http://agent/status")).content)
+        report["torchserve"]["inference_url"] = f"http://127.0.0.1:{self.server.server_port}"
+        self.reply(json.dumps(report).encode())
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        time.sleep(0.05)
+        request = httpx.Request("POST", f"http://torchserve{self.path}", headers=dict(self.headers), content=body)
+        self.reply(FakeTorchServe()(request).content)
+
+    def reply(self, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Silent."""
+
+
+class BackendServer(ThreadingHTTPServer):
+    """Serves `Backend`; a gateway's worker that is killed leaves its connections behind."""
+
+    def handle_error(self, *args: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture(scope="module")
+def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, int]]]:
+    """`start_gateway(WORKERS="2", …)`: a real process under Gunicorn; its address and its master's pid."""
+    with ExitStack() as stack:
+
+        def start(**settings: str) -> tuple[str, int]:
+            return stack.enter_context(gateway_process(tmp_path_factory.mktemp("gateway"), settings))
+
+        yield start
+
+
+@contextlib.contextmanager
+def gateway_process(folder: Path, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
+    server = BackendServer(("127.0.0.1", 0), Backend)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (folder / "plan.json").write_text(json.dumps(plan_data()), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    agents = f"http://127.0.0.1:{server.server_port}"
+    settings = {"AGENTS": agents, "PLAN": str(folder / "plan.json"), "PORT": port, **settings}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **{f"GATEWAY_{name}": value for name, value in settings.items()}}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"],
+            cwd=ROOT,
+            env=environ,
+            stdout=log,
+            stderr=log,
+        )
+    base = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 60
+        while not is_ready(base):
+            assert time.monotonic() < end, (folder / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        yield base, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(timeout=60) == 0, (folder / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+            server.shutdown()
+            server.server_close()
+
+
+def is_ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

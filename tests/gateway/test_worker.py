@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,98 +15,15 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from conftest import FakeAgent
-
-ROOT = Path(__file__).parents[2]
-ANSWER = b'{"results":[{"class":"cat","confidence":0.9,"top":[{"class":"cat","confidence":0.9}]}]}'
-
-
-class Backend(BaseHTTPRequestHandler):
-    """Agent and TorchServe in one, on a real socket; every prediction takes 50 ms."""
-
-    protocol_version = "HTTP/1.1"
-    report: Callable[[], bytes]
-
-    def do_GET(self) -> None:
-        self.reply(type(self).report())
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        time.sleep(0.05)
-        self.reply(ANSWER)
-
-    def reply(self, body: bytes) -> None:
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        """Silent."""
+    from collections.abc import Callable
 
 
 @pytest.fixture(scope="module")
-def gateway(
-    tmp_path_factory: pytest.TempPathFactory, make_agent: type[FakeAgent], make_plan: Callable[[], dict[str, object]]
-) -> Iterator[tuple[str, int]]:
-    """The address and the master's pid of a gateway with two workers."""
-    agent = make_agent()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Backend)
-    url = f"http://127.0.0.1:{server.server_port}"
-
-    def report() -> bytes:
-        data = json.loads(agent(httpx.Request("GET", url)).content)
-        data["torchserve"]["inference_url"] = url
-        return json.dumps(data).encode()
-
-    Backend.report = staticmethod(report)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    folder = tmp_path_factory.mktemp("gateway")
-    (folder / "plan.json").write_text(json.dumps(make_plan()), encoding="utf-8")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = {
-        "AGENTS": url,
-        "PLAN": str(folder / "plan.json"),
-        "PORT": str(port),
-        "WORKERS": "2",
-        "DRAIN_S": "0.5",
-        "HEADER_TIMEOUT_S": "0.6",
-        "BODY_TIMEOUT_S": "0.6",
-        "MAX_HEADER_BYTES": "4096",
-    }
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **{f"GATEWAY_{name}": value for name, value in settings.items()}}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"],
-            cwd=ROOT,
-            env=environ,
-            stdout=log,
-            stderr=log,
-        )
-    base = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: is_ready(base), 20)
-        yield base, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(timeout=20) == 0, (folder / "log").read_text()
-        finally:
-            process.kill()
-            process.wait()
-            server.shutdown()
-            server.server_close()
-
-
-def is_ready(base: str) -> bool:
-    try:
-        return httpx.get(f"{base}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+def gateway(start_gateway: Callable[..., tuple[str, int]]) -> tuple[str, int]:
+    """The address and the master's pid of a gateway with two workers and short patience."""
+    return start_gateway(
+        WORKERS="2", DRAIN_S="0.5", HEADER_TIMEOUT_S="0.6", BODY_TIMEOUT_S="0.6", MAX_HEADER_BYTES="4096"
+    )
 
 
 def wait_until(is_true: Callable[[], bool], timeout_s: float) -> None:
