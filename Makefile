@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long lint types format env-example clean
+.PHONY: help install up train bench test test-long test-docker lock images lint types format env-example clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +32,24 @@ bench: $(STAMP) ## run every benchmark; each writes a JSON that the docs quote
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest -m 'not long' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not long and not docker' $(ARGS)
 
 test-long: $(STAMP) ## the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+DOCKER ?= docker
+# Debian's package of Compose 1.29 is `docker-compose`, Compose v2 a part of the client.
+COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
+
+images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… go into the builds: docs/containers.md)
+	$(COMPOSE) build prepare gateway mlflow
+
+test-docker: $(STAMP) ## build and run the containers, which needs a Docker engine (minutes)
+	@$(DOCKER) info >/dev/null 2>&1 || { echo "make test-docker: no Docker engine answers '$(DOCKER) info'; nothing was tested"; exit 1; }
+	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest -m docker tests/containers $(ARGS)
+
+lock: ## write requirements/*.txt anew from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch)
+	@requirements/lock.sh $(SOURCE)
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.5
 # Alive but silent for this long: as good as dead. Loading on a busy machine has been seen to cost seconds.
 _SILENT_S = 30.0
+# A look older than this tells nothing; gateways hold to the same (GATEWAY_STATUS_MAX_AGE_S).
+_LOOK_IS_OLD_S = 3.0
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S, _STABLE_AFTER_S = 1.0, 30.0, 60.0
 # A gateway polls twice a second; whoever has not asked for this long is gone.
 _POLLER_GONE_S = 2.0
@@ -64,8 +66,8 @@ class Agent:
         self._polled_at = 0.0
 
     def app(self) -> Starlette:
-        """The private status page."""
-        return Starlette(routes=[Route("/status", self._answer_status)])
+        """The private pages: the status, and whether this replica should be called (for a container's health check)."""
+        return Starlette(routes=[Route("/status", self._answer_status), Route("/readyz", self._answer_ready)])
 
     async def keep_running(self) -> None:
         """Starts TorchServe, and starts it again with back-off whenever it ends; never returns.
@@ -154,6 +156,14 @@ class Agent:
     async def _answer_status(self, _request: Request) -> JSONResponse:
         self._polled_at = time.monotonic()
         return JSONResponse(self.status())
+
+
+    async def _answer_ready(self, _request: Request) -> JSONResponse:
+        """200 with a verified READY worker of the stable version, by a look that is not old; else 503."""
+        stable = [found for _, found in self._reconciler.deployments.items() if found.wanted.role == "stable"]
+        seen = time.time() - self._observed_at < _LOOK_IS_OLD_S
+        is_ready = seen and not self._draining and any(found.routable for found in stable)
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
 def _version_status(deployment: Deployment) -> dict[str, Any]:

@@ -52,6 +52,21 @@ def up(
 
 
 @app.command(rich_help_panel="Serve")
+def prepare(
+    source: Annotated[Path, typer.Option(help="Folder with the model to pack.")] = Path("model_store/released"),
+) -> None:
+    """Pack the released model and write the first traffic plan, as `up` does before it starts anything.
+
+    Packs only what has changed, and leaves a plan that is there in force. Containers run this once before the agent.
+    """
+    from control.releases import PlanStore
+    from control.settings import read_agent_settings
+    from control.stack import prepare_plan
+
+    prepare_plan(PlanStore(home_directory()), source, read_agent_settings().model_store, typer.echo)
+
+
+@app.command(rich_help_panel="Serve")
 def agent() -> None:
     """Run the agent: start TorchServe, bring it to the traffic plan, tell `/status` on a private port.
 
