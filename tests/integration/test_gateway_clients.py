@@ -18,7 +18,7 @@ DOCS = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("mark", ["gateway.client", "tritonclient"])
 def test_python_example_gives_a_class_of_the_model(stack, tmp_path, mark):
-    (example,) = [code for code in re.findall(r"^```python\n(.*?)^```", DOCS, re.M | re.S) if mark in code]
+    (example,) = [code for code in re.findall(r"(?ms)^```python\n(.*?)^```", DOCS) if mark in code]
     shutil.copy(SAMPLES / "cat" / "0.png", tmp_path / "cat.png")
     done = subprocess.run(
         [sys.executable, "-c", example.replace("localhost:8000", stack.gateway.removeprefix("http://"))],
