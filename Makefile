@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-docker lock images lint types format env-example clean
+.PHONY: help install up train bench test test-long test-docker lock images audit lint types format env-example clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ test-docker: $(STAMP) ## build and run the containers, which needs a Docker engi
 
 lock: ## write requirements/*.txt anew from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch)
 	@requirements/lock.sh $(SOURCE)
+
+# torch-cpu.txt is left out: a local version such as 2.13.0+cpu is in no database; torch-cuda.txt has the same torch.
+audit: ## look for known holes in the locked packages (needs pip-audit on PATH)
+	@for lock in gateway serving training torch-cuda; do \
+	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,0 +1,56 @@
+"""The agent's readiness page, by what it has seen."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import httpx
+import pytest
+
+from control.agent import Agent
+from control.deployment import Deployment, Wanted
+from control.management import Management, Registered, Worker
+from control.settings import AgentSettings
+
+
+@pytest.fixture
+def agent(tmp_path):
+    settings = AgentSettings(plan=tmp_path / "plan.json", temp=Path("/tmp/gs-ready"), workers=1)
+    return Agent(settings, Management(settings.management_url, logging.getLogger("test")))
+
+
+def serve(agent, role="stable", *, verified=True, ready=True):
+    worker = Registered("1.0.0", 1, (Worker(pid=1, ready=ready),), 0, 100)
+    wanted = Wanted(
+        model="m", version="1.0.0", archive="m.mar", sha256="0" * 64, role=role, workers=1, explain_workers=1
+    )
+    agent._reconciler.deployments["m", "1.0.0"] = Deployment(wanted, predict=worker, verified=verified)
+
+
+def status(agent):
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(agent.app()), base_url="http://agent") as client:
+            return (await client.get("/readyz")).status_code
+
+    return asyncio.run(ask())
+
+
+def test_agent_is_ready_with_a_verified_ready_stable_worker(agent):
+    assert status(agent) == 503
+    serve(agent)
+    assert status(agent) == 200
+
+
+@pytest.mark.parametrize("less", [{"role": "canary"}, {"verified": False}, {"ready": False}])
+def test_agent_is_not_ready_with_less(agent, less):
+    serve(agent, **less)
+    assert status(agent) == 503
+
+
+def test_agent_is_not_ready_while_it_drains_or_when_its_look_is_old(agent):
+    serve(agent)
+    agent._observed_at -= 10
+    assert status(agent) == 503
+    agent._observed_at += 10
+    agent._draining = True
+    assert status(agent) == 503
