@@ -71,8 +71,18 @@ def _held_out_figures(accepted: dict[str, Any]) -> str:
     )
     if "engine_held_out_accuracy" not in accepted:
         return figures
-    return (
-        f"{figures} As served: accuracy {accepted['engine_held_out_accuracy']:.2%}, calibration error "
+    figures += (
+        f" As served: accuracy {accepted['engine_held_out_accuracy']:.2%}, calibration error "
         f"{accepted['engine_held_out_calibration_error']:.4f}, agreement {accepted['engine_agreement']:.2%} "
         "(more in gate.json)."
+    )
+    return f"{figures}\n\n{_explained_otherwise(accepted)}"
+
+
+def _explained_otherwise(accepted: dict[str, Any]) -> str:
+    share = accepted["explainer_disagreement"]
+    return (
+        "Class and confidence are the serving engine's, heatmaps those of the full-precision network for that class. "
+        f"The two name different classes for {share:.2%} of these pictures "
+        f"({round(share * accepted['held_out_images']):,})."
     )

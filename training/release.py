@@ -94,6 +94,7 @@ def package(
     logits = predict_logits(network, held_out.images, contract.input).numpy()
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
     accepted = contract.accepted | _acceptance(logits, held_out.labels, eager.temperature)
+    accepted["explainer_disagreement"] = 0.0  # one network answers and explains
     engine, fallback = eager, None
     if precision != "fp32":
         report = add_engine(
@@ -145,6 +146,8 @@ def _gate_figures(report: GateReport) -> dict[str, float]:
         "engine_held_out_accuracy": report.measured.accuracy,
         "engine_held_out_calibration_error": report.measured.calibration_error,
         "engine_agreement": report.agreement,
+        # Heatmaps are the full-precision network's, which may hold the picture for something else than was answered.
+        "explainer_disagreement": round(1 - report.agreement, 6),
     }
 
 

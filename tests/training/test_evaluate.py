@@ -104,7 +104,12 @@ def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_p
     assert {"openvino-int8.xml", "openvino-int8.bin", "gate.json", "weights.safetensors"} <= set(members)
     reference = json.loads((tmp_path / "files" / "reference.json").read_text())
     assert len(reference["fallback"]["probabilities"]) == 32
-    assert 0 <= made.contract.accepted["engine_agreement"] <= 1
+    share = made.contract.accepted["explainer_disagreement"]
+    assert share == pytest.approx(1 - made.contract.accepted["engine_agreement"], abs=1e-6)
+    evaluate(str(tmp_path / "files"), DATA, cache, tmp_path / "results", card=tmp_path / "card.md")
+    assert (
+        f"different classes for {share:.2%} of these pictures ({share * 40:.0f})" in (tmp_path / "card.md").read_text()
+    )
 
 
 def test_packing_again_in_full_precision_drops_the_engine_of_before(run, tmp_path, cache):
