@@ -78,6 +78,9 @@ def document(settings: Settings) -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(model, "serialization") for model in ANSWERS], ref_template="#/components/schemas/{model}"
     )
+    paths = _image_paths(settings) | _state_paths() | _v2_paths()
+    if not settings.asks_for_keys:
+        paths = {path: {method: _without_keys(op) for method, op in methods.items()} for path, methods in paths.items()}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -86,7 +89,7 @@ def document(settings: Settings) -> dict[str, Any]:
             "description": "Classifies images and shows where the model looked. Errors are RFC 9457 problem documents.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _image_paths(settings) | _state_paths() | _v2_paths(),
+        "paths": paths,
         "components": {
             "schemas": definitions["$defs"],
             "securitySchemes": {
@@ -162,7 +165,7 @@ def _v2_paths() -> dict[str, Any]:
     anything = {JSON: {"schema": {"type": "object"}}}
     probe = (Unavailable("not_ready"), Unavailable("draining"))
     of_version = (*GUARD, *V2, refusals.BadParameter("version", "-", "a version, like 1.0.0"), *ENGINE)
-    infer = {JSON: {"schema": {"type": "object"}, "example": INFER}, "application/octet-stream": {"schema": BINARY}}
+    infer = {JSON: {"schema": _infer_request(), "example": INFER}, "application/octet-stream": {"schema": BINARY}}
     inferred = {
         JSON: {"schema": {"type": "object"}, "example": INFERRED},
         "application/octet-stream": {"schema": BINARY},
@@ -185,7 +188,12 @@ def _v2_paths() -> dict[str, Any]:
         }
         paths[f"{prefix}/infer"] = {
             "post": _operation(
-                "V2: the images' classes", _ok(inferred), errors, parameters=[*parameters, _timeout()], body=infer
+                "V2: the images' classes; `shape` is the number of images. As octet-stream: the JSON, then the binary "
+                "tensor, with the JSON's length in Inference-Header-Content-Length",
+                _ok(inferred),
+                errors,
+                parameters=[*parameters, _timeout()],
+                body=infer,
             )
         }
     return paths
@@ -202,12 +210,18 @@ def _operation(
 ) -> dict[str, Any]:
     operation: dict[str, Any] = {"summary": summary, "responses": answers | _problems(errors)}
     if not is_open:
-        operation["security"] = [{"bearer": []}, {"header": []}, {}]
+        operation["security"] = [{"bearer": []}, {"header": []}]
     if parameters:
         operation["parameters"] = parameters
     if body:
         operation["requestBody"] = {"required": True, "content": body}
     return operation
+
+
+def _without_keys(operation: dict[str, Any]) -> dict[str, Any]:
+    """The operation of a gateway that has no keys, where none are asked for and none are refused."""
+    answers = {status: answer for status, answer in operation["responses"].items() if status not in {"401", "403"}}
+    return {name: value for name, value in operation.items() if name != "security"} | {"responses": answers}
 
 
 def _problems(errors: tuple[GatewayError, ...]) -> dict[str, Any]:
@@ -248,6 +262,31 @@ def _pattern() -> dict[str, Any]:
 def _timeout() -> dict[str, Any]:
     schema = {"type": "integer", "minimum": 1, "maximum": options.MAX_TIMEOUT_MS}
     return {"name": "x-timeout-ms", "in": "header", "description": "Milliseconds to wait, at most.", "schema": schema}
+
+
+def _infer_request() -> dict[str, Any]:
+    tensor = {
+        "type": "object",
+        "required": ["name", "datatype", "shape", "data"],
+        "properties": {
+            "name": {"const": "image"},
+            "datatype": {"const": "BYTES"},
+            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 1},
+            "data": {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}, "minItems": 1},
+        },
+    }
+    output = {"type": "object", "required": ["name"], "properties": {"name": {"enum": ["class", "confidence"]}}}
+    top_k = {"type": "integer", "minimum": 1, "maximum": options.MAX_TOP_K}
+    return {
+        "type": "object",
+        "required": ["inputs"],
+        "properties": {
+            "id": {"type": "string"},
+            "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+            "outputs": {"type": "array", "items": output},
+            "parameters": {"type": "object", "properties": {"top_k": top_k}},
+        },
+    }
 
 
 def _form(file: dict[str, Any]) -> dict[str, Any]:
