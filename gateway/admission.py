@@ -7,6 +7,7 @@ held until TorchServe has answered or the deadline has passed, and what waits he
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 
 from gateway.errors import Unavailable
@@ -35,13 +36,24 @@ class BodyBudget:
 
 
 class Places:
-    """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served."""
+    """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served.
+
+    That line is for bursts. When it has not been empty for `wait_s` it helps nobody: as many are refused, and those who
+    are not have only waited longer. Then a quarter of it is open, enough that no place stays empty.
+    Source: controlled delay, Maurer 2015, "Fail at Scale", https://queue.acm.org/detail.cfm?id=2839461
+    """
 
     def __init__(self, limit: int, wait_s: float) -> None:
         self.limit = limit
         self.taken = 0
         self._wait_s = wait_s
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._stands_since = 0.0
+        self._empty_since = -math.inf
+
+    def is_full(self) -> bool:
+        """Whether a caller would be refused at once."""
+        return self.taken >= self.limit and len(self._waiting) >= self._longest_line()
 
     async def take(self) -> None:
         """Takes one place; `give_back` ends it.
@@ -69,15 +81,27 @@ class Places:
         """Hands the place to the first who still waits, or gives it back."""
         while self._waiting:
             waiter = self._waiting.popleft()
+            self._note_empty()
             if not waiter.done():
                 waiter.set_result(None)
                 return
         self.taken -= 1
 
+    def _longest_line(self) -> int:
+        stands_s = asyncio.get_running_loop().time() - self._stands_since
+        return max(1, self.limit // 4) if self._waiting and stands_s > self._wait_s else self.limit
+
+    def _note_empty(self) -> None:
+        if not self._waiting:
+            self._empty_since = asyncio.get_running_loop().time()
+
     async def _wait(self) -> None:
-        if len(self._waiting) >= self.limit:
+        if len(self._waiting) >= self._longest_line():
             raise Unavailable("saturated")
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if not self._waiting and loop.time() - self._empty_since > self._wait_s:
+            self._stands_since = loop.time()
+        waiter: asyncio.Future[None] = loop.create_future()
         self._waiting.append(waiter)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -87,6 +111,7 @@ class Places:
                 self._free()  # the place came in the same turn of the loop in which the wait ended
             elif waiter in self._waiting:
                 self._waiting.remove(waiter)
+                self._note_empty()
             if isinstance(error, TimeoutError):
                 raise Unavailable("saturated") from None
             raise

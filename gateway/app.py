@@ -148,6 +148,9 @@ async def refresh(parts: Parts) -> None:
     parts.callers.refresh_keys()
     parts.metrics.sample("predict", parts.dataplane.predict_places)
     parts.metrics.sample("explain", parts.dataplane.explain_places)
+    if parts.saturated:
+        logger.warning("saturated", extra={"refused": parts.saturated})
+        parts.saturated = 0
     await parts.agents.poll_all()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from gateway.errors import Unavailable
 from gateway.exchange import Exchange, request_id_of
 from gateway.problems import from_exception, problem_response
 from gateway.uploads import ClientGoneError
@@ -27,6 +28,8 @@ class Envelope:
     def __init__(self, app: ASGIApp, *, parts: Parts) -> None:
         self._app = app
         self._parts = parts
+        predict, explain = parts.dataplane.predict_places, parts.dataplane.explain_places
+        self._places = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens inside."""
@@ -49,6 +52,7 @@ class Envelope:
             await send(message)
 
         try:
+            self._refuse_early(scope, exchange)
             await self._app(scope, receive, send_enveloped)
         except ClientGoneError:
             exchange.status = CLIENT_GONE
@@ -59,10 +63,23 @@ class Envelope:
             if tracer is not None and span is not None:
                 tracer.end(span, scope, exchange)
 
+    def _refuse_early(self, scope: Scope, exchange: Exchange) -> None:
+        """Lets the call pass, unless it would be refused for want of a place after all the work of getting there.
+
+        Raises:
+            Unavailable: there is no place, nor one in the line for it.
+        """
+        places = self._places.get(scope["path"])
+        if places is not None and places.is_full():
+            exchange.route = scope["path"]
+            raise Unavailable("saturated")
+
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
         self._parts.body_budget.give_back(exchange.body_bytes)
         self._parts.metrics.finish(scope["method"], exchange)
-        if logger.isEnabledFor(logging.INFO):
+        if exchange.code == "saturated":
+            self._parts.saturated += 1  # told together: a line for each would take from those who are answered
+        elif logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, exchange))
 
     @staticmethod

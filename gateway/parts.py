@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parts:
-    """The application's parts; only `is_draining` changes, once, when the process is told to stop."""
+    """The application's parts.
+
+    `is_draining` changes once, when the process is told to stop; `saturated` counts refusals for want of a place until
+    they are logged.
+    """
 
     settings: Settings
     agents: Agents
@@ -31,6 +35,7 @@ class Parts:
     metrics: Metrics
     tracer: Tracer | None = None
     is_draining: bool = False
+    saturated: int = 0
 
 
 def parts_of(request: Request) -> Parts:

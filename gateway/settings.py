@@ -47,12 +47,12 @@ class Settings(BaseSettings):
 
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a request may take in all. A caller may ask for less with the header `x-timeout-ms`, never for more."""
-    in_flight_predict: int = Field(default=48, ge=1)
+    in_flight_predict: int = Field(default=32, ge=1)
     """Predictions that one gateway process has in flight at TorchServe; more wait, then get 503."""
     in_flight_explain: int = Field(default=4, ge=1)
     """Explanations that one gateway process has in flight at TorchServe."""
     admission_wait_s: float = Field(default=0.25, ge=0)
-    """Seconds a request may wait for a place before it gets 503."""
+    """Seconds a request may wait for a place before it gets 503; under lasting overload most do not wait at all."""
 
     max_image_bytes: int = Field(default=6 * MIB, ge=1)
     """Bytes one image may have. TorchServe's `max_request_size` must be larger."""

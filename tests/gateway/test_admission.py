@@ -89,3 +89,31 @@ def test_free_places_are_not_taken_past_those_who_wait() -> None:
         assert places.take_free(5) == 1
 
     asyncio.run(scene())
+
+
+def test_a_line_that_does_not_end_is_cut_to_a_quarter_until_it_has_been_empty() -> None:
+    async def scene() -> None:
+        places = Places(8, 1.0)
+        assert places.take_free(8) == 8
+        waiting = [asyncio.create_task(places.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not places.is_full(), "a burst may use the whole line"
+        for _ in range(4):  # the line moves, but is never empty
+            await asyncio.sleep(0.2)
+            waiting.append(asyncio.create_task(places.take()))
+            await asyncio.sleep(0)
+            places.give_back(1)
+        await asyncio.sleep(0.25)
+        assert places.is_full()
+        with pytest.raises(Unavailable):
+            await places.take()
+        places.give_back(3)
+        await asyncio.gather(*waiting)
+        await asyncio.sleep(1.1)
+        waiting = [asyncio.create_task(places.take()) for _ in range(7)]
+        await asyncio.sleep(0)
+        assert not places.is_full(), "the overload is over"
+        places.give_back(8)
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scene())
