@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,12 +110,17 @@ def normalise(pixels: NDArray[np.uint8], size: Input) -> NDArray[np.float32]:
         (N, 3, H, W) float32, contiguous.
     """
     count, height, width, _ = pixels.shape
-    values = np.arange(256, dtype=np.float64) / 255
     images = np.empty((count, 3, height, width), dtype=np.float32)
-    for channel, (mean, std) in enumerate(zip(size.mean, size.std, strict=True)):
-        table = ((values - mean) / std).astype(np.float32)
+    for channel, table in enumerate(_tables(size)):
         np.take(table, pixels[..., channel], out=images[:, channel], mode="clip")
     return images
+
+
+@lru_cache(maxsize=8)
+def _tables(size: Input) -> list[NDArray[np.float32]]:
+    """What `normalise` makes of each of the 256 values, for each channel."""
+    values = np.arange(256, dtype=np.float64) / 255
+    return [((values - mean) / std).astype(np.float32) for mean, std in zip(size.mean, size.std, strict=True)]
 
 
 def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> Picture:

@@ -32,6 +32,8 @@ MAX_OVERLAY_SIDE = 1024
 
 _BODY = "body"
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -176,7 +178,7 @@ def write_results(entries: list[dict[str, Any]]) -> bytes:
 
 def write_json(data: dict[str, Any]) -> bytes:
     """Compact ASCII JSON."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return _ENCODER.encode(data).encode("ascii")
 
 
 def _content_type(context: RowContext, index: int) -> str:

@@ -1,0 +1,169 @@
+"""What the engine is worth through the real TorchServe, and what explaining costs those who only predict.
+
+Two stacks run side by side with the same settings (a predicting worker of one thread per core): the version as it is
+released, and the same weights in eager fp32 with channels_last. They are measured in turn within each round, because a
+machine's speed drifts; figures are medians over rounds, ratios medians of ratios within a round. Then the released
+stack's gateway answers predictions with and without clients that do nothing but ask for explanations. The load
+generator runs on the same machine.
+
+    python benchmarks/engine_serving.py [MODEL_FOLDER] [--rounds 3] [--seconds 6]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from this folder, `gateway` would be a file
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import statistics
+import tempfile
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gateway import environment_facts, model_of, pictures, ratio, single, summary
+from benchmarks.serving.load import Address, Measurement, closed_loop
+from benchmarks.serving.servers import ROOT, Stack, eager_folder, stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLIENTS = 32
+EXPLAINING_CLIENTS = 4
+PREDICTING_CLIENTS = (4, 32)  # a calm service, and one that its own callers saturate
+TIMES_AS_FAST = 3.0
+TIMES_P99 = 2.0
+RESULT = Path(__file__).parent / "results" / "serving.json"
+
+
+def main() -> None:
+    """Measures, prints and writes the JSON."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--seconds", type=float, default=6.0, help="of each measurement, the first one warms up")
+    options.add_argument("--output", type=Path, default=RESULT)
+    chosen = options.parse_args()
+    rounds, seconds = chosen.rounds, chosen.seconds
+    with contextlib.ExitStack() as running:
+        scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        released = running.enter_context(stack(chosen.folder))
+        beside = contextlib.ExitStack()
+        with beside:
+            eager = beside.enter_context(stack(eager_folder(chosen.folder, scratch / "eager")))
+            engine = compare_engines(released, eager, rounds, seconds)
+        explaining = [measure_explaining(released, clients, rounds, seconds) for clients in PREDICTING_CLIENTS]
+    report = {
+        "model": model_of(chosen.folder),
+        "rounds": rounds,
+        "seconds": seconds,
+        "torchserve": engine,
+        "explaining": explaining,
+        "load_average": os.getloadavg()[0],
+        "environment": environment_facts(),
+    }
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
+    print(f"written to {chosen.output}")
+
+
+def compare_engines(released: Stack, eager: Stack, rounds: int, seconds: float) -> dict[str, Any]:
+    """Single pictures at CLIENTS clients, straight to each stack's TorchServe."""
+    addresses = [Address(its.inference, single(f"/predictions/cifar10/{its.version}")) for its in (released, eager)]
+    pairs = [[closed_loop(address, CLIENTS, seconds) for address in addresses] for _ in range(rounds)]
+    ours, its = zip(*pairs, strict=True)
+    times = ratio(ours, its)
+    return {
+        "clients": CLIENTS,
+        "workers": len(os.sched_getaffinity(0)),
+        "released": summary(ours),
+        "eager fp32 channels_last": summary(its),
+        "times_as_fast": times,
+        "wanted": {"at_least": TIMES_AS_FAST, "reached": times >= TIMES_AS_FAST},
+    }
+
+
+def measure_explaining(released: Stack, clients: int, rounds: int, seconds: float) -> dict[str, Any]:
+    """The gateway's predictions for so many clients, alone and beside EXPLAINING_CLIENTS that only explain."""
+    address = Address(released.gateway, single("/predict", released.key))
+    alone: list[Measurement] = []
+    beside: list[Measurement] = []
+    explained: Counter[int] = Counter()
+    for _ in range(rounds):
+        alone.append(closed_loop(address, clients, seconds))
+        with explanations(released) as statuses:
+            beside.append(closed_loop(address, clients, seconds))
+        explained += statuses
+    slower = [
+        (after.latency_ms(0.99) or float("inf")) / (before.latency_ms(0.99) or float("nan"))
+        for before, after in zip(alone, beside, strict=True)
+    ]
+    times = round(statistics.median(slower), 2)
+    return {
+        "predicting_clients": clients,
+        "explaining_clients": EXPLAINING_CLIENTS,
+        "alone": summary(alone),
+        "beside": summary(beside),
+        "explanations_per_s": round(explained[200] / (rounds * seconds), 1),
+        "explanation_statuses": {str(status): count for status, count in sorted(explained.items())},
+        "times_p99": times,
+        "wanted": {"below": TIMES_P99, "reached": times < TIMES_P99},
+    }
+
+
+@contextlib.contextmanager
+def explanations(released: Stack) -> Iterator[Counter[int]]:
+    """Clients that ask for one overlay after the other while the block runs; the statuses that they got."""
+    statuses: Counter[int] = Counter()
+    stop = threading.Event()
+    files = pictures()
+
+    def ask(number: int) -> None:
+        headers = {"content-type": "image/png", "authorization": f"Bearer {released.key}"}
+        connection = http.client.HTTPConnection("127.0.0.1", released.gateway, timeout=60)
+        while not stop.is_set():
+            connection.request("POST", "/explain", files[number % len(files)], headers)
+            answer = connection.getresponse()
+            answer.read()
+            statuses[answer.status] += 1
+            number += EXPLAINING_CLIENTS
+        connection.close()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(EXPLAINING_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints the tables."""
+    engine = report["torchserve"]
+    print(f"TorchServe, {engine['workers']} workers, {engine['clients']} clients, one picture a request")
+    for name in ("released", "eager fp32 channels_last"):
+        row = engine[name]
+        print(f"  {name:26s} {row['good_per_s']:7.1f}/s  p50 {row['p50_ms']:6.1f} ms  p99 {row['p99_ms']:6.1f} ms")
+    reached = "reached" if engine["wanted"]["reached"] else "MISSED"
+    print(f"  {engine['times_as_fast']} times as fast, at least {TIMES_AS_FAST}: {reached}")
+    for row in report["explaining"]:
+        alone, beside = row["alone"]["p99_ms"], row["beside"]["p99_ms"]
+        reached = "reached" if row["wanted"]["reached"] else "MISSED"
+        print(
+            f"{row['predicting_clients']} clients predict: p99 {alone} ms alone, {beside} ms beside "
+            f"{row['explanations_per_s']} explanations/s; {row['times_p99']} times, below {TIMES_P99}: {reached}"
+        )
+
+
+if __name__ == "__main__":
+    main()
