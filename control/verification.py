@@ -94,23 +94,30 @@ async def _ask(
 def _is_engine(archive: Archive, answers: list[Any], name: str) -> bool:
     """Whether the answers are the engine's; False when they are its fallback's.
 
+    Both may be within their tolerances, because they compute the same network: then the nearer one it is.
+
     Raises:
         VerificationError: they are neither's.
     """
+    fallback = archive.reference.fallback
     try:
-        _compare(archive, archive.reference, answers, name)
+        off = _compare(archive, archive.reference, answers, name)
     except VerificationError:
-        if archive.reference.fallback is None:
+        if fallback is None:
             raise
         with contextlib.suppress(VerificationError):
-            _compare(archive, archive.reference.fallback, answers, name)
+            _compare(archive, fallback, answers, name)
             return False
         raise
+    if fallback is None:
+        return True
+    with contextlib.suppress(VerificationError):
+        return off <= _compare(archive, fallback, answers, name)
     return True
 
 
-def _compare(archive: Archive, reference: Reference, answers: list[Any], name: str) -> None:
-    """Compares every class of every reference picture.
+def _compare(archive: Archive, reference: Reference, answers: list[Any], name: str) -> float:
+    """By how much the worst of all classes of all reference pictures is off, which is at most the tolerance.
 
     Raises:
         VerificationError: one is missing or off by more than the tolerance.
@@ -138,6 +145,7 @@ def _compare(archive: Archive, reference: Reference, answers: list[Any], name: s
     if not worst <= reference.tolerance:
         problem = f"{where}, off by {worst:.4f} with a tolerance of {reference.tolerance:.4f}"
         raise VerificationError(name, archive.version, problem)
+    return worst
 
 
 def _error_code(answer: object) -> str:
