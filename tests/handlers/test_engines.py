@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from handlers.contract import Engine
-from handlers.engines import MAX_BATCH, EngineError, build_engine, predict_all, softmax
+from handlers.engines import MAX_BATCH, OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
+from training.quantise import write_graph
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,16 @@ def test_bf16_is_close_to_fp32_and_leaves_the_network_in_fp32(network, images):
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, atol=0.03)
     assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def test_openvino_computes_the_network_for_batches_of_changing_length(network, images, tmp_path):
+    write_graph(network, tmp_path / OPENVINO_FILES["fp32"], images[:0], images.shape[2:])
+    engine = build_engine(Engine("openvino"), None, directory=tmp_path, device=CPU)
+    expected = build(Engine(), network).predict(images)
+    for length in (1, 4, 2, len(images), 1):
+        np.testing.assert_allclose(engine.predict(images[:length]), expected[:length], atol=2e-3)
+    first, _second = engine.predict(images[:1]), engine.predict(images[1:2])
+    np.testing.assert_allclose(first, expected[:1], atol=2e-3)  # an answer outlives the next question
 
 
 def test_the_temperature_belongs_to_the_engine(network, images):
