@@ -99,12 +99,16 @@ class OpenVINOEngine:
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         try:
-            compiled = openvino.Core().compile_model(directory / OPENVINO_FILES[precision], "CPU", options)
+            core = openvino.Core()
+            model = core.read_model(directory / OPENVINO_FILES[precision])
+            # In the graph the softmax costs nothing; outside, six calls of NumPy cost 0.05 ms of one picture's 3.
+            logits = openvino.opset13.multiply(model.get_results()[0].input_value(0), np.float32(1 / temperature))
+            model = openvino.Model([openvino.opset13.softmax(logits, 1)], model.get_parameters())
+            compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise EngineError(f"openvino cannot run {OPENVINO_FILES[precision]}: {error}") from error
         self._request = compiled.create_infer_request()
         self._input = self._request.get_input_tensor()
-        self._temperature = temperature
 
     def predict(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Engine.predict`."""
@@ -112,8 +116,8 @@ class OpenVINOEngine:
         if tuple(self._input.shape) != images.shape:
             self._input.shape = images.shape
         self._input.data[:] = images
-        logits: NDArray[np.float32] = self._request.infer(share_outputs=True)[0]
-        return softmax(logits, self._temperature)
+        probabilities: NDArray[np.float32] = self._request.infer()[0]
+        return probabilities
 
 
 def build_engine(choice: EngineChoice, network: nn.Module | None, *, directory: Path, device: torch.device) -> Engine:

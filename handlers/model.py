@@ -141,7 +141,7 @@ class ServedModel:
 
     def _predict(self, jobs: list[_Job]) -> None:
         def run() -> None:
-            pixels = np.stack([job.pixels for job in jobs if job.pixels is not None])
+            pixels = np.array([job.pixels for job in jobs if job.pixels is not None])
             for job, probabilities in zip(
                 jobs, predict_all(self.engine, normalise(pixels, self.contract.input)), strict=True
             ):
