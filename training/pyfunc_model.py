@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
+import numpy as np  # noqa: TC002 - MLflow reads the annotations at run time
 import torch
 
 from handlers import contract as contracts
 from handlers.archive import load_network
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
@@ -28,7 +25,7 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         network = load_network(folder, self._contract)
         self._engine = build_engine(self._contract.engine, network, directory=folder, device=torch.device("cpu"))
 
-    def predict(self, context: Any, model_input: NDArray[np.uint8], params: Any = None) -> NDArray[np.float32]:  # noqa: ANN401, ARG002
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ANN401, ARG002
         """The classes' probabilities (N, K) for pictures (N, H, W, 3) uint8 of the contract's size."""
         return predict_all(self._engine, normalise(model_input, self._contract.input))
 
