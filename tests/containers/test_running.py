@@ -284,7 +284,7 @@ def test_a_killed_torchserve_container_comes_back_and_nothing_hangs_meanwhile(pr
 def test_a_training_in_a_container_is_recorded_and_served(project):
     pictures = ("-v", f"{SAMPLES}:/pictures:ro")
     run = ("run", "--rm", "-T", *pictures, "training")
-    options = ("--epochs", "1", "--batch-size", "16", "--workers", "1", "--name", "cifar10")
+    options = ("--epochs", "1", "--batch-size", "16", "--validation", "0.4", "--workers", "1", "--name", "cifar10")
     said = project.compose(
         *run, "train", "--data", "imagefolder:/pictures", *options, "--output", "runs/first", timeout_s=480
     )
