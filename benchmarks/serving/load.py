@@ -148,10 +148,10 @@ async def _closed_loop(address: Address, clients: int, seconds: float, warm_up_s
     loop = asyncio.get_running_loop()
     measurement = Measurement(seconds, warm_up_s)
     requests, count = address.requests, len(address.requests)
-    began = loop.time()
+    began = time.perf_counter()
 
     def on_answer(connection: Connection, status: int) -> None:
-        now = loop.time() - began
+        now = time.perf_counter() - began
         measurement.answers.append((connection.due, now, status))
         if now < seconds and status > 0:
             ask(connection, now)
@@ -165,7 +165,7 @@ async def _closed_loop(address: Address, clients: int, seconds: float, warm_up_s
         (await loop.create_connection(lambda: Connection(on_answer), address.host, address.port))[1]
         for _ in range(clients)
     ]
-    began, cpu = loop.time(), time.process_time()
+    began, cpu = time.perf_counter(), time.process_time()
     for index, connection in enumerate(connections):
         connection.number = index * 7  # not all the same picture at a time
         ask(connection, 0.0)
@@ -188,7 +188,7 @@ class _OpenLoop:
         self.measurement = Measurement(seconds, warm_up_s)
         self._address = address
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = time.perf_counter()
         self._everyone: set[Connection] = set()
         self._idle: list[Connection] = []
         self._opening: set[asyncio.Task[None]] = set()
@@ -212,7 +212,7 @@ class _OpenLoop:
         return measurement
 
     def _now(self) -> float:
-        return self._loop.time() - self._began
+        return time.perf_counter() - self._began
 
     def _ask(self, number: int, due: float) -> None:
         if not self._idle and self._waiting >= MAX_CONNECTIONS:
