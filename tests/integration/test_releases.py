@@ -215,7 +215,7 @@ def test_a_version_whose_outputs_are_wrong_is_refused_with_the_handlers_reason(
     said = refused(stack, "deploy", str(package_directory(source, tmp_path)), "--stable")
     assert "reference inputs" in said
     until(lambda: [version["version"] for version in stack.versions()] == [stable], 30)
-    assert stack.health().json()["status"] == "ok"
+    until(lambda: stack.health().json()["status"] == "ok", 30, stack)
 
 
 def with_handler(archive, path, code):

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.server
 
 
 def test_health_tells_within_three_seconds_that_a_worker_died_and_when_it_is_back(stack, until):
-    assert stack.health().json()["status"] == "ok"
+    until(lambda: stack.health().json()["status"] == "ok", 30)
     victim = stack.worker_pids("cifar10")[0]
     os.kill(victim, signal.SIGKILL)
     assert until(lambda: stack.health().json()["status"] == "degraded", 3.0) < 3.0
