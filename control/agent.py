@@ -157,7 +157,6 @@ class Agent:
         self._polled_at = time.monotonic()
         return JSONResponse(self.status())
 
-
     async def _answer_ready(self, _request: Request) -> JSONResponse:
         """200 with a verified READY worker of the stable version, by a look that is not old; else 503."""
         stable = [found for _, found in self._reconciler.deployments.items() if found.wanted.role == "stable"]
