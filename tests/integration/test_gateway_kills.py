@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/[0-4].png"))]
@@ -150,13 +150,11 @@ def test_only_its_own_callers_lose_a_gateway_worker_that_is_killed(stack, kill, 
     until(lambda: len(workers_of_gateway(stack)) == 2 and workers[0] not in workers_of_gateway(stack), 30)
 
 
-@pytest.mark.long
 def test_a_torchserve_worker_that_is_killed_costs_the_rows_it_had(stack, kill):
     got = kill(stack.worker_pids("cifar10")[0], {"500 handler_failed", "503 saturated"}, 120)
     assert got["200"] > 10 * (sum(got.values()) - got["200"]), "the other worker went on"
 
 
-@pytest.mark.long
 def test_torchserve_that_is_killed_is_not_ready_until_it_is_back(stack, kill):
     kill(
         stack.status()["torchserve"]["pid"],
@@ -165,7 +163,6 @@ def test_torchserve_that_is_killed_is_not_ready_until_it_is_back(stack, kill):
     )
 
 
-@pytest.mark.long
 def test_an_agent_that_is_killed_takes_torchserve_with_it_and_both_come_back(stack, kill):
     (agent,) = [pid for pid, command in stack.processes().items() if "control.cli agent" in command]
     kill(agent, {"502 engine_broke", "502 engine_nonsense", "503 not_ready", "504 deadline_passed"}, 180)
