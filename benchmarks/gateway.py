@@ -182,13 +182,17 @@ def flood(released: Stack, address: Address, sustainable: float, normal_ms: floa
     before = released.resident_mb()
     with sampled(released.resident_mb) as resident:
         flooded = open_loop(address, FLOOD * sustainable, 5.0)
+    # The generator waits for what the flood left behind, which counts as not yet normal.
+    left_s = max(0.0, max((answered for _, answered, _ in flooded.answers), default=0.0) - flooded.seconds)
     after = open_loop(address, 0.5 * sustainable, 5.0, warm_up_s=0.0)
+    well_after_s = normal_after_s(after, normal_ms)
     return {
         "factor": FLOOD,
         **summary([flooded]),
         "resident_mb": {"before": round(before), "most": round(max(resident)), "after": round(released.resident_mb())},
         "normal_ms": round(normal_ms, 1),
-        "normal_after_s": normal_after_s(after, normal_ms),
+        "last_answer_after_s": round(left_s, 2),
+        "normal_after_s": None if well_after_s is None else round(left_s + well_after_s, 2),
         "statuses_after": after.statuses(),
         "p99_after_ms": after.latency_ms(0.99),
     }
