@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from handlers import contract as contracts
-from handlers.build import digest
+from handlers.archive import load_network
+from handlers.build import ArchiveError, digest
 from handlers.network import build_network
 from training.errors import ModelError
 from training.tracking import tracking_uri
@@ -54,17 +55,13 @@ def read_model(folder: Path) -> tuple[Contract, nn.Module]:
         ContractError: the contract cannot be used.
     """
     contract = contracts.load(folder / "contract.json")
-    network = build_network(contract.architecture, len(contract.classes))
     path = weights_file(folder)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError) as error:
+            return contract, load_network(folder, contract)
+        network = build_network(contract.architecture, len(contract.classes))
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (ArchiveError, OSError, RuntimeError, ValueError) as error:
         raise ModelError(f"{path} does not fit its contract: {error}") from error
     return contract, network.eval()
 

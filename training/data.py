@@ -118,3 +118,21 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> NDArra
     if size >= len(labels):
         return np.arange(len(labels))
     return stratified_split(labels, size / len(labels), seed)[1]
+
+
+def divide(images: Images, *, subset: int, validation: float, seed: int) -> tuple[Images, Images]:
+    """The pictures a training learns from, and those it holds out, which decide all about its model.
+
+    Args:
+        images: all training pictures.
+        subset: how many of them to use; 0 uses all.
+        validation: share of these that is held out.
+        seed: the same one always divides them alike.
+
+    Raises:
+        DataError: a class has too few pictures to stand on both sides.
+    """
+    if subset:
+        images = images.pick(stratified_subset(images.labels, subset, seed))
+    learnt, held_out = stratified_split(images.labels, validation, seed)
+    return images.pick(learnt), images.pick(held_out)

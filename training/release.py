@@ -21,7 +21,7 @@ from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.artifacts import find_model, read_model
 from training.calibration import fit_temperature
-from training.data import load_training_images, stratified_split, stratified_subset
+from training.data import divide, load_training_images
 from training.errors import ModelError
 from training.evaluate import expected_calibration_error
 from training.export import REFERENCE_IMAGES, package_directory, write_reference
@@ -125,10 +125,7 @@ def package(
 def split_images(recipe: Recipe, cache: Path) -> tuple[Images, Images]:
     """The images that a training by `recipe` learnt from, and those held out, which decide all about its model."""
     images, _ = load_training_images(recipe.data, cache)
-    if recipe.subset:
-        images = images.pick(stratified_subset(images.labels, recipe.subset, recipe.seed))
-    learnt, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
-    return images.pick(learnt), images.pick(held_out)
+    return divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)
 
 
 def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float]:

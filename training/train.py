@@ -25,7 +25,7 @@ from handlers.contract import Contract
 from handlers.contract import save as save_contract
 from training.augment import training_loader
 from training.curves import plot_curves
-from training.data import load_training_images, stratified_split, stratified_subset
+from training.data import divide, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.pretrained import choose_architecture, pretrained_network
@@ -55,10 +55,9 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bf16 = _uses_bf16(recipe.precision, self.device)
         images, self.input = load_training_images(recipe.data, cache)
-        if recipe.subset:
-            images = images.pick(stratified_subset(images.labels, recipe.subset, recipe.seed))
-        training, held_out = stratified_split(images.labels, recipe.validation, recipe.seed)
-        self.training_images, self.held_out = images.pick(training), images.pick(held_out)
+        self.training_images, self.held_out = divide(
+            images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed
+        )
         self.architecture = choose_architecture(recipe.architecture, self.input)
         network = pretrained_network(recipe, self.architecture, len(images.classes))
         network = network.to(self.device)
