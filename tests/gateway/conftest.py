@@ -204,7 +204,8 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
             plan_path = tmp_path / "plan.json"
             plan_path.write_text(json.dumps(plan or plan_data()), encoding="utf-8")
             app = create_app(
-                Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 0.3, **settings}),
+                # Long, so that a machine that stands still for a moment fails no test that is not about staleness.
+                Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 60, **settings}),
                 upstream=httpx.MockTransport(upstream or torchserve),
                 agent=httpx.MockTransport(agent),
                 tracer=tracer,

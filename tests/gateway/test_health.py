@@ -52,7 +52,8 @@ def test_an_unverified_or_failed_stable_version_is_unavailable_until_it_is_back(
 
 
 @pytest.mark.parametrize("failing", ["up", "looks"])
-def test_an_agent_that_is_gone_or_blind_is_no_status(stand: Stand, failing: str) -> None:
+def test_an_agent_that_is_gone_or_blind_is_no_status(make_stand: Callable[..., Stand], failing: str) -> None:
+    stand = make_stand(status_max_age_s=0.3)
     setattr(stand.agent, failing, False)
     stand.wait_until(lambda: not ready(stand))
     assert health(stand)[1:] == ("unavailable", ["1 of 1 agents give no fresh status"])
