@@ -172,7 +172,7 @@ class Stand:
     agent: FakeAgent
     plan: Path
 
-    def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 3.0) -> None:
+    def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
         end = time.monotonic() + timeout_s
         while not is_true():
             assert time.monotonic() < end, "it did not come true in time"
