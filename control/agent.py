@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from control.cores import usable_cores
 from control.errors import ManagementError, TorchServeFailed
+from control.gateways import HEADER
 from control.management import Management, Registered, debug_log
 from control.reconciler import Reconciler
 from control.server_log import ServerLog
@@ -121,9 +122,11 @@ class Agent:
         self._draining = True
         began = time.monotonic()
         _log.info("draining")
-        while time.monotonic() - began < self._settings.drain_timeout_s:
-            told = self._polled_at > began or time.monotonic() - self._polled_at > _POLLER_GONE_S
-            if told and self._reconciler.pending() == 0:
+        gateways = self._reconciler.gateways
+        while (now := time.monotonic()) - began < self._settings.drain_timeout_s:
+            gateways.forget(now, _POLLER_GONE_S)
+            told = self._polled_at > began or now - self._polled_at > _POLLER_GONE_S
+            if told and self._reconciler.pending() == 0 and gateways.hold(None, since=began) is None:
                 break
             await asyncio.sleep(0.1)
         if self._polled_at > began:
@@ -150,11 +153,15 @@ class Agent:
                 "restarts": self._restarts,
                 "inference_url": self._settings.inference_url,
             },
+            "gateways": self._reconciler.gateways.status(time.monotonic()),
             "versions": [_version_status(found) for _, found in sorted(self._reconciler.deployments.items())],
         }
 
-    async def _answer_status(self, _request: Request) -> JSONResponse:
-        self._polled_at = time.monotonic()
+    async def _answer_status(self, request: Request) -> JSONResponse:
+        now = time.monotonic()
+        # Whoever polls without a report (an operator, another gateway) is believed to send for a while yet.
+        if not self._reconciler.gateways.take(request.headers.get(HEADER, ""), now):
+            self._polled_at = now
         return JSONResponse(self.status())
 
     async def _answer_ready(self, _request: Request) -> JSONResponse:

@@ -86,6 +86,8 @@ class Deployment:
     dead_since: dict[str, float] = field(default_factory=dict)
     busy_until: float | None = None
     """When it was last routable or had something pending; None: never."""
+    out_since: float | None = None
+    """Since when gateways have been told not to send to it; None: they may."""
     task: asyncio.Task[None] | None = None
     acted_at: float = 0.0
     """When the last step ended: what was seen before says nothing about its effect."""
@@ -109,11 +111,20 @@ class Deployment:
         complete = ready[0] >= self.wanted.workers and ready[1] >= self.wanted.explain_workers
         return "ready" if complete and self.explains else "degraded"
 
+    @property
+    def pending(self) -> int:
+        """Jobs that wait in its queues, by the last look."""
+        return sum(entry.pending or 0 for entry in (self.predict, self.explain) if entry is not None)
+
     def see(self, predict: Registered | None, explain: Registered | None, now: float) -> None:
         """Takes in what TorchServe says of the two entries."""
         self.predict, self.explain = predict, explain
-        if self.routable or any(entry is not None and entry.pending for entry in (predict, explain)):
+        if self.routable or self.pending:
             self.busy_until = now
+        if self.routable:
+            self.out_since = None
+        elif self.out_since is None:
+            self.out_since = now
         for kind, entry in (("predict", predict), ("explain", explain)):
             if entry is None or entry.ready or not entry.workers:
                 self.dead_since.pop(kind, None)
@@ -148,15 +159,22 @@ class Deployment:
         self.archive, self.predict, self.explain = None, None, None
         self.verified, self.verifying, self.failed, self.failures = False, False, False, 0
         self.reason, self.loading_since, self.busy_until, self.explains = None, None, None, None
+        self.out_since = None
         self.is_default = False
         self.load_pids.clear()
         self.dead_since.clear()
 
 
-def next_step(deployment: Deployment, now: float, *, load_timeout_s: float, settle_s: float) -> Step:
-    """What to do next for `deployment` at the monotonic time `now`."""
+def next_step(
+    deployment: Deployment, now: float, *, load_timeout_s: float, settle_s: float, let_go: bool | None = None
+) -> Step:
+    """What to do next for `deployment` at the monotonic time `now`.
+
+    `let_go`: whether every gateway process has said that it neither sends nor waits for anything there; None: no
+    gateway says anything, and idleness for `settle_s` has to do.
+    """
     if deployment.failed or deployment.wanted.role == "retiring":
-        return _way_out(deployment, now, settle_s)
+        return _way_out(deployment, now, settle_s, let_go=let_go)
     if deployment.archive is None:
         return Step.INSPECT
     if deployment.predict is None:
@@ -166,11 +184,14 @@ def next_step(deployment: Deployment, now: float, *, load_timeout_s: float, sett
     return _upkeep(deployment, now)
 
 
-def _way_out(deployment: Deployment, now: float, settle_s: float) -> Step:
-    """Routing has stopped already; nothing is unregistered before it has been idle for `settle_s`."""
+def _way_out(deployment: Deployment, now: float, settle_s: float, *, let_go: bool | None) -> Step:
+    """Routing has stopped already; nothing is unregistered that may still be asked."""
     if deployment.predict is not None or deployment.explain is not None:
         idle_since = deployment.busy_until
-        return Step.UNREGISTER if idle_since is None or now - idle_since >= settle_s else Step.NOTHING
+        if idle_since is None:
+            return Step.UNREGISTER
+        has_settled = let_go if let_go is not None else now - idle_since >= settle_s
+        return Step.UNREGISTER if has_settled and not deployment.pending else Step.NOTHING
     if deployment.wanted.role == "retiring":
         return Step.FORGET
     return Step.RETRY if now >= deployment.retry_at else Step.NOTHING

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from control.archive import inspect_archive
 from control.deployment import Deployment, Role, Step, Wanted, next_step
 from control.errors import ArchiveError, ManagementError, VerificationError
+from control.gateways import Gateways
 from control.priority import LoadingPriority, can_restore_priority
 from control.verification import verify_explanation, verify_predictions
 from gateway import traffic
@@ -65,6 +66,7 @@ class Reconciler:
         self._priority = LoadingPriority(is_allowed=can_restore_priority())
         self._workers = workers
         self.plan_file = PlanFile(settings)
+        self.gateways = Gateways()
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self.stepped = asyncio.Event()
         """Set when a step has ended: the next one need not wait for the next regular look."""
@@ -111,8 +113,7 @@ class Reconciler:
 
     def pending(self) -> int:
         """Jobs that wait in any queue, by the last look."""
-        entries = (entry for d in self.deployments.values() for entry in (d.predict, d.explain))
-        return sum(entry.pending or 0 for entry in entries if entry is not None)
+        return sum(deployment.pending for deployment in self.deployments.values())
 
     async def close(self) -> None:
         """Ends every step under way."""
@@ -156,7 +157,11 @@ class Reconciler:
 
     def _start_step(self, deployment: Deployment, now: float) -> None:
         step = next_step(
-            deployment, now, load_timeout_s=self._settings.load_timeout_s, settle_s=self._settings.retire_settle_s
+            deployment,
+            now,
+            load_timeout_s=self._settings.load_timeout_s,
+            settle_s=self._settings.retire_settle_s,
+            let_go=self._let_go(deployment, now),
         )
         if step is Step.NOTHING:
             return
@@ -164,6 +169,19 @@ class Reconciler:
             del self.deployments[deployment.wanted.model, deployment.wanted.version]
             return
         deployment.task = asyncio.create_task(self._carry_out(deployment, step))
+
+    def _let_go(self, deployment: Deployment, now: float) -> bool | None:
+        """Whether no gateway process can still ask for a version on its way out; None where none says anything."""
+        self.gateways.forget(now, self._settings.retire_settle_s)
+        if deployment.out_since is None or not self.gateways:
+            return None
+        plan, wanted = self.plan_file.plan, deployment.wanted
+        # The plan names a version that failed: of it gateways are held back by the status alone.
+        revision = plan.revision if plan is not None and wanted.role == "retiring" else None
+        hold = self.gateways.hold(wanted.version, since=deployment.out_since, revision=revision)
+        if wanted.role == "retiring":
+            deployment.reason = f"waits: {hold}" if hold else None
+        return hold is None
 
     async def _carry_out(self, deployment: Deployment, step: Step) -> None:
         wanted = deployment.wanted

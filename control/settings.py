@@ -78,8 +78,8 @@ class AgentSettings(BaseSettings):
     drain_timeout_s: Annotated[float, Field(ge=0)] = 20.0
     """How long a stopping agent waits for what is under way."""
     retire_settle_s: Annotated[float, Field(ge=0)] = 15.0
-    """How long a version must be idle, out of the plan, before it is unregistered: gateways follow within 3 s, and
-    their longest request takes 10 s (`GATEWAY_TIMEOUT_S`); TorchServe tells nobody what its workers have in hand."""
+    """How long a gateway that is not heard any more is waited for before a version that left the plan is unregistered:
+    it would follow within 3 s, and its longest request takes 10 s (`GATEWAY_TIMEOUT_S`)."""
 
     @property
     def inference_url(self) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from pathlib import Path
 
 import httpx
@@ -27,12 +28,42 @@ def serve(agent, role="stable", *, verified=True, ready=True):
     agent._reconciler.deployments["m", "1.0.0"] = Deployment(wanted, predict=worker, verified=verified)
 
 
-def status(agent):
+def ask(agent, path, **headers):
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(agent.app()), base_url="http://agent") as client:
-            return (await client.get("/readyz")).status_code
+            return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
     return asyncio.run(ask())
+
+
+def status(agent):
+    return ask(agent, "/readyz").status_code
+
+
+def test_the_status_page_tells_what_each_gateway_reported(agent):
+    report = '{"id":"g1","revision":7,"in_flight":{"1.0.0":2}}'
+    assert ask(agent, "/status", x_gradserve_gateway="nonsense").json()["gateways"] == []
+    (heard,) = ask(agent, "/status", x_gradserve_gateway=report).json()["gateways"]
+    assert {**heard, "heard_s": 0} == {"id": "g1", "revision": 7, "in_flight": {"1.0.0": 2}, "heard_s": 0}
+
+
+def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent):
+    def poll(in_flight):
+        agent._reconciler.gateways.take(f'{{"id":"g1","revision":7,"in_flight":{in_flight}}}', time.monotonic())
+
+    async def drain():
+        poll("{}")
+        draining = asyncio.create_task(agent.drain())
+        for in_flight in ("{}", '{"1.0.0":1}', '{"1.0.0":1}'):
+            await asyncio.sleep(0.12)
+            assert not draining.done()
+            poll(in_flight)
+        await asyncio.sleep(0.12)
+        assert not draining.done()
+        poll("{}")
+        await asyncio.wait_for(draining, 1)
+
+    asyncio.run(drain())
 
 
 def test_agent_is_ready_with_a_verified_ready_stable_worker(agent):

@@ -24,8 +24,8 @@ def deployment(tmp_path):
     return Deployment(WANTED, archive=archive)
 
 
-def step(deployment, now=1000.0):
-    return next_step(deployment, now, load_timeout_s=120, settle_s=15)
+def step(deployment, now=1000.0, *, let_go=None):
+    return next_step(deployment, now, load_timeout_s=120, settle_s=15, let_go=let_go)
 
 
 def serve(deployment, now=1000.0):
@@ -125,6 +125,25 @@ def test_a_retiring_version_is_unregistered_only_after_it_has_been_idle(deployme
     assert step(deployment, 1025) is Step.UNREGISTER
     deployment.see(None, None, 1026)
     assert step(deployment, 1026) is Step.FORGET
+
+
+def test_where_gateways_report_a_retiring_version_goes_when_they_let_go_and_nothing_waits(deployment):
+    serve(deployment, 1000)
+    assert deployment.out_since is None
+    deployment.wanted = dataclasses.replace(WANTED, role="retiring")
+    deployment.see(entry(2, pending=1), entry(1), 1001)
+    assert deployment.out_since == 1001
+    assert step(deployment, 1001, let_go=True) is Step.NOTHING
+    deployment.see(entry(2), entry(1), 1002)
+    assert deployment.out_since == 1001
+    assert step(deployment, 1100, let_go=False) is Step.NOTHING
+    assert step(deployment, 1002, let_go=True) is Step.UNREGISTER
+
+
+def test_a_version_that_never_served_waits_for_nobody(deployment):
+    deployment.see(entry(0, 2), None, 1000)
+    deployment.fail("it crashed", 1001)
+    assert step(deployment, 1001, let_go=False) is Step.UNREGISTER
 
 
 def test_other_bytes_under_the_same_version_are_drained_and_loaded_anew(deployment):
