@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
+from gateway.sharing import SharedRows
 from gateway.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
 
 if TYPE_CHECKING:
@@ -31,12 +32,6 @@ class Ask:
     deadline: Deadline
     version: str | None = None
 
-    def carried(self) -> dict[str, str]:
-        """What names the request on its way to the model."""
-        if self.exchange.traceparent:
-            return {"id": self.exchange.request_id, "traceparent": self.exchange.traceparent}
-        return {"id": self.exchange.request_id}
-
 
 class DataPlane:
     """Predictions and explanations, each kind within its own places.
@@ -53,6 +48,7 @@ class DataPlane:
         self._versions = versions
         self._upstream = upstream
         self._chunk_images = chunk_images
+        self._shared = SharedRows(upstream, chunk_images)
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
         """The prediction for one image: `class`, `confidence` and `top`.
@@ -60,16 +56,18 @@ class DataPlane:
         Raises:
             GatewayError: there is none.
         """
-        target = self._choose("predict", ask)
-        with ask.exchange.stage("wait"):
-            await self.predict_places.take()
-        try:
-            with ask.exchange.stage("model"):
-                entries = await self._row(target, [image], top_k, ask)
-        finally:
-            self.predict_places.give_back(1)
-        raise_for_error(entries[0])
-        return entries[0]
+        with self._choose("predict", ask) as target:
+            with ask.exchange.stage("wait"):
+                await self.predict_places.take()
+            try:
+                with ask.exchange.stage("model"):
+                    entry = await self._shared.predict(
+                        target, image, top_k=top_k, deadline=ask.deadline, exchange=ask.exchange
+                    )
+            finally:
+                self.predict_places.give_back(1)
+        raise_for_error(entry)
+        return entry
 
     async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[dict[str, Any]]:
         """One entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
@@ -79,7 +77,12 @@ class DataPlane:
         Raises:
             GatewayError: no row was answered.
         """
-        target = self._choose("predict", ask)
+        with self._choose("predict", ask) as target:
+            return await self._predict_batch(target, images, top_k, ask)
+
+    async def _predict_batch(
+        self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask
+    ) -> list[dict[str, Any]]:
         rows = list(cut_rows(images, self._images_a_row(len(images), target.workers)))
         entries: list[dict[str, Any]] = [{}] * len(images)
         failures: list[GatewayError] = []
@@ -105,6 +108,9 @@ class DataPlane:
             self.predict_places.give_back(lanes)
         if len(failures) == len(rows):
             raise failures[0]
+        # For the log and the metrics: the call is answered, but the version has failed it.
+        faults = (entry["error"] for entry in entries if "error" in entry)
+        ask.exchange.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
         return entries
 
     async def explain(self, image: bytes, *, options: dict[str, Any], ask: Ask) -> bytes | dict[str, Any]:
@@ -113,24 +119,26 @@ class DataPlane:
         Raises:
             GatewayError: there is none.
         """
-        target = self._choose("explain", ask)
-        with ask.exchange.stage("wait"):
-            await self.explain_places.take()
-        try:
-            with ask.exchange.stage("model"):
-                return await self._upstream.explain(
-                    target, image, carried=ask.carried(), deadline=ask.deadline, options=options
-                )
-        finally:
-            self.explain_places.give_back(1)
+        with self._choose("explain", ask) as target:
+            with ask.exchange.stage("wait"):
+                await self.explain_places.take()
+            try:
+                with ask.exchange.stage("model"):
+                    return await self._upstream.explain(
+                        target, image, carried=ask.exchange.carried(), deadline=ask.deadline, options=options
+                    )
+            finally:
+                self.explain_places.give_back(1)
 
     def _choose(self, kind: Kind, ask: Ask) -> Target:
-        target = self._versions.choose(kind, ask.version)
+        target = self._versions.choose(kind, ask.version, ask.exchange.caller)
         ask.exchange.model, ask.exchange.version = target.model, target.version
         return target
 
     async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[dict[str, Any]]:
-        return await self._upstream.predict(target, images, carried=ask.carried(), deadline=ask.deadline, top_k=top_k)
+        carried = ask.exchange.carried()
+        with target:  # once more for each row: a batch weighs as much as it has
+            return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
 
     def _images_a_row(self, count: int, workers: int) -> int:
         return min(self._chunk_images, math.ceil(count / workers))

@@ -77,7 +77,7 @@ class Envelope:
     def _finish(self, scope: Scope, exchange: Exchange) -> None:
         self._parts.body_budget.give_back(exchange.body_bytes)
         self._parts.metrics.finish(scope["method"], exchange)
-        if exchange.code == "saturated":
+        if exchange.code == "saturated" and exchange.status == 503:
             self._parts.saturated += 1  # told together: a line for each would take from those who are answered
         elif logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, exchange))
@@ -104,5 +104,5 @@ def log_line(scope: Scope, exchange: Exchange) -> dict[str, Any]:
         "ms": round(exchange.elapsed_s() * 1000, 2),
     }
     line.update((f"{stage}_ms", round(seconds * 1000, 2)) for stage, seconds in exchange.stages.items())
-    notes = {"version": exchange.version, "code": exchange.code, "caller": exchange.caller}
+    notes = {"version": exchange.version, "code": exchange.code, "caller": exchange.caller, "row": exchange.row}
     return {**line, **{name: note for name, note in notes.items() if note}}

@@ -29,6 +29,7 @@ class Exchange:
         "model",
         "request_id",
         "route",
+        "row",
         "stages",
         "started",
         "status",
@@ -48,6 +49,7 @@ class Exchange:
         self.version = ""
         self.caller = ""
         self.traceparent = ""
+        self.row = ""  # the request id under which its image travelled, if it is another's
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -57,6 +59,12 @@ class Exchange:
             yield
         finally:
             self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+
+    def carried(self) -> dict[str, str]:
+        """What names the request on its way to the model."""
+        if self.traceparent:
+            return {"id": self.request_id, "traceparent": self.traceparent}
+        return {"id": self.request_id}
 
     def elapsed_s(self) -> float:
         """Seconds since the request came."""

@@ -119,7 +119,6 @@ class TorchServe:
         self, target: Target, path: str, headers: list[tuple[bytes, bytes]], body: bytes, deadline: Deadline
     ) -> bytes:
         request = httpx.Request("POST", parse_url(target.inference_url + path), headers=headers, content=body)
-        target.replica.in_flight += 1
         try:
             async with deadline.timeout():
                 response = await self._transport.handle_async_request(request)
@@ -131,8 +130,6 @@ class TorchServe:
             raise DeadlinePassed(deadline.timeout_s) from error
         except httpx.TransportError as error:
             raise translate_transport_error(error) from error
-        finally:
-            target.replica.in_flight -= 1
         if response.status_code != 200:
             raise translate_status(response.status_code, content)
         return content

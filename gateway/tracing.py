@@ -53,6 +53,7 @@ class Tracer:
                 "gradserve.request_id": exchange.request_id,
                 "gradserve.version": exchange.version,
                 "gradserve.code": exchange.code,
+                "gradserve.row": exchange.row,
                 **{f"gradserve.{stage}_ms": seconds * 1000 for stage, seconds in exchange.stages.items()},
             }
         )
