@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 1.0
+# By this the agents know which gateway processes there are, which plan each routes by and what each has in flight.
+REPORT_HEADER = "x-gradserve-gateway"
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,17 @@ class AgentStatus:
 
 @dataclass
 class Replica:
-    """One agent and the TorchServe behind it; `in_flight` counts this process's own calls to that TorchServe."""
+    """One agent and the TorchServe behind it.
+
+    `in_flight` counts by version what this process has given to that TorchServe and is not over: calls, also those that
+    still wait for a place or whose caller has gone, and the rows of batches.
+    """
 
     url: str
     status: AgentStatus | None = None
     fresh_at: float = 0.0
-    in_flight: int = field(default=0, compare=False)
+    in_flight: Counter[str] = field(default_factory=Counter, compare=False)
+    poll: asyncio.Task[None] | None = field(default=None, compare=False)
 
 
 def parse_status(data: Any) -> AgentStatus:  # noqa: ANN401 — parsed JSON
@@ -105,7 +114,10 @@ def _parse_pool(item: dict[str, Any]) -> Pool:
 
 
 class Agents:
-    """The replicas' statuses; `poll_all` renews them and `current` gives those that count.
+    """The replicas' statuses; `poll_all` and `begin_polls` renew them and `current` gives those that count.
+
+    Every poll reports to the agent, so that it unregisters no version that a gateway process still needs: the process's
+    id, the plan's revision that it routes by, and what it has in flight by version.
 
     `clock` is monotonic seconds, `wall` Unix time; both are passed in by tests.
     """
@@ -120,6 +132,7 @@ class Agents:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.replicas = tuple(Replica(url) for url in urls)
+        self._id = uuid.uuid4().hex
         self._max_age_s = max_age_s
         self._client = httpx.AsyncClient(transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False)
         self._clock = clock
@@ -134,18 +147,35 @@ class Agents:
             if replica.status is not None and replica.fresh_at >= oldest
         ]
 
-    async def poll_all(self) -> None:
-        """Renews every replica's status once; a failure leaves the old one to grow stale."""
-        await asyncio.gather(*(self._poll(replica) for replica in self.replicas))
+    async def poll_all(self, revision: int | None) -> None:
+        """Renews every replica's status once; a failure leaves the old one to grow stale.
+
+        `revision` is that of the plan by which calls are routed, None without one.
+        """
+        await asyncio.gather(*(self._poll(replica, revision) for replica in self.replicas))
+
+    def begin_polls(self, revision: int | None) -> None:
+        """Polls each replica whose last poll is over: an agent that hangs holds up neither the others nor the plan."""
+        for replica in self.replicas:
+            if replica.poll is None or replica.poll.done():
+                replica.poll = asyncio.create_task(self._poll(replica, revision))
 
     async def close(self) -> None:
-        """Closes the connections to the agents."""
+        """Ends the polls and closes the connections to the agents."""
+        for replica in self.replicas:
+            if replica.poll is not None:
+                replica.poll.cancel()
         await self._client.aclose()
 
-    async def _poll(self, replica: Replica) -> None:
+    def _report(self, replica: Replica, revision: int | None) -> str:
+        in_flight = {version: count for version, count in replica.in_flight.items() if count}
+        return orjson.dumps({"id": self._id, "revision": revision, "in_flight": in_flight}).decode("ascii")
+
+    async def _poll(self, replica: Replica, revision: int | None) -> None:
         asked_at = self._clock()
+        report = {REPORT_HEADER: self._report(replica, revision)}
         try:
-            response = await self._client.get(f"{replica.url}/status")
+            response = await self._client.get(f"{replica.url}/status", headers=report)
             response.raise_for_status()
             status = parse_status(orjson.loads(response.content))
         except (httpx.HTTPError, KeyError, TypeError, ValueError, AttributeError) as error:

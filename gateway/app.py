@@ -108,7 +108,8 @@ def create_app(
             from gateway.tracing import exporting_tracer  # noqa: PLC0415
 
             parts.tracer = exporting_tracer(settings.otlp_endpoint)
-        await refresh(parts)
+        look(parts)
+        await agents.poll_all(versions.revision)
         watch = asyncio.create_task(keep_fresh(parts))
         yield
         watch.cancel()
@@ -142,8 +143,8 @@ class NotedRoute(Route):
         await super().handle(scope, receive, send)
 
 
-async def refresh(parts: Parts) -> None:
-    """One look at the plan and the agents."""
+def look(parts: Parts) -> None:
+    """One look at the plan, the keys and the places."""
     parts.versions.refresh_plan()
     parts.callers.refresh_keys()
     parts.metrics.sample("predict", parts.dataplane.predict_places)
@@ -151,7 +152,6 @@ async def refresh(parts: Parts) -> None:
     if parts.saturated:
         logger.warning("saturated", extra={"refused": parts.saturated})
         parts.saturated = 0
-    await parts.agents.poll_all()
 
 
 async def keep_fresh(parts: Parts) -> None:
@@ -159,7 +159,8 @@ async def keep_fresh(parts: Parts) -> None:
     while True:
         await asyncio.sleep(parts.settings.poll_s)
         try:
-            await refresh(parts)
+            look(parts)
+            parts.agents.begin_polls(parts.versions.revision)  # after the plan: they report by which one is routed
         except Exception:
             logger.exception("a look at the plan and the agents failed")
 

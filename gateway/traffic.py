@@ -20,6 +20,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\.mar")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
 class PlanError(ValueError):
@@ -41,9 +42,13 @@ class Release:
 
 @dataclass(frozen=True)
 class Canary(Release):
-    """A release that gets `share` per cent (0 to 100) of the calls that name no version."""
+    """A release that gets `share` per cent (0 to 100) of the calls that name no version.
+
+    Which callers these are hangs on `salt`: another one draws other callers, the same one keeps them.
+    """
 
     share: float = 0.0
+    salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def _dump_release(release: Release | None) -> dict[str, Any] | None:
         "workers": release.workers,
     }
     if isinstance(release, Canary):
-        data["share"] = release.share
+        data |= {"share": release.share, "salt": release.salt}
     return data
 
 
@@ -150,7 +155,8 @@ def _canary(data: object) -> Canary | None:
     share = fields.pop("share", None)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 100:
         raise PlanError(f"canary.share {share!r} is no percentage from 0 to 100")
-    canary = Canary(**_release_fields(fields, "canary"), share=share)
+    salt = _text(fields.pop("salt", ""), "canary.salt", SALT)
+    canary = Canary(**_release_fields(fields, "canary"), share=share, salt=salt)
     _refuse_unknown(fields, "canary")
     return canary
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gateway import traffic
 from gateway.errors import Unavailable
@@ -23,13 +24,24 @@ Kind = Literal["predict", "explain"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one call goes: a version of a model on one replica's TorchServe, and the ready workers it has there."""
+    """Where one call goes: a version of a model on one replica's TorchServe, and the ready workers it has there.
+
+    While the call is on, from the choice to the last answer, the target is entered as a context; so the agent learns
+    when nothing needs a version any more.
+    """
 
     replica: Replica
     inference_url: str
     model: str
     version: str
     workers: int
+
+    def __enter__(self) -> Self:
+        self.replica.in_flight[self.version] += 1
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.replica.in_flight[self.version] -= 1
 
 
 class Versions:
@@ -43,22 +55,29 @@ class Versions:
         self._agents = agents
         self._chance = chance
 
+    @property
+    def revision(self) -> int | None:
+        """The revision of the plan in force."""
+        return self.plan.revision if self.plan is not None else None
+
     def refresh_plan(self) -> None:
-        """Reads the plan's file if it is another than the one read last."""
+        """Reads the plan's file if it is another than the one read last; what is wrong with it is said once."""
+        seen = complaint = None
         try:
             stat = self._plan_path.stat()
             seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if seen == self._plan_seen:
                 return
             self.plan = traffic.load(self._plan_path)
-            self.plan_error = None
         except FileNotFoundError:
-            seen = None
-            self.plan_error = "there is no traffic plan"
-        except (OSError, traffic.PlanError) as error:
-            self.plan_error = str(error) if isinstance(error, traffic.PlanError) else "the plan cannot be read"
-            logger.error("traffic plan not taken: %s", self.plan_error)  # noqa: TRY400 — the sentence says it all
-        self._plan_seen = seen
+            complaint = "there is no traffic plan"
+        except traffic.PlanError as error:
+            complaint = str(error)
+        except OSError:
+            seen, complaint = None, "the plan cannot be read"  # tried again at each look: what is amiss may be a mode
+        if complaint is not None and complaint != self.plan_error:
+            logger.error("traffic plan not taken: %s", complaint, extra={"revision_in_force": self.revision})
+        self.plan_error, self._plan_seen = complaint, seen
 
     def seen(self) -> list[tuple[Replica, AgentStatus, VersionStatus]]:
         """Every version that a young status names, replica by replica."""
@@ -77,29 +96,30 @@ class Versions:
         """The contract of `version` as an agent reports it."""
         return next((seen.contract for _, _, seen in self.seen() if seen.version == version and seen.contract), None)
 
-    def choose(self, kind: Kind, version: str | None) -> Target:
+    def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
         """The replica with the fewest of our calls that can answer for `version`, or for the one whose turn it is.
 
         Raises:
-            VersionUnknown: neither the plan nor any replica has `version`.
+            VersionUnknown: `version` is not in the plan; what is only still loaded may be gone at any moment.
             Unavailable: it should be there, but no verified worker is.
         """
         plan = self.plan
         if plan is None:
             raise Unavailable("not_ready")
         if version is None:
-            targets = self._turn(plan, kind)
-        else:
+            targets = self._turn(plan, kind, caller)
+        elif any(release.version == version for release in plan.releases()):
             targets = self._targets(version, kind)
-            if not targets and not self._is_known(plan, version):
-                raise VersionUnknown(version)
+        else:
+            raise VersionUnknown(version)
         if not targets:
             raise Unavailable("not_ready")
-        return min(targets, key=lambda target: target.replica.in_flight)
+        return min(targets, key=lambda target: target.replica.in_flight.total())
 
-    def _turn(self, plan: traffic.Plan, kind: Kind) -> list[Target]:
-        if plan.canary is not None and self._chance() * 100 < plan.canary.share:
-            targets = self._targets(plan.canary.version, kind)
+    def _turn(self, plan: traffic.Plan, kind: Kind, caller: str) -> list[Target]:
+        canary = plan.canary
+        if canary is not None and (place_of(caller, canary) if caller else self._chance() * 100) < canary.share:
+            targets = self._targets(canary.version, kind)
             if targets:
                 return targets
         return self._targets(plan.stable.version, kind)
@@ -112,6 +132,13 @@ class Versions:
                 targets.append(Target(replica, status.inference_url, seen.model, seen.version, ready))
         return targets
 
-    def _is_known(self, plan: traffic.Plan, version: str) -> bool:
-        planned = any(release.version == version for release in plan.releases())
-        return planned or any(seen.version == version for _, _, seen in self.seen())
+
+def place_of(caller: str, canary: traffic.Canary) -> float:
+    """The caller's place among all callers, uniform in [0, 100): below the canary's share is the canary's side.
+
+    It is the same in every process and for every share, so a growing share only adds callers; the version and the
+    plan's salt are in it, so that not every canary is tried on the same ones.
+    """
+    named = f"{canary.salt}\0{canary.version}\0{caller}".encode()
+    # 48 bits: few enough that no rounding brings the quotient to 1.
+    return int.from_bytes(blake2b(named, digest_size=6).digest(), "big") / 2**48 * 100

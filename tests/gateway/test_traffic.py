@@ -33,8 +33,14 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def test_dump_and_parse_are_inverse() -> None:
-    data = plan(canary=release("1.1.0", share=10), shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
+    data = plan(canary=release("1.1.0", share=10, salt="x1"), shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
     assert traffic.dump(traffic.parse(data)) == data
+
+
+def test_a_canary_without_salt_is_taken() -> None:
+    canary = traffic.parse(plan(canary=release("1.1.0", share=10))).canary
+    assert canary is not None
+    assert canary.salt == ""
 
 
 def test_releases_names_every_version_stable_first() -> None:
@@ -57,6 +63,7 @@ def test_releases_names_every_version_stable_first() -> None:
         ({"stable": release("1.0.0", worker=1)}, "stable has the unknown field 'worker'"),
         ({"canary": release("1.1.0")}, "canary.share None is no percentage"),
         ({"canary": release("1.1.0", share=101)}, "canary.share 101 is no percentage"),
+        ({"canary": release("1.1.0", share=5, salt="a b")}, "canary.salt 'a b' does not match"),
         ({"canary": release("1.0.0", share=5)}, "version 1.0.0 has two roles"),
         ({"retained": {}}, "retained is a list, not dict"),
         ({"stabel": 1}, "plan has the unknown field 'stabel'"),

@@ -34,7 +34,7 @@ def make_versions(
         by_host = {f"agent{index}": agent for index, agent in enumerate(agents)}
         transport = httpx.MockTransport(lambda request: by_host[request.url.host](request))
         seen = Agents(tuple(f"http://{host}" for host in by_host), max_age_s=3, transport=transport)
-        asyncio.run(seen.poll_all())
+        asyncio.run(seen.poll_all(None))
         versions = Versions(path, seen, chance=chance)
         versions.refresh_plan()
         return versions
@@ -66,9 +66,9 @@ def test_the_replica_with_the_fewest_calls_is_chosen(
     make_versions: Callable[..., Versions], make_agent: type[FakeAgent]
 ) -> None:
     versions = make_versions([make_agent(), make_agent()])
-    first = versions.choose("predict", None)
-    first.replica.in_flight += 1
-    assert versions.choose("predict", None).replica is not first.replica
+    with versions.choose("predict", None) as first, versions.choose("predict", None) as second:
+        assert second.replica is not first.replica
+    assert versions.choose("predict", None).replica is first.replica
 
 
 def test_a_draining_replica_gets_nothing(make_versions: Callable[..., Versions], make_agent: type[FakeAgent]) -> None:
@@ -91,5 +91,5 @@ def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
     agents = Agents(
         ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
     )
-    asyncio.run(agents.poll_all())
+    asyncio.run(agents.poll_all(None))
     assert agents.current() == []
