@@ -45,7 +45,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Default CAM layer (a module path in the network), default method and the methods a caller may ask for."""
+    """Where heatmaps come from: CAM layer, default method and the methods a caller may ask for.
+
+    `layer` is a module path in the network, or several joined by `+`, whose heatmaps are averaged.
+    """
 
     layer: str = "layer3"
     method: str = "gradcam"

@@ -2,8 +2,9 @@
 
 Grad-CAM weights each feature map `A_k` of one layer by the mean gradient of the class's logit and keeps what is
 positive: `ReLU(Σ_k mean_ij(∂y_c / ∂A_k) A_k)`. Source: Selvaraju et al. 2017, equations 1 and 2,
-https://arxiv.org/abs/1610.02391 The other methods weigh the same maps otherwise. What is left behind by a call is
-nothing: no hook, graph or gradient.
+https://arxiv.org/abs/1610.02391 The other methods weigh the same maps otherwise. Heatmaps of several layers are scaled
+alike and averaged: early layers are sharp, late ones know what they see. What is left behind by a call is nothing: no
+hook, graph or gradient.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ class Explainer:
         cv2.setNumThreads(thread_count())  # pytorch_grad_cam resizes with it
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._device = device
-        try:
-            self._layer = network.get_submodule(choice.layer)
-        except AttributeError as error:
-            raise ContractError(f"explain.layer {choice.layer!r} is no layer of the network") from error
+        names = choice.layer.split("+")
+        self._layers = [module for name, module in network.named_modules() if name in names]  # in the forward's order
+        if len(self._layers) < len(names):
+            raise ContractError(f"explain.layer {choice.layer!r} is no layer of the network, nor several joined by +")
         unknown = [method for method in (choice.method, *choice.methods) if method not in METHODS]
         if unknown:
             raise ContractError(f"explain.methods holds {unknown[0]!r}: use {', '.join(METHODS)}")
@@ -83,10 +84,10 @@ class Explainer:
             (N, H, W) float32, each scaled to its own maximum; all 0 where nothing speaks for the class.
         """
         batch = torch.from_numpy(images).to(device=self._device, memory_format=torch.channels_last)
-        # Before the library's own hooks: the graph begins at this layer, so that the backward ends there too.
-        leaf = self._layer.register_forward_hook(_start_graph)
+        # Before the library's own hooks: the graph begins at the first layer, so that the backward ends there too.
+        leaf = self._layers[0].register_forward_hook(_start_graph)
         # Not as a context manager: its __exit__ prints and swallows an IndexError.
-        cam = METHODS[method](model=self._network, target_layers=[self._layer])
+        cam = METHODS[method](model=self._network, target_layers=self._layers)
         try:
             with torch.set_grad_enabled(cam.uses_gradients):
                 heat: NDArray[np.float32] = cam(batch, [ClassifierOutputTarget(target) for target in targets])

@@ -71,6 +71,20 @@ def test_every_method_gives_maps_from_0_to_1_of_the_inputs_size(method, explaine
     np.testing.assert_allclose(heat.max((1, 2)), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["gradcam", "eigencam"])
+@pytest.mark.parametrize("layer", ["layer2+layer3", "layer3+layer2"])
+def test_heatmaps_of_several_layers_are_averaged_whatever_their_order(layer, method, own_network, images):
+    def heat(name: str) -> np.ndarray:
+        return Explainer(own_network, Explanation(layer=name, methods=(method,)), device=CPU).heatmaps(
+            images, [0, 3, 9], method
+        )
+
+    expected = scaled(torch.from_numpy((heat("layer2") + heat("layer3")) / 2)).numpy()
+    np.testing.assert_allclose(heat(layer), expected, atol=0.03)  # a lone heatmap is scaled after resizing once more
+    assert np.abs(heat("layer3") - expected).max() > 0.1
+    assert not any(module._forward_hooks or module._backward_hooks for module in own_network.modules())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_several_explained_together_equal_each_alone(method, explainer, images):
     together = explainer.heatmaps(images, [4, 5, 6], method)
@@ -105,7 +119,13 @@ def test_a_failing_explanation_leaves_no_hook_behind(explainer, own_network, ima
 
 
 @pytest.mark.parametrize(
-    "choice", [Explanation(layer="layer9"), Explanation(methods=("guess",)), Explanation(method="guess")]
+    "choice",
+    [
+        Explanation(layer="layer9"),
+        Explanation(layer="layer3+layer9"),
+        Explanation(methods=("guess",)),
+        Explanation(method="guess"),
+    ],
 )
 def test_layers_and_methods_that_do_not_exist_are_refused_on_load(choice, own_network):
     with pytest.raises(ContractError):
