@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Each a quarter more than the one before: a version whose p99 is a third worse than another's shows it.
+MODEL_SECONDS = tuple(round(0.001 * 2 ** (step / 3), 6) for step in range(41))
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 METHODS = {"GET", "HEAD", "POST"}
+KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that asks a version asks it a batch
 # Labels come from our own routes, stages, codes and versions, and from the contracts' classes; past this many, new ones
 # are counted as `other`.
 MAX_LABELS = 2000
@@ -46,8 +49,28 @@ class Metrics:
         self._refused = Counter("gateway_refused", "Requests refused or failed, by code.", ("code",), registry=registry)
         self._versions = Counter(
             "gateway_version_requests",
-            "Requests by the version asked.",
-            ("route", "version"),
+            "Requests by the version asked and what came of them: ok, or the problem's code.",
+            ("version", "kind", "outcome"),
+            registry=registry,
+        )
+        self._model = Histogram(
+            "gateway_model_seconds",
+            "Seconds in which a version answered requests that came out ok.",
+            ("version", "kind"),
+            buckets=MODEL_SECONDS,
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "gateway_shadow_images",
+            "Images mirrored to a shadow: agree, disagree, failed (no answer), dropped (no room).",
+            ("version", "outcome"),
+            registry=registry,
+        )
+        # Two sums, because a rate takes a falling one for a restart: up - down is the shift, up + down its size.
+        self._shift = Counter(
+            "gateway_shadow_shift",
+            "Sum of the confidences by which a shadow was above (up) or below (down) the stable version's.",
+            ("version", "direction"),
             registry=registry,
         )
         self._confidence = Histogram(
@@ -77,11 +100,22 @@ class Metrics:
         if exchange.code:
             self._counter(self._refused, exchange.code).inc()
         if exchange.version:
-            self._counter(self._versions, route, exchange.version).inc()
+            kind = KINDS.get(route, "batch")
+            self._counter(self._versions, exchange.version, kind, exchange.code or "ok").inc()
+            if not exchange.code:
+                self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
 
     def observe_confidence(self, version: str, name: str, confidence: float) -> None:
         """Counts a prediction of the class `name`."""
         self._histogram(self._confidence, version, name).observe(confidence)
+
+    def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
+        """Counts images that were to be mirrored to the shadow `version`."""
+        self._counter(self._shadow, version, outcome).inc(images)
+
+    def observe_shift(self, version: str, shift: float) -> None:
+        """Adds by how much more confident than the stable version the shadow was (-1 to 1)."""
+        self._counter(self._shift, version, "up" if shift > 0 else "down").inc(abs(shift))
 
     def sample(self, kind: str, places: Places) -> None:
         """Notes how many places of a kind are taken now."""

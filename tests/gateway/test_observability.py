@@ -6,10 +6,11 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from gateway.logs import JsonFormatter, logging_config
 
 if TYPE_CHECKING:
-    import pytest
     from conftest import Stand
 
 
@@ -29,7 +30,10 @@ def test_requests_are_counted_by_route_status_and_version(stand: Stand) -> None:
     assert metric(stand, "gateway_requests_total", route="/predict", status="200") == 1
     assert metric(stand, "gateway_requests_total", route="/predict", status="400") == 1
     assert metric(stand, "gateway_refused_total", code="empty_body") == 1
-    assert metric(stand, "gateway_version_requests_total", route="/predict", version="1.0.0") == 1
+    by_version = {"version": "1.0.0", "kind": "predict"}
+    assert metric(stand, "gateway_version_requests_total", **by_version, outcome="ok") == 1
+    assert metric(stand, "gateway_model_seconds_count", **by_version) == 1
+    assert metric(stand, "gateway_model_seconds_count", version="1.0.0", kind="batch") == 1
     assert metric(stand, "gateway_stage_seconds_count", route="/predict", stage="model") == 1
     assert metric(stand, "gateway_confidence_count", **{"class": "dog", "version": "1.0.0"}) == 3
 
@@ -78,3 +82,27 @@ def test_an_exception_stays_on_its_one_line() -> None:
 
 def test_the_level_is_the_gateways_own() -> None:
     assert logging_config("warning")["loggers"]["gateway"]["level"] == "WARNING"
+
+
+@pytest.mark.parametrize("kind", ["predict", "batch", "explain"])
+def test_a_versions_failures_are_counted_as_its_own_and_not_timed(stand: Stand, kind: str) -> None:
+    def call(image: bytes) -> None:
+        if kind == "batch":
+            # The other image is answered, and so is the call.
+            files = [("file", ("x", b"image-of-dog")), ("file", ("x", image))]
+            assert stand.client.post("/predict/batch", files=files).status_code == 200
+        else:
+            assert stand.client.post(f"/{kind}", content=image).status_code != 200
+
+    call(b"bad:handler_failed")
+    by_version = {"version": "1.0.0", "kind": kind}
+    assert metric(stand, "gateway_version_requests_total", **by_version, outcome="handler_failed") == 1
+    assert metric(stand, "gateway_model_seconds_count", **by_version) == 0
+    call(b"bad:image_unreadable")
+    outcome = "ok" if kind == "batch" else "image_unreadable"
+    assert metric(stand, "gateway_version_requests_total", **by_version, outcome=outcome) == 1
+
+
+def test_a_request_refused_before_a_version_was_chosen_is_no_versions(stand: Stand) -> None:
+    stand.client.post("/predict", content=b"")
+    assert metric(stand, "gateway_version_requests_total", version="1.0.0") == 0

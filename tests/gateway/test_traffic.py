@@ -33,7 +33,8 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def test_dump_and_parse_are_inverse() -> None:
-    data = plan(canary=release("1.1.0", share=10, salt="x1"), shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
+    canary = release("1.1.0", share=10, salt="x1")
+    data = plan(canary=canary, shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
     assert traffic.dump(traffic.parse(data)) == data
 
 
