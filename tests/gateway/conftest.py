@@ -114,15 +114,20 @@ def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any)
 
 @dataclass
 class FakeAgent:
-    """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up."""
+    """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up.
+
+    `heard` is what the gateway said of itself with its last poll.
+    """
 
     versions: list[dict[str, Any]] = field(default_factory=lambda: [version_status()])
     draining: bool = False
     looks: bool = True
     up: bool = True
     observed_at: float = 0.0
+    heard: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.heard = json.loads(request.headers["x-gradserve-gateway"])
         if not self.up:
             raise httpx.ConnectError("refused")
         if self.looks:
@@ -193,7 +198,7 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
 
         def make(
             *,
-            agent: FakeAgent | None = None,
+            agent: FakeAgent | Callable[..., Any] | None = None,
             torchserve: FakeTorchServe | None = None,
             upstream: Callable[..., Any] | None = None,
             tracer: Any = None,
@@ -251,7 +256,8 @@ class Backend(BaseHTTPRequestHandler):
     server: BackendServer
 
     def do_GET(self) -> None:
-        report = json.loads(FakeAgent()(httpx.Request("GET", "http://agent/status")).content)
+        request = httpx.Request("GET", "http://agent/status", headers=dict(self.headers))
+        report = json.loads(self.server.agent(request).content)
         report["torchserve"]["inference_url"] = f"http://127.0.0.1:{self.server.server_port}"
         self.reply(json.dumps(report).encode())
 
@@ -274,24 +280,31 @@ class Backend(BaseHTTPRequestHandler):
 class BackendServer(ThreadingHTTPServer):
     """Serves `Backend`; a gateway's worker that is killed leaves its connections behind."""
 
+    agent: FakeAgent
+
     def handle_error(self, *args: object) -> None:
         """Silent."""
 
 
 @pytest.fixture(scope="module")
 def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, int]]]:
-    """`start_gateway(WORKERS="2", …)`: a real process under Gunicorn; its address and its master's pid."""
+    """`start_gateway(WORKERS="2", …)`: a real process under Gunicorn; its address and its master's pid.
+
+    With `folder` the plan (`plan.json`) and the log (`log`) lie there; `agent` reports instead of one in good order.
+    """
     with ExitStack() as stack:
 
-        def start(**settings: str) -> tuple[str, int]:
-            return stack.enter_context(gateway_process(tmp_path_factory.mktemp("gateway"), settings))
+        def start(folder: Path | None = None, agent: FakeAgent | None = None, **settings: str) -> tuple[str, int]:
+            folder = folder or tmp_path_factory.mktemp("gateway")
+            return stack.enter_context(gateway_process(folder, agent or FakeAgent(), settings))
 
         yield start
 
 
 @contextlib.contextmanager
-def gateway_process(folder: Path, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
+def gateway_process(folder: Path, agent: FakeAgent, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
     server = BackendServer(("127.0.0.1", 0), Backend)
+    server.agent = agent
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (folder / "plan.json").write_text(json.dumps(plan_data()), encoding="utf-8")
     with socket.socket() as probe:

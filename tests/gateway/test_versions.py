@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import math
+import random
 from collections import Counter
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from gateway import traffic
 from gateway.agents import Agents
 from gateway.errors import Unavailable
 from gateway.refusals import VersionUnknown
-from gateway.versions import Versions
+from gateway.versions import Versions, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from conftest import FakeAgent
+    from conftest import FakeAgent, Stand
 
 CANARY = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "share": 25}
 
@@ -50,6 +55,57 @@ def test_a_canary_gets_its_share(
     versions = make_versions([agent], chance=lambda: next(chances), canary=CANARY)
     chosen = Counter(versions.choose("predict", None).version for _ in range(100))
     assert chosen == {"1.0.0": 75, "1.1.0": 25}
+
+
+def test_2000_keys_fall_on_two_sides_by_the_share_and_stay_there() -> None:
+    keys = [f"team-{index}" for index in range(2000)]
+
+    def side(share: float, version: str = "1.1.0", salt: str = "one") -> set[str]:
+        canary = traffic.Canary(version, "cifar10-1.1.0.mar", "1" * 64, share=share, salt=salt)
+        return {key for key in keys if place_of(key, canary) < share}
+
+    sides = [side(share) for share in (0, 1, 10, 20, 50, 100)]
+    for share, chosen in zip((0, 1, 10, 20, 50, 100), sides, strict=True):
+        # 99.9 % of all drawings of 2,000 at this share lie within 3.29 standard deviations.
+        assert abs(len(chosen) - 20 * share) <= 3.29 * math.sqrt(2000 * share / 100 * (1 - share / 100))
+    assert all(smaller <= larger for smaller, larger in itertools.pairwise(sides)), "a growing share keeps its callers"
+    for other in (side(20, version="1.2.0"), side(20, salt="two")):
+        # Drawn anew: a fifth of the fifth is common, 80 of 2,000.
+        assert abs(len(other & sides[3]) - 80) <= 3.29 * math.sqrt(2000 * 0.04 * 0.96)
+
+
+def test_a_caller_stays_on_its_side_and_one_without_a_key_does_not(
+    make_versions: Callable[..., Versions], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    agent = make_agent(versions=[make_version(), make_version("1.1.0", "canary")])
+    versions = make_versions([agent], chance=random.Random(7).random, canary=CANARY)
+    sides = {key: {versions.choose("predict", None, key).version for _ in range(50)} for key in ("a", "b", "c", "d")}
+    assert all(len(side) == 1 for side in sides.values())
+    assert set().union(*sides.values()) == {"1.0.0", "1.1.0"}
+    assert {versions.choose("predict", None, "").version for _ in range(50)} == {"1.0.0", "1.1.0"}
+    assert versions.choose("explain", None, "a").version in sides["a"], "both kinds on the same side"
+
+
+def test_the_key_that_a_call_comes_with_decides_its_side(
+    make_stand: Callable[..., Stand],
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    make_plan: Callable[..., dict[str, Any]],
+) -> None:
+    names = [f"team-{index}" for index in range(8)]
+    stand = make_stand(
+        agent=make_agent(versions=[make_version(), make_version("1.1.0", "canary")]),
+        plan=make_plan(canary={**CANARY, "share": 50}),
+        keys=tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in names),
+    )
+
+    def version(key: str) -> str:
+        answer = stand.client.post("/predict", content=b"x", headers={"x-api-key": key})
+        return str(answer.json()["model"]["version"])
+
+    sides = [{version(name) for _ in range(10)} for name in names]
+    assert all(len(side) == 1 for side in sides)
+    assert set().union(*sides) == {"1.0.0", "1.1.0"}
 
 
 def test_a_canary_that_cannot_answer_leaves_its_share_to_the_stable_version(
@@ -84,12 +140,3 @@ def test_a_planned_version_that_nobody_has_yet_is_not_ready_and_another_unknown(
         versions.choose("predict", "1.1.0")
     with pytest.raises(VersionUnknown):
         versions.choose("predict", "3.0.0")
-
-
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b'{"observed_at":"x"}'])
-def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
-    agents = Agents(
-        ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
-    )
-    asyncio.run(agents.poll_all(None))
-    assert agents.current() == []
