@@ -25,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.parts import Parts
 from gateway.problems import from_exception, problem_response
 from gateway.settings import Settings, load_settings
+from gateway.shadow import Shadow
 from gateway.torchserve import TorchServe
 from gateway.transport import PooledTransport
 from gateway.versions import Versions
@@ -83,10 +84,12 @@ def create_app(
     agents = Agents(settings.agents, max_age_s=settings.status_max_age_s, transport=agent)
     versions = Versions(settings.plan, agents)
     torchserve = TorchServe(upstream or PooledTransport())
+    metrics = Metrics()
+    predict = Places(settings.in_flight_predict, settings.admission_wait_s)
     dataplane = DataPlane(
         versions,
         torchserve,
-        predict=Places(settings.in_flight_predict, settings.admission_wait_s),
+        predict=predict,
         explain=Places(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
     )
@@ -97,7 +100,15 @@ def create_app(
         dataplane,
         BodyBudget(settings.max_buffered_bytes),
         Callers(settings),
-        Metrics(),
+        metrics,
+        Shadow(
+            versions,
+            torchserve,
+            metrics,
+            predict=predict,
+            timeout_s=settings.timeout_s,
+            row_images=settings.chunk_images,
+        ),
         tracer,
     )
 
@@ -115,6 +126,7 @@ def create_app(
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
+        await parts.shadow.close()
         if parts.tracer is not None:
             await asyncio.to_thread(parts.tracer.close)
         await agents.close()

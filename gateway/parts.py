@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.dataplane import DataPlane
     from gateway.metrics import Metrics
     from gateway.settings import Settings
+    from gateway.shadow import Shadow
     from gateway.tracing import Tracer
     from gateway.versions import Versions
 
@@ -33,6 +34,7 @@ class Parts:
     body_budget: BodyBudget
     callers: Callers
     metrics: Metrics
+    shadow: Shadow
     tracer: Tracer | None = None
     is_draining: bool = False
     saturated: int = 0

@@ -30,7 +30,9 @@ async def predict(request: Request) -> Response:
     image = await _image(request, parts, exchange)
     entry = await parts.dataplane.predict(image, top_k=top_k, ask=ask)
     parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
-    return json_response({**entry, **signature(exchange)})
+    response = json_response({**entry, **signature(exchange)})
+    parts.shadow.follow(response, (image,), (entry,), exchange)
+    return response
 
 
 async def predict_batch(request: Request) -> Response:
@@ -53,7 +55,9 @@ async def predict_batch(request: Request) -> Response:
     for entry in results:
         if "class" in entry:
             parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
-    return json_response({"results": results, **signature(exchange)})
+    response = json_response({"results": results, **signature(exchange)})
+    parts.shadow.follow(response, images, results, exchange)
+    return response
 
 
 async def explain(request: Request) -> Response:

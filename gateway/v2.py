@@ -101,12 +101,15 @@ async def infer(request: Request) -> Response:
         head["id"] = asked.id
     content, header_length = v2_wire.write_response(head, entries, asked)
     if header_length is None:
-        return Response(content, media_type="application/json")
-    return Response(
-        content,
-        media_type="application/octet-stream",
-        headers={"inference-header-content-length": str(header_length)},
-    )
+        response = Response(content, media_type="application/json")
+    else:
+        response = Response(
+            content,
+            media_type="application/octet-stream",
+            headers={"inference-header-content-length": str(header_length)},
+        )
+    parts.shadow.follow(response, asked.images, entries, exchange)
+    return response
 
 
 def _model(request: Request, parts: Parts) -> str:
