@@ -116,7 +116,7 @@ def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any)
 class FakeAgent:
     """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up.
 
-    `heard` is what the gateway said of itself with its last poll.
+    `heard` is what a gateway process said of itself with the last poll, `processes` the same for each, by its id.
     """
 
     versions: list[dict[str, Any]] = field(default_factory=lambda: [version_status()])
@@ -125,9 +125,11 @@ class FakeAgent:
     up: bool = True
     observed_at: float = 0.0
     heard: dict[str, Any] = field(default_factory=dict)
+    processes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.heard = json.loads(request.headers["x-gradserve-gateway"])
+        self.processes[self.heard["id"]] = self.heard
         if not self.up:
             raise httpx.ConnectError("refused")
         if self.looks:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from conftest import FakeAgent
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,58 @@ def test_a_reload_under_load_loses_no_request(gateway: tuple[str, int]) -> None:
     assert not failures
     assert len(statuses) > 20
     assert set(statuses) == {200}
+
+
+def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_one(
+    start_gateway: Callable[..., tuple[str, int]],
+    tmp_path: Path,
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    make_plan: Callable[..., dict[str, Any]],
+) -> None:
+    agent = make_agent(versions=[make_version("1.0.0"), make_version("2.0.0")])
+    base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="3", DRAIN_S="0.2")
+    wait_until(lambda: len(agent.processes) == 3, 20)
+    workers = workers_of(master)
+
+    def put(revision: int, version: str) -> float:
+        """Puts a plan in force; the seconds until every worker routes by it."""
+        stable = {"version": version, "archive": f"cifar10-{version}.mar", "sha256": "0" * 64, "workers": None}
+        (tmp_path / "next.json").write_text(json.dumps(make_plan(revision=revision, stable=stable)), encoding="utf-8")
+        began = time.monotonic()
+        (tmp_path / "next.json").replace(tmp_path / "plan.json")
+        wait_until(lambda: {said["revision"] for said in agent.processes.values()} == {revision}, 20)
+        return time.monotonic() - began
+
+    def served() -> set[str]:
+        """The versions that answer new connections, which go now to this worker, now to that."""
+        with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0)) as client:
+            answers = [client.post(f"{base}/predict", content=b"x") for _ in range(9)]
+        assert {answer.status_code for answer in answers} == {200}
+        return {answer.json()["model"]["version"] for answer in answers}
+
+    def complaints(sentence: str) -> list[dict[str, Any]]:
+        lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if sentence in line and '"level":"error"' in line]
+
+    took = []
+    for revision, version in ((2, "2.0.0"), (3, "1.0.0"), (4, "2.0.0")):
+        took.append(put(revision, version))
+        assert served() == {version}
+    assert sorted(took)[1] < 1.0, "the machine may stand still once"
+
+    (tmp_path / "plan.json").write_text('{"schema": 1', encoding="utf-8")
+    wait_until(lambda: len(complaints("plan.json is no JSON")) == 3, 20)
+    assert served() == {"2.0.0"}
+    (tmp_path / "plan.json").unlink()
+    wait_until(lambda: len(complaints("there is no traffic plan")) == 3, 20)
+    assert served() == {"2.0.0"}
+    assert {line["revision_in_force"] for line in complaints("traffic plan not taken")} == {4}
+    assert httpx.get(f"{base}/health").json()["status"] == "degraded"
+
+    put(5, "1.0.0")
+    assert served() == {"1.0.0"}
+    assert workers_of(master) == workers, "nobody was restarted"
 
 
 def workers_of(master: int) -> set[int]:
