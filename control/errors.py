@@ -15,6 +15,7 @@ ControlError
 ├── PartFailed               a part of the local stack died three times within a minute
 ├── NotAnswering             the stack came up and answers no picture
 ├── NoModel                  there is nothing to serve
+├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
 ├── AnotherOperator          somebody else is changing the plan
 ├── ImpossibleMove           a change that the plan as it is does not allow
@@ -160,6 +161,10 @@ class NoModel(ControlError):
         super().__init__(
             f"no model to serve in {source}: {problem}. Train one: gradserve train, then gradserve package"
         )
+
+
+class RegistryUnusable(ControlError):
+    """MLflow's registry cannot be asked, or does not have what is wanted; the text says which."""
 
 
 class NoPlan(ControlError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import replace
 from typing import TypeVar
 
@@ -50,7 +51,7 @@ def retain(plan: Plan, release: Release) -> Plan:
 
 
 def give_canary(plan: Plan, version: str, share: float) -> Plan:
-    """The plan with `version` as canary of `share` per cent.
+    """The plan with `version` as canary of `share` per cent; another share keeps the callers that it has.
 
     Raises:
         ImpossibleMove: it is stable, or unknown, or there is another canary.
@@ -59,8 +60,9 @@ def give_canary(plan: Plan, version: str, share: float) -> Plan:
     _refuse_stable(plan, version)
     if plan.canary is not None and plan.canary.version != version:
         raise ImpossibleMove(f"{plan.canary.version} is the canary: promote it or roll it back first")
-    rest = _without_role(plan, version, keep=False)
-    return replace(rest, canary=Canary(version, release.archive, release.sha256, release.workers, share=share))
+    salt = plan.canary.salt if plan.canary is not None else secrets.token_hex(8)
+    canary = Canary(version, release.archive, release.sha256, release.workers, share=share, salt=salt)
+    return replace(_without_role(plan, version, keep=False), canary=canary)
 
 
 def give_shadow(plan: Plan, version: str) -> Plan:

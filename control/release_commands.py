@@ -40,7 +40,13 @@ def agent_addresses(agents: str) -> list[str]:
 
 
 def deploy(
-    what: Annotated[str, typer.Argument(metavar="VERSION | PATH.mar", help="A version in the model store, or a file.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION | PATH.mar | NAME@ALIAS | NAME/NUMBER",
+            help="A version in the model store, a file, or a registered version of MLflow's.",
+        ),
+    ],
     canary: Annotated[
         float | None, typer.Option(min=0, max=100, help="Give it so many per cent of the calls.", metavar="PERCENT")
     ] = None,

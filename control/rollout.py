@@ -7,15 +7,24 @@ one with more workers than before. Routing changes in one step, by one atomic wr
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control import moves
-from control.archive import Archive, inspect_archive
-from control.errors import ArchiveError, ImpossibleMove, NotFollowed, Refused, WouldBreakCallers
+from control import moves, registry
+from control.archive import Archive, file_sha256, inspect_archive
+from control.errors import (
+    ArchiveError,
+    ImpossibleMove,
+    NotFollowed,
+    Refused,
+    RegistryUnusable,
+    WouldBreakCallers,
+)
 from control.overview import ask_agent
+from control.releases import operator
 from gateway import traffic
 
 if TYPE_CHECKING:
@@ -103,9 +112,11 @@ class Rollout:
                 loaded = moves.retain(plan, replace(before, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
                 self._wait_until_ready(plan, before.version)
-            return self._route(
+            plan = self._route(
                 moves.make_stable(plan, before.version, workers=workers), f"rollback to {before.version}"
             )
+            self._tell_registry(plan)
+            return plan
 
     def retire(self, version: str) -> traffic.Plan:
         """Takes `version` out of the plan and waits until every agent has drained and unregistered it.
@@ -137,10 +148,29 @@ class Rollout:
             return plan
 
     def _fetch(self, plan: traffic.Plan, what: str) -> Archive:
-        """The checked archive that `what` names (a file, or a version in the model store), in the model store."""
+        """The checked archive that `what` names (registered, a file, a version in the model store), in the store."""
+        if reference := registry.parse_reference(what):
+            return self._fetch_registered(plan, reference)
         given = Path(what)
         path = given if given.suffix == ".mar" else self._model_store / f"{plan.model}-{what}.mar"
-        archive = inspect_archive(path, _checksum_beside(path))
+        return self._keep(plan, inspect_archive(path, _checksum_beside(path)))
+
+    def _fetch_registered(self, plan: traffic.Plan, reference: registry.Reference) -> Archive:
+        """The registered archive; downloaded unless these very bytes are in the model store."""
+        if reference.name != plan.model:
+            raise ImpossibleMove(f"the plan is of {plan.model}, not of {reference.name}")
+        release = registry.find(reference)
+        self._say(f"models:/{release.name}/{release.number} is {release.version}")
+        home = self._model_store / f"{plan.model}-{release.version}.mar"
+        if home.is_file() and file_sha256(home) == release.sha256:
+            return self._keep(plan, inspect_archive(home, release.sha256))
+        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=self._model_store) as folder:
+            path = registry.fetch(release, Path(folder))
+            return self._keep(plan, inspect_archive(path, release.sha256))
+
+    def _keep(self, plan: traffic.Plan, archive: Archive) -> Archive:
+        """The checked archive, in the model store."""
+        path = archive.path
         if archive.contract["name"] != plan.model:
             raise ArchiveError(path, f"holds the model {archive.contract['name']}, the plan is of {plan.model}")
         home = self._model_store / f"{plan.model}-{archive.version}.mar"
@@ -170,7 +200,20 @@ class Rollout:
             self._say(f"{version}: waiting for {workers} workers")
             self._wait(f"promote {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             target = moves.make_stable(plan, version, workers=workers)
-        return self._route(target, f"promote {version}")
+        plan = self._route(target, f"promote {version}")
+        self._tell_registry(plan)
+        return plan
+
+    def _tell_registry(self, plan: traffic.Plan) -> None:
+        """Moves MLflow's aliases after the traffic has moved; where that fails, it is said and noted, and no more."""
+        if not registry.is_used():
+            return
+        stable = plan.stable
+        try:
+            self._say(registry.tell_champion(plan.model, stable.sha256, home=self._store.home, who=operator()))
+        except RegistryUnusable as error:
+            self._say(f"WARNING: MLflow was not told that {stable.version} is stable: {error}")
+            self._store.note(f"registry not told of {stable.version}", reason=str(error))
 
     def _route(self, plan: traffic.Plan, what: str) -> traffic.Plan:
         """Writes a plan that changes traffic, and waits until every agent follows it (gateways read it themselves)."""

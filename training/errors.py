@@ -47,3 +47,7 @@ class ModelError(TrainingError):
 
 class ExportError(TrainingError):
     """A model that cannot be packed; the message says what is missing or wrong."""
+
+
+class RegistryError(TrainingError):
+    """MLflow's registry cannot be asked, or does not have what is wanted."""
