@@ -87,6 +87,12 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self._plan_broken = Gauge(
+            "gateway_plan_broken",
+            "1 while a process cannot use the traffic plan's file and goes on by the last good one.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._children: dict[tuple[object, ...], Counter | Histogram] = {}
 
     def finish(self, method: str, exchange: Exchange) -> None:
@@ -120,6 +126,10 @@ class Metrics:
     def sample(self, kind: str, places: Places) -> None:
         """Notes how many places of a kind are taken now."""
         self._in_flight.labels(kind).set(places.taken)
+
+    def note_plan(self, *, is_broken: bool) -> None:
+        """Notes whether the traffic plan's file cannot be used."""
+        self._plan_broken.set(is_broken)
 
     def render(self) -> bytes:
         """Everything as Prometheus's text, over all processes where there are several."""

@@ -99,6 +99,7 @@ def test_a_broken_plan_leaves_the_last_one(stand: Stand) -> None:
     stand.plan.write_text("{", encoding="utf-8")
     stand.wait_until(lambda: health(stand)[1] == "degraded")
     assert "is no JSON" in health(stand)[2][0]
+    assert "gateway_plan_broken 1.0" in stand.client.get("/metrics").text
     assert stand.client.post("/predict", content=b"x").status_code == 200
 
 
