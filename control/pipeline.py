@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from control.cores import usable_cores
 from control.errors import ControlError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ Cache = Annotated[
 DEFAULT_CACHE = Path.home() / ".cache" / "gradserve"
 RUNS = Path(".gradserve") / "training"
 STORE = Path("model_store")
+RESULTS = Path("results")
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +59,7 @@ def train(  # noqa: PLR0917 - every option is an argument
     rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
     head_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.")] = None,
     unfreeze: Annotated[
-        str | None, typer.Option(help="Layers that the last phase of a transfer trains, with commas.")
+        str | None, typer.Option(help="Layers that the last phase of a transfer trains, with commas; or all.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
     subset: Annotated[int | None, typer.Option(min=0, help="Use only so many training pictures; 0: all.")] = None,
@@ -67,13 +69,18 @@ def train(  # noqa: PLR0917 - every option is an argument
     seed: Annotated[int | None, typer.Option(help="Seed of split, weights, order and augmentation.")] = None,
     name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue the training in this folder.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the training in this folder, by its own recipe.")
+    ] = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Train a classifier and record it in MLflow.
 
     Without --pretrained all is trained from scratch. With it, a new head is trained on the frozen backbone first, then
-    the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights, contract, curves.
+    the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights, contract, curves. A
+    finished one goes on where --resume comes with a --config that adds cycles. With several processes:
+
+    torchrun --nproc-per-node 2 -m control.cli train …
 
     Example: gradserve train --epochs 1 --subset 2000
     """
@@ -81,19 +88,22 @@ def train(  # noqa: PLR0917 - every option is an argument
     from training.recipe import recipe_from_dict  # noqa: PLC0415 - with the line above
 
     _show_progress()
-    options = {
+    given = {
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
         "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
         "workers": workers, "precision": precision, "seed": seed, "name": name,
         "unfreeze": unfreeze.split(",") if unfreeze else None,
     }  # fmt: skip
     with _foreseen():
+        settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
+        settings |= {key: value for key, value in given.items() if value is not None}
         if resume is not None:
-            folder = training.resume(resume, cache)
+            folder = training.resume(resume, cache, changes=settings)
         else:
-            settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
-            recipe = recipe_from_dict(settings | {key: value for key, value in options.items() if value is not None})
-            folder = training.train(recipe, output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S"), cache)
+            folder = output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            training.train(recipe_from_dict(settings), folder, cache)
+    if not _speaks():
+        return
     best = json.loads((folder / "contract.json").read_text(encoding="utf-8"))["accepted"]["validation_accuracy"]
     console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
     console.print(f"next: gradserve evaluate {folder}   or: gradserve package {folder} --version 1.0.1")
@@ -103,29 +113,46 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")] = str(
         STORE / "released"
     ),
-    data: Annotated[str, typer.Option(help="cifar10, or cifar10:PATH of its archive or folder.")] = "cifar10",
-    output: Annotated[Path, typer.Option(help="Folder for metrics.json and confusion.png.")] = Path("results"),
+    data: Annotated[
+        str, typer.Option(help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
+    ] = "cifar10",
+    output: Annotated[Path, typer.Option(help="Folder for the figures (JSON) and pictures.")] = RESULTS,
     card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
+    explain_images: Annotated[
+        int, typer.Option(help="Test pictures on which heatmaps are measured; 0: none.", min=0)
+    ] = 500,
     cache: Cache = DEFAULT_CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Measure a model on the test pictures, with the engine that serves it.
+    """Measure a model and its heatmaps on the test pictures, with the engine that serves it.
+
+    Every look at the test pictures adds a line to results/test_looks.jsonl.
 
     Example: gradserve evaluate model_store/released
     """
+    _use_all_cores()
     from training import evaluate as evaluation  # noqa: PLC0415 - imports torch
 
     _show_progress()
+    looks = RESULTS / "test_looks.jsonl"
     with _foreseen():
-        report = evaluation.evaluate(model, data, cache, output, card=card)
+        report = evaluation.evaluate(model, data, cache, output, looks=looks, card=card, explained=explain_images)
     if as_json:
         print(json.dumps(report))  # noqa: T201 - for programs
         return
     console.print(_table(report))
+    before, after = report["expected_calibration_error_before"], report["expected_calibration_error"]
     console.print(
-        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']} pictures, calibration error "
-        f"{report['expected_calibration_error']:.4f}, {report['seconds']} s; written to {output / 'metrics.json'}"
+        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']:,} pictures, "
+        f"calibration error {after:.4f} ({before:.4f} at temperature 1)"
     )
+    if heat := report.get("explanation"):
+        console.print(
+            f"heatmaps ({heat['method']}, {heat['layer']}) on {heat['images']} pictures: "
+            f"insertion {heat['insertion_area']:.3f}, deletion {heat['deletion_area']:.3f}; random order: "
+            f"{heat['random']['insertion_area']:.3f}, {heat['random']['deletion_area']:.3f}"
+        )
+    console.print(f"{report['seconds']:.0f} s; written to {output}")
 
 
 def package(  # noqa: PLR0917 - every option is an argument
@@ -141,6 +168,13 @@ def package(  # noqa: PLR0917 - every option is an argument
     max_drop: Annotated[
         float, typer.Option(help="Refuse bf16 or int8 when it loses more points of held-out accuracy.", min=0)
     ] = 0.3,
+    explain_images: Annotated[
+        int,
+        typer.Option(
+            help="Held-out pictures that choose the heatmaps' layer and method, 500 for a release; 0: the defaults.",
+            min=0,
+        ),
+    ] = 0,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Pack a trained model into an archive that TorchServe serves.
@@ -150,12 +184,22 @@ def package(  # noqa: PLR0917 - every option is an argument
 
     Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
     """
+    _use_all_cores()
     from training import release  # noqa: PLC0415 - imports torch
 
     _show_progress()
     folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
     with _foreseen():
-        made = release.package(model, version, store, folder, cache, precision=precision, max_drop=max_drop / 100)
+        made = release.package(
+            model,
+            version,
+            store,
+            folder,
+            cache,
+            precision=precision,
+            max_drop=max_drop / 100,
+            explain_images=explain_images,
+        )
     accepted = made.contract.accepted
     console.print(
         f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
@@ -176,8 +220,19 @@ def _foreseen() -> Iterator[None]:
         raise ControlError(str(error)) from error
 
 
+def _speaks() -> bool:
+    """Whether this process is the one of those that torchrun started which talks to a person."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _use_all_cores() -> None:
+    """Before torch is imported: engines take one thread, a worker's share, unless the environment says otherwise."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+
+
 def _show_progress() -> None:
-    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO"), format="%(message)s")
+    level = os.environ.get("LOG_LEVEL", "INFO") if _speaks() else "WARNING"
+    logging.basicConfig(level=level, format="%(message)s")
     for chatty in ("httpx", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -32,8 +32,8 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Training pictures, augmented a batch at a time.
 
     An item is asked for as (epoch, index): the epoch travels with the index, so that persistent loader workers need no
-    message. All randomness comes from (seed, epoch, first index of the batch): the same batch is the same whichever
-    worker makes it, and in a resumed training too.
+    message. All randomness comes from (seed, epoch, index): a picture is the same whichever worker or process makes it,
+    and in a resumed training too.
     """
 
     def __init__(self, images: Images, size: Input, augmentation: Augmentation, seed: int) -> None:
@@ -58,30 +58,45 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """An augmented batch: pictures (N, 3, H, W) float32, normalised, and labels (N,) int64."""
         epoch = items[0][0]
         indices = np.array([index for _, index in items])
-        entropy = np.random.SeedSequence([self.seed, epoch, int(indices[0])])
         flips = (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
+        seeds = [_seeds(self.seed, epoch, int(index)) for index in indices]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(entropy.generate_state(1)[0]))
-            shifted = _shift(self.images.images[indices], np.random.default_rng(entropy))
-            shifted[flips] = shifted[flips, :, ::-1]
-            if self.augmentation.operations:
-                shifted = np.stack([np.asarray(self._randaugment(Image.fromarray(image))) for image in shifted])
-            images = torch.from_numpy(normalise(shifted, self.size))
+            padded = _padded(self.images.images[indices])
+            pixels = [self._vary(*picture) for picture in zip(padded, flips, seeds, strict=True)]
+            images = torch.from_numpy(normalise(np.stack(pixels), self.size))
             if self.augmentation.erasing:
-                images = torch.stack([self._erase(image) for image in images])
+                images = torch.stack([self._erased(*picture) for picture in zip(images, seeds, strict=True)])
         return images, torch.from_numpy(self.images.labels[indices])
+
+    def _vary(self, padded: NDArray[np.uint8], is_flipped: bool, seeds: tuple[int, int]) -> NDArray[np.uint8]:  # noqa: FBT001
+        """A cut-out (H, W, 3) of the padded picture, flipped or not, after RandAugment."""
+        torch.default_generator.manual_seed(seeds[0])
+        down, right = torch.randint(0, 2 * _CROP_PADDING + 1, (2,)).tolist()
+        height, width = (side - 2 * _CROP_PADDING for side in padded.shape[:2])
+        image = padded[down : down + height, right : right + width]
+        if is_flipped:
+            image = image[:, ::-1]
+        if not self.augmentation.operations:
+            return image
+        return np.asarray(self._randaugment(Image.fromarray(np.ascontiguousarray(image))))
+
+    def _erased(self, image: torch.Tensor, seeds: tuple[int, int]) -> torch.Tensor:
+        torch.default_generator.manual_seed(seeds[1])
+        return self._erase(image)  # type: ignore[no-any-return]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of (epoch, index), their order drawn from (seed, epoch) alone.
 
-    An incomplete last batch is dropped.
+    An incomplete last batch is dropped. Of each batch, process `rank` of `processes` gets its equal part.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, *, rank: int = 0, processes: int = 1) -> None:
         self.size = size
-        self.batch_size = min(batch_size, size)
+        self.batch_size = min(batch_size, size // processes * processes)
         self.seed = seed
+        self.rank = rank
+        self.processes = processes
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -89,17 +104,29 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """The batches of the epoch that `epoch` is set to."""
+        """The batches, or this process's parts of them, of the epoch that `epoch` is set to."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+            batch = order[start : start + self.batch_size]
+            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.processes]]
 
 
 def training_loader(
-    images: Images, size: Input, augmentation: Augmentation, *, batch_size: int, workers: int, seed: int
+    images: Images,
+    size: Input,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    rank: int = 0,
+    processes: int = 1,
 ) -> tuple[DataLoader[tuple[torch.Tensor, torch.Tensor]], EpochBatches]:
-    """A loader of batches (N, 3, H, W) float32 with labels (N,), and its sampler, whose `epoch` the loop sets."""
-    batches = EpochBatches(len(images), batch_size, seed)
+    """A loader of batches (N, 3, H, W) float32 with labels (N,), and its sampler, whose `epoch` the loop sets.
+
+    `batch_size` counts the pictures of all `processes`; the loader yields the part of process `rank`.
+    """
+    batches = EpochBatches(len(images), batch_size, seed, rank=rank, processes=processes)
     loader = DataLoader(
         AugmentedImages(images, size, augmentation, seed),
         batch_sampler=batches,
@@ -108,6 +135,7 @@ def training_loader(
         generator=torch.Generator(),  # or the loader draws its workers' seeds from the global state
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
     )
     return loader, batches
 
@@ -116,11 +144,12 @@ def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
     return batch
 
 
-def _shift(images: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """Each picture of (N, H, W, 3) moved by up to the padding in both directions, its borders mirrored."""
-    count, height, width, _ = images.shape
-    padding = _CROP_PADDING
-    padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, 9, 9, 3, H, W)
-    down, right = random.integers(0, 2 * padding + 1, (2, count))
-    return np.ascontiguousarray(windows[np.arange(count), down, right].transpose(0, 2, 3, 1))
+def _seeds(*entropy: int) -> tuple[int, int]:
+    first, second = np.random.SeedSequence(entropy).generate_state(2)
+    return int(first), int(second)
+
+
+def _padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pictures (N, H, W, 3) with their borders mirrored outwards."""
+    around = (_CROP_PADDING, _CROP_PADDING)
+    return np.pad(images, ((0, 0), around, around, (0, 0)), mode="reflect")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from handlers import contract as contracts
 from handlers.network import build_network
 from training.errors import TrainingError
 
@@ -29,17 +30,18 @@ def choose_architecture(name: str, size: Input) -> str:
     return "resnet18_small" if max(size.height, size.width) <= 64 else "resnet18"
 
 
-def pretrained_network(recipe: Recipe, architecture: str, classes: int) -> nn.Module:
+def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ...]) -> nn.Module:
     """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
 
     ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets
     the centre 3×3 of each 7×7 kernel, which keeps the orientation and colour that the kernel responds to. Batch-norm
-    statistics are kept; the head is always new. From one of our own files, a stem of another shape is new as well.
+    statistics are kept; the head is new. From one of our own files, a stem of another shape is new as well, and the
+    head is kept where the contract beside the file names the same `classes`.
 
     Raises:
         TrainingError: the weights cannot be fetched or read.
     """
-    network: nn.Module = build_network(architecture, classes)
+    network: nn.Module = build_network(architecture, len(classes))
     if recipe.pretrained == "none":
         for module in network.modules():
             if isinstance(module, BasicBlock):  # each block starts as the identity (Goyal et al. 2017, section 5.1)
@@ -50,16 +52,26 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: int) -> nn.Mo
     stem = state.get("conv1.weight")
     if stem is not None and stem.shape[-1] == 7 and wanted["conv1.weight"].shape[-1] == 3:
         state["conv1.weight"] = stem[:, :, 2:5, 2:5].contiguous()
+    keeps_head = recipe.pretrained != "imagenet" and _classes_of(Path(recipe.pretrained)) == classes
     fitting = {
         key: value
         for key, value in state.items()
-        if key in wanted and value.shape == wanted[key].shape and not key.startswith("fc.")
+        if key in wanted and value.shape == wanted[key].shape and (keeps_head or not key.startswith("fc."))
     }
     if len(fitting) < len(wanted) // 2:
         raise TrainingError(f"{recipe.pretrained} holds no weights of {architecture}: pass another file")
     network.load_state_dict(fitting, strict=False)
-    logger.info("loaded %d of %d tensors from %s", len(fitting), len(wanted), recipe.pretrained)
+    head = "its head too" if keeps_head else "a new head"
+    logger.info("loaded %d of %d tensors from %s, %s", len(fitting), len(wanted), recipe.pretrained, head)
     return network
+
+
+def _classes_of(weights: Path) -> tuple[str, ...]:
+    """The classes that the contract beside the weights names; none where there is no contract."""
+    try:
+        return contracts.load(weights.with_name("contract.json")).classes
+    except (OSError, contracts.ContractError):
+        return ()
 
 
 def _imagenet_state() -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from training.errors import TrainingError
@@ -24,6 +24,25 @@ class Augmentation:
     erasing: float = 0.0
 
 
+# (share of the epochs from which it holds, picture size; 0: the contract's): small pictures teach much for little.
+# Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
+Sizes = tuple[tuple[float, int], ...]
+FULL_SIZE: Sizes = ((0.0, 0),)
+EVERYTHING = ("",)  # the prefix of every parameter's name
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A warm restart: another cosine, from the averaged weights that the training had reached.
+
+    Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
+    """
+
+    epochs: int
+    rate: float
+    sizes: Sizes = FULL_SIZE
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every hyper-parameter of a training; what is stored with the model is this."""
@@ -36,7 +55,8 @@ class Recipe:
     name: str = "cifar10"
     architecture: str = "auto"
     pretrained: str = "none"
-    # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` trained too
+    # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` (layers, or `all`) trained too,
+    # then the warm restarts
     head_epochs: int = 3
     head_rate: float = 0.1
     unfreeze: tuple[str, ...] = ("layer3", "layer4")
@@ -44,9 +64,8 @@ class Recipe:
     rate: float = 0.1
     batch_size: int = 128
     warm_up: float = 0.15  # share of the steps
-    # (share of the epochs from which it holds, picture size; 0: the contract's): small pictures teach much for little.
-    # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
-    sizes: tuple[tuple[float, int], ...] = ((0.0, 0),)
+    sizes: Sizes = FULL_SIZE
+    cycles: tuple[Cycle, ...] = ()
     # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
     momentum: float = 0.9
     nesterov: bool = True
@@ -60,22 +79,35 @@ class Recipe:
     workers: int = 1
 
     def phases(self) -> tuple[Phase, ...]:
-        """The phases that this recipe trains in; from scratch there is one, with everything trained."""
+        """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
         if self.pretrained == "none":
-            return (Phase("all", self.epochs, self.rate, ("",)),)
-        head = Phase("head", self.head_epochs, self.head_rate, ("fc",))
-        top = Phase("top", self.epochs, self.rate, (*self.unfreeze, "fc"))
-        return tuple(phase for phase in (head, top) if phase.epochs)
+            first = [Phase("all", self.epochs, self.rate, EVERYTHING, self.sizes)]
+        else:
+            trained = EVERYTHING if "all" in self.unfreeze else (*self.unfreeze, "fc")
+            first = [
+                Phase("head", self.head_epochs, self.head_rate, ("fc",), self.sizes),
+                Phase("top", self.epochs, self.rate, trained, self.sizes),
+            ]
+        again = [
+            Phase(f"cycle {number}", cycle.epochs, cycle.rate, first[-1].trained, cycle.sizes, restarts=True)
+            for number, cycle in enumerate(self.cycles, start=2)
+        ]
+        return tuple(phase for phase in (*first, *again) if phase.epochs)
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of epochs with one cosine; `trained` are prefixes of the parameters' names, the rest stays frozen."""
+    """A stretch of epochs with one cosine; `trained` are prefixes of the parameters' names, the rest stays frozen.
+
+    One that `restarts` begins with the averaged weights.
+    """
 
     name: str
     epochs: int
     rate: float
     trained: tuple[str, ...]
+    sizes: Sizes = FULL_SIZE
+    restarts: bool = False
 
     def trains(self, parameter: str) -> bool:
         """Whether the parameter of that name is trained in this phase."""
@@ -110,12 +142,45 @@ def recipe_from_dict(data: dict[str, Any]) -> Recipe:
         raise TrainingError(f"unknown hyper-parameters {sorted(unknown)}: use some of {', '.join(sorted(known))}")
     values = dict(data)
     if "sizes" in values:
-        values["sizes"] = tuple((float(start), int(size)) for start, size in values["sizes"])
+        values["sizes"] = _sizes(values["sizes"])
+    if "cycles" in values:
+        values["cycles"] = tuple(_cycle(cycle) for cycle in values["cycles"])
     if "unfreeze" in values:
         values["unfreeze"] = tuple(values["unfreeze"])
     if "augmentation" in values:
         values["augmentation"] = Augmentation(**values["augmentation"])
     return Recipe(**values)
+
+
+def _sizes(pairs: Any) -> Sizes:  # noqa: ANN401 - from TOML or JSON
+    return tuple((float(start), int(size)) for start, size in pairs)
+
+
+def _cycle(data: dict[str, Any]) -> Cycle:
+    known = {item.name for item in fields(Cycle)}
+    if unknown := set(data) - known:
+        raise TrainingError(f"unknown hyper-parameters of a cycle {sorted(unknown)}: use some of {sorted(known)}")
+    if missing := {"epochs", "rate"} - set(data):
+        raise TrainingError(f"a cycle needs epochs and rate; one has no {' and no '.join(sorted(missing))}")
+    return Cycle(int(data["epochs"]), float(data["rate"]), _sizes(data.get("sizes", FULL_SIZE)))
+
+
+def extended(begun: Recipe, wanted: Recipe) -> Recipe:
+    """`wanted`, as the recipe that a training begun by `begun` can go on with.
+
+    Raises:
+        TrainingError: it differs in more than further cycles at the end and the number of loader processes.
+    """
+    same = replace(wanted, cycles=begun.cycles, workers=begun.workers)
+    other = [item.name for item in fields(Recipe) if getattr(same, item.name) != getattr(begun, item.name)]
+    if wanted.cycles[: len(begun.cycles)] != begun.cycles:
+        other.append("cycles")
+    if other:
+        raise TrainingError(
+            f"a training that has begun cannot change {', '.join(other)}: leave them out with --resume, which takes "
+            "further [[cycles]] and --workers, or start anew with --output"
+        )
+    return wanted
 
 
 def check(recipe: Recipe) -> None:
@@ -124,9 +189,10 @@ def check(recipe: Recipe) -> None:
     Raises:
         TrainingError: a hyper-parameter is out of its range; the message says which.
     """
-    if not recipe.sizes or recipe.sizes[0][0] != 0:
-        raise TrainingError("sizes must start at share 0, for example 0:24,0.5:32")
+    if min(recipe.epochs, *(cycle.epochs for cycle in recipe.cycles), recipe.batch_size) < 1:
+        raise TrainingError("epochs, in each cycle too, and batch_size must be at least 1")
+    for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
+        if not sizes or sizes[0][0] != 0:
+            raise TrainingError("sizes must start at share 0, for example [[0.0, 24], [0.5, 32]]")
     if not 0 < recipe.validation < 1:
         raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
-    if min(recipe.epochs, recipe.batch_size) < 1:
-        raise TrainingError("epochs and batch_size must be at least 1")

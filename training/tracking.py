@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sqlite3
 import subprocess
 import time
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "gradserve"
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mlflow")
+# MLflow's own seven retries would hold a training up for four minutes at every call to a dead server.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 
 
 def tracking_uri() -> str:
@@ -33,8 +36,32 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
+def connect() -> MlflowClient:
+    """A client of the store; one that is out of reach fails within seconds. What the environment says goes first.
+
+    Raises:
+        Exception: whatever MLflow or SQLite raise.
+    """
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///"):
+        # MLflow would try to open a file that is no database for two minutes.
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+            database.execute("SELECT name FROM sqlite_master LIMIT 1")
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: MlflowClient) -> str:
+    """The id of our experiment, which is made where there is none."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return experiment.experiment_id if experiment else _create_experiment(client)
+
+
 def environment() -> dict[str, str]:
     """What a result depends on besides its parameters: versions, hardware, threads and the code's commit."""
+    import torch  # noqa: PLC0415 - takes seconds, and the registry's readers need none of it
+
     facts = {f"version_{package}": version(package) for package in _PACKAGES}
     facts |= {
         "python": platform.python_version(),
@@ -85,13 +112,11 @@ class Tracker:
         self._send(lambda client: client.set_terminated(self.run_id, status))
 
     def _open(self, name: str) -> None:
-        client = MlflowClient(tracking_uri=tracking_uri())
+        client = connect()
         if self.run_id:
             client.update_run(self.run_id, status="RUNNING")
         else:
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            experiment_id = experiment.experiment_id if experiment else _create_experiment(client)
-            self.run_id = client.create_run(experiment_id, run_name=name).info.run_id
+            self.run_id = client.create_run(experiment_id(client), run_name=name).info.run_id
         self._client = client
 
     def _send(self, call: Callable[[MlflowClient], object]) -> None:
@@ -107,12 +132,14 @@ def _create_experiment(client: MlflowClient) -> str:
     return client.create_experiment(EXPERIMENT, artifact_location=beside.as_uri() if beside else None)
 
 
-def survive(call: Callable[[], object]) -> None:
-    """Makes a call to MLflow; whatever it raises becomes a warning."""
+def survive(call: Callable[[], object]) -> bool:
+    """Makes a call to MLflow and returns whether it went well; whatever it raises becomes a warning."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 - MLflow raises whatever its store raises
         logger.warning("MLflow: %s: %s", type(error).__name__, (str(error).splitlines() or [""])[0])
+        return False
+    return True
 
 
 def _processor() -> str:
@@ -127,7 +154,9 @@ def _processor() -> str:
 def _git_commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return done.stdout.strip()

@@ -23,13 +23,14 @@ from handlers.engines import softmax
 from handlers.network import build_network
 from training.artifacts import find_model, read_model
 from training.augment import training_loader
-from training.data import load_training_images
+from training.data import CIFAR10_CLASSES, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Recipe, recipe_to_dict
+from training.run import Run
 from training.tracking import tracking_uri
-from training.train import Run, resume, train
+from training.train import resume, train
 
 # After handlers.network, which declares what torchvision's import needs.
 from torchvision.models import ResNet18_Weights  # isort: skip
@@ -196,7 +197,7 @@ class QuietFiles(SimpleHTTPRequestHandler):
 def test_imagenet_weights_come_from_torchvisions_loader_with_the_stems_centre(weights_server, hub):
     name = ResNet18_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1]
     state = torch.hub.load_state_dict_from_url(weights_server, file_name=name, progress=False, weights_only=True)
-    network = pretrained_network(replace(RECIPE, pretrained="imagenet"), "resnet18_small", 10).state_dict()
+    network = pretrained_network(replace(RECIPE, pretrained="imagenet"), "resnet18_small", CIFAR10_CLASSES).state_dict()
     assert torch.equal(network["layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
     assert torch.equal(network["conv1.weight"], state["conv1.weight"][:, :, 2:5, 2:5])
     assert network["fc.weight"].shape == (10, 512)
@@ -205,10 +206,10 @@ def test_imagenet_weights_come_from_torchvisions_loader_with_the_stems_centre(we
 def test_imagenet_weights_out_of_reach_say_what_to_do(hub, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(TrainingError, match=r"resnet18-.*pth into .*hub/checkpoints, or train with --pretrained none"):
-        pretrained_network(replace(RECIPE, pretrained="imagenet"), "resnet18_small", 10)
+        pretrained_network(replace(RECIPE, pretrained="imagenet"), "resnet18_small", CIFAR10_CLASSES)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(TrainingError, match="no weights of resnet18_small"):
-        pretrained_network(replace(RECIPE, pretrained=str(tmp_path / "other.pth")), "resnet18_small", 10)
+        pretrained_network(replace(RECIPE, pretrained=str(tmp_path / "other.pth")), "resnet18_small", CIFAR10_CLASSES)

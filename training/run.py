@@ -1,0 +1,307 @@
+"""One training's state: what an epoch does with it, and how it is written down and read again.
+
+A run is a folder. `last.pt`, the checkpoint of every epoch, is written first and whole; all else follows from it:
+`best.pth` (state dict of the best epoch on the held-out images), `contract.json`, `history.json`, `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from handlers.contract import Contract
+from handlers.contract import save as save_contract
+from training.curves import plot_curves
+from training.data import divide, load_training_images
+from training.errors import TrainingError
+from training.inference import predict_logits
+from training.parallel import Team
+from training.pretrained import choose_architecture, pretrained_network
+from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.utils.data import DataLoader
+
+    from training.augment import EpochBatches
+
+FILES = ("best.pth", "contract.json", "history.json", "curves.png")
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class Run:
+    """One training: network, averaged weights, optimiser and progress, in one folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, cache: Path, team: Team | None = None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.folder = folder
+        self.team = team or Team(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = self.team.device
+        if recipe.batch_size % self.team.processes:
+            raise TrainingError(
+                f"a batch of {recipe.batch_size} cannot be parted equally among {self.team.processes} processes: "
+                "pass a --batch-size that can"
+            )
+        self.bf16 = _uses_bf16(recipe.precision, self.device)
+        images, self.input = load_training_images(recipe.data, cache)
+        self.data_sha256 = images.sha256()
+        self.training_images, self.held_out = divide(
+            images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed
+        )
+        self.architecture = choose_architecture(recipe.architecture, self.input)
+        network = pretrained_network(recipe, self.architecture, images.classes)
+        network = network.to(self.device)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        self.network = self.team.share_statistics(self.network)
+        self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
+        self._enter_phase()
+        self.history: list[dict[str, float]] = []
+        self.environments: list[dict[str, str]] = []  # those that epochs were trained in
+        self.run_id = ""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every epoch of every phase is done."""
+        return self.phase >= len(self.recipe.phases())
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, counted from 1, that no other surpasses on the held-out images; 0 before there is one."""
+        accuracies = [figures["validation_accuracy"] for figures in self.history]
+        return accuracies.index(max(accuracies)) + 1 if accuracies else 0
+
+    @property
+    def best(self) -> float:
+        """The accuracy that the best epoch reached on the held-out images."""
+        return self.history[self.best_epoch - 1]["validation_accuracy"] if self.history else -1.0
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of all epochs so far, validation included; what a kill threw away does not count."""
+        # A checkpoint of earlier code has the seconds of training alone.
+        return sum(figures.get("epoch_seconds", figures["seconds"]) for figures in self.history)
+
+    def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]], batches: EpochBatches) -> dict[str, float]:
+        """Trains one epoch and returns its figures: loss, accuracy, seconds, images per second, rate, picture size."""
+        phase = self.recipe.phases()[self.phase]
+        if self.epoch == 0:
+            self._begin_phase(phase)
+        self._freeze(phase)
+        batches.epoch = len(self.history)
+        size = self._picture_size(phase)
+        steps = len(batches) * phase.epochs
+        started = shown = time.perf_counter()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # of losses, hits and pictures
+        rate = 0.0
+        title = f"{phase.name} {self.epoch + 1}/{phase.epochs} {size}px"
+        with tqdm(loader, desc=title, mininterval=1.0, disable=not self.team.is_first) as bar:
+            for index, (images, labels) in enumerate(bar):
+                rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, self.recipe.warm_up)
+                sums += self._step(images, labels, size, rate)
+                if (now := time.perf_counter()) > shown + 1:  # to read them at each step would hold a GPU up
+                    shown = now
+                    bar.set_postfix(_figures(sums, self.team.processes / (now - started)), refresh=False)
+        loss, accuracy, seen = _means(self.team.total(sums))
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss}: lower --rate (it was {phase.rate}) or lengthen the warm-up")
+        seconds = time.perf_counter() - started
+        return {
+            "loss": loss,
+            "accuracy": accuracy,
+            "seconds": seconds,
+            "images_per_s": seen / seconds,
+            "rate": rate,
+            "size": float(size),
+        }
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy of the averaged weights on the held-out images, at the contract's size.
+
+        Each process looks at its part of them.
+        """
+        part = slice(self.team.rank, None, self.team.processes)
+        logits = predict_logits(self.kept(), self.held_out.images[part], self.input, device=self.device, bf16=self.bf16)
+        labels = torch.from_numpy(self.held_out.labels[part])
+        loss = cross_entropy(logits, labels, reduction="sum")
+        sums = torch.stack(
+            [loss.double(), (logits.argmax(1) == labels).sum().double(), torch.tensor(float(len(labels)))]
+        )
+        loss_mean, accuracy, _ = _means(self.team.total(sums.to(self.device)))
+        return {"validation_loss": loss_mean, "validation_accuracy": accuracy}
+
+    def kept(self) -> nn.Module:
+        """The network that a release would hold: averaged weights, or the last ones where the recipe averages none."""
+        return self.averaged.module if self.recipe.average else self.network
+
+    def advance(self) -> None:
+        """Moves on to the next epoch."""
+        self.epoch += 1
+        if self.epoch >= self.recipe.phases()[self.phase].epochs:
+            self.phase, self.epoch = self.phase + 1, 0
+
+    def write(self) -> None:
+        """Writes the checkpoint `last.pt`, whole or not at all, then what follows from it."""
+        state = {
+            "recipe": recipe_to_dict(self.recipe),
+            "phase": self.phase,
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+            "environments": self.environments,
+            "run_id": self.run_id,
+        }
+        _write_whole(state, self.folder / "last.pt")
+        if self.history:
+            self._write_files()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to where the checkpoint was written."""
+        self.phase, self.epoch = state["phase"], state["epoch"]
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["averaged"])
+        if self.epoch:  # or the phase is about to begin, with a new one
+            self._enter_phase()
+            self.optimiser.load_state_dict(state["optimiser"])
+        self.history, self.run_id = state["history"], state["run_id"]
+        self.environments = state.get("environments", [])  # earlier code wrote none
+
+    def _write_files(self) -> None:
+        recipe = self.recipe
+        if self.best_epoch == len(self.history):
+            state = {key: value.float().contiguous() for key, value in self.kept().state_dict().items()}
+            _write_whole(state, self.folder / "best.pth")
+        provenance = {
+            "data_sha256": self.data_sha256,
+            "training_images": len(self.training_images),
+            "held_out_images": len(self.held_out),
+            "epochs": len(self.history),
+            "duration_s": round(self.duration_s, 1),
+            "processes": self.team.processes,
+            "environments": self.environments,
+        }
+        contract = Contract(
+            name=recipe.name,
+            version="0",  # a version is given when the model is packaged
+            classes=self.training_images.classes,
+            input=self.input,
+            architecture=self.architecture,
+            accepted={
+                "validation_accuracy": self.best,
+                "run_id": self.run_id,
+                "recipe": recipe_to_dict(recipe),
+                "provenance": provenance,
+            },
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        save_contract(contract, self.folder / "contract.json")
+        (self.folder / "history.json").write_text(json.dumps(self.history, indent=1) + "\n", encoding="utf-8")
+        plot_curves(self.history, self.folder / "curves.png")
+
+    def _begin_phase(self, phase: Phase) -> None:
+        if phase.restarts and self.recipe.average:
+            self.network.load_state_dict(self.averaged.module.state_dict())
+            self.averaged.n_averaged.zero_()
+        self._enter_phase()
+
+    def _enter_phase(self) -> None:
+        """Makes the phase's optimiser, and what averages its gradients over the processes."""
+        phase = self.recipe.phases()[self.phase]
+        self._freeze(phase)
+        self.optimiser = self._make_optimiser(phase)
+        self._trained: nn.Module = self.network  # lets go of the last phase's wrapper and its hooks
+        self._trained = self.team.average_gradients(self.network)
+
+    def _step(self, images: Tensor, labels: Tensor, size: int, rate: float) -> Tensor:
+        """Trains on one batch and returns its sums of losses, hits and pictures."""
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        if images.shape[-1] != size:
+            images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self._trained(images)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        if self.recipe.average:
+            self.averaged.update_parameters(self.network)
+        hits = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
+
+    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""
+        decay = min(self.recipe.average, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
+
+    def _make_optimiser(self, phase: Phase) -> torch.optim.SGD:
+        trained = [parameter for name, parameter in self.network.named_parameters() if phase.trains(name)]
+        groups: list[dict[str, Any]] = [
+            {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        recipe = self.recipe
+        return torch.optim.SGD(
+            groups,
+            lr=phase.rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+
+    def _freeze(self, phase: Phase) -> None:
+        """Puts what `phase` trains into training mode; the rest keeps its weights and its batch-norm statistics."""
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(phase.trains(name))
+        for name, module in self.network.named_modules():
+            if not list(module.children()):
+                module.train(phase.trains(name))
+
+    def _picture_size(self, phase: Phase) -> int:
+        done = self.epoch / phase.epochs
+        return next(size for start, size in reversed(phase.sizes) if done >= start) or self.input.height
+
+
+def _means(sums: Tensor) -> tuple[float, float, float]:
+    """Mean loss, share of hits and number of pictures, of their sums."""
+    loss, hits, seen = sums.tolist()
+    return loss / seen, hits / seen, seen
+
+
+def _figures(sums: Tensor, per_s: float) -> dict[str, str]:
+    loss, accuracy, seen = _means(sums)
+    return {"loss": f"{loss:.3f}", "acc": f"{accuracy:.3f}", "img_s": f"{seen * per_s:.0f}"}
+
+
+def _uses_bf16(precision: str, device: torch.device) -> bool:
+    if precision not in {"auto", "bf16", "fp32"}:
+        raise TrainingError(f"unknown precision {precision!r}: use auto, bf16 or fp32")
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001
+
+
+def _write_whole(state: dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    torch.save(state, temporary)
+    temporary.replace(path)
