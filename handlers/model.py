@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,8 +147,6 @@ class ServedModel:
                 jobs, predict_all(self.engine, normalise(pixels, self.contract.input)), strict=True
             ):
                 job.probabilities = probabilities
-                if job.target < 0:
-                    job.target = int(probabilities.argmax())
 
         if jobs:
             _guard_all(jobs, run)
@@ -155,6 +154,8 @@ class ServedModel:
     def _explain(self, jobs: list[_Job]) -> None:
         groups: dict[str, list[_Job]] = defaultdict(list)
         for job in jobs:
+            if job.target < 0 and job.probabilities is not None:
+                job.target = int(job.probabilities.argmax())
             groups[job.method].append(job)
         for method, group in groups.items():
 
@@ -192,10 +193,9 @@ class ServedModel:
             return job.error.entry()
         if job.probabilities is None:
             raise RuntimeError("an image has neither probabilities nor an error")
-        top = [
-            {"class": self.contract.classes[index], "confidence": round(float(job.probabilities[index]), 6)}
-            for index in np.argsort(-job.probabilities, kind="stable")[: job.row.options.top_k]
-        ]
+        probabilities = job.probabilities.tolist()
+        best = nlargest(job.row.options.top_k, range(len(probabilities)), key=probabilities.__getitem__)
+        top = [{"class": self.contract.classes[index], "confidence": round(probabilities[index], 6)} for index in best]
         return {**top[0], "top": top}
 
     def _write_explanation(self, job: _Job) -> wire.Answer:
