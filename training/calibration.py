@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -11,6 +11,16 @@ from handlers.engines import softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+CALIBRATION_BINS = 15  # Source: Guo et al. 2017, section 2, https://arxiv.org/abs/1706.04599
+
+
+class Reliability(NamedTuple):
+    """By equal-width bins of the top class's confidence: its sum, the number of right answers, of pictures."""
+
+    confident: NDArray[np.float64]
+    correct: NDArray[np.float64]
+    pictures: NDArray[np.intp]
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -24,3 +34,25 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
         return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
     return round(float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x)), 4)
+
+
+def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Reliability:
+    """How right the top class of `probabilities` (N, K) is where it is how confident, for the true `labels` (N,)."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return Reliability(
+        confident=np.bincount(bins, weights=confidence, minlength=CALIBRATION_BINS).astype(np.float64),
+        correct=np.bincount(bins, weights=right, minlength=CALIBRATION_BINS).astype(np.float64),
+        pictures=np.bincount(bins, minlength=CALIBRATION_BINS),
+    )
+
+
+def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The mean gap between confidence and accuracy of the top class over 15 equal-width bins, weighted by their size.
+
+    `Σ_b |B_b|/N · |accuracy(B_b) - confidence(B_b)|`. Source: Guo et al. 2017, equation 3,
+    https://arxiv.org/abs/1706.04599
+    """
+    bins = reliability(probabilities, labels)
+    return float(np.abs(bins.correct - bins.confident).sum() / len(labels))

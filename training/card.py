@@ -21,24 +21,26 @@ _LIMITS = """\
 
 
 def write_card(contract: Contract, report: dict[str, Any]) -> str:
-    """The card as Markdown, from the contract and the report that `evaluate` wrote about the same weights."""
+    """The card as Markdown, from the contract and the report that `evaluate` made about the same weights."""
     accepted = contract.accepted
     parts = [
         f"# {contract.name} {contract.version}",
         _summary(contract),
         "## Figures",
         _test_figures(report),
-        *([_held_out_figures(accepted)] if "held_out_images" in accepted else []),
-        "## Recipe",
-        "\n".join(f"- {key}: `{value}`" for key, value in accepted.get("recipe", {}).items()),
-        f"Measured with torch {report['environment']['version_torch']} on {report['environment']['processor']}.",
+        "## Calibration",
+        _calibration(contract, report),
+        "## Explanations",
+        _explanations(contract, report),
+        "## Training",
+        _training(accepted.get("provenance", {})),
+        _table("hyper-parameter", _flat(accepted.get("recipe", {}))),
         "## Data",
-        f"{report['data']['name']}; SHA-256 of the decoded test part: `{report['data']['sha256']}`.",
-        *([_CIFAR10] if report["data"]["name"] == "cifar10" else []),
+        _data(report, accepted),
         "## Limits",
         _LIMITS,
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _summary(contract: Contract) -> str:
@@ -54,35 +56,121 @@ def _test_figures(report: dict[str, Any]) -> str:
         f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |"
         for name, row in report["per_class"].items()
     )
+    environment = report["environment"]
     return (
-        f"On the {report['data']['images']:,} test pictures, which decided nothing: accuracy "
-        f"**{report['accuracy']:.2%}**, macro F1 {report['macro']['f1']:.4f}, expected calibration error "
-        f"{report['expected_calibration_error']:.4f} (15 bins).\n\n"
-        "| class | precision | recall | F1 |\n|---|---|---|---|\n" + "\n".join(rows)
+        f"On the {report['data']['images']:,} test pictures, which decided nothing, as served: accuracy "
+        f"**{report['accuracy']:.2%}**, macro F1 {report['macro']['f1']:.4f}. Measured {report['created'][:10]} with "
+        f"torch {environment['version_torch']} on {environment['processor']}.\n\n"
+        "| class | precision | recall | F1 |\n|---|---:|---:|---:|\n" + "\n".join(rows)
     )
 
 
-def _held_out_figures(accepted: dict[str, Any]) -> str:
-    figures = (
-        f"On the {accepted['held_out_images']:,} held-out pictures, which chose the epoch and the temperature, in full "
-        f"precision: accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
-        f"{accepted['held_out_calibration_error']:.4f} ({accepted['held_out_calibration_error_before']:.4f} before the "
-        "temperature)."
-    )
-    if "engine_held_out_accuracy" not in accepted:
-        return figures
-    figures += (
-        f" As served: accuracy {accepted['engine_held_out_accuracy']:.2%}, calibration error "
-        f"{accepted['engine_held_out_calibration_error']:.4f}, agreement {accepted['engine_agreement']:.2%} "
-        "(more in gate.json)."
-    )
-    return f"{figures}\n\n{_explained_otherwise(accepted)}"
+def _calibration(contract: Contract, report: dict[str, Any]) -> str:
+    """Calibration errors before and after the temperature, on the pictures that fitted it and on the test pictures."""
+    accepted = contract.accepted
+    rows = [("test, as served", report["expected_calibration_error_before"], report["expected_calibration_error"])]
+    text = "Expected calibration error in 15 bins; the temperature divides the logits before the softmax"
+    if "held_out_images" in accepted:
+        text += f" and was fitted on the {accepted['held_out_images']:,} held-out pictures"
+        before, after = accepted["held_out_calibration_error_before"], accepted["held_out_calibration_error"]
+        rows.append(("held out, full precision", before, after))
+    if "engine_held_out_calibration_error_before" in accepted:
+        before, after = (accepted[f"engine_held_out_calibration_error{when}"] for when in ("_before", ""))
+        rows.append(("held out, as served", before, after))
+    table = "\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows)
+    parts = [f"{text}.", f"| pictures | temperature 1 | fitted temperature |\n|---|---:|---:|\n{table}"]
+    if "held_out_images" in accepted:
+        parts.append(_held_out_accuracy(accepted))
+    return "\n\n".join(parts)
 
 
-def _explained_otherwise(accepted: dict[str, Any]) -> str:
-    share = accepted["explainer_disagreement"]
+def _held_out_accuracy(accepted: dict[str, Any]) -> str:
+    text = f"Accuracy on the held-out pictures in full precision: {accepted['held_out_accuracy']:.2%}"
+    if "engine_held_out_accuracy" in accepted:
+        text += (
+            f"; as served: {accepted['engine_held_out_accuracy']:.2%}, the same class as full precision for "
+            f"{accepted['engine_agreement']:.2%} (more in gate.json)"
+        )
+    return f"{text}. They also chose the epoch, so these figures flatter."
+
+
+def _explanations(contract: Contract, report: dict[str, Any]) -> str:
+    choice, accepted = contract.explain, contract.accepted
+    parts = [f"Heatmaps come from `{choice.layer}` by `{choice.method}`, unless a caller asks for another method."]
+    if "explain_images" in accepted:
+        parts[0] += (
+            f" Both were chosen on {accepted['explain_images']} held-out pictures, among the candidates in "
+            "explanations.json."
+        )
+    if measured := report.get("explanation"):
+        parts.append(_measured_explanation(measured))
+    if "explainer_disagreement" in accepted:
+        share = accepted["explainer_disagreement"]
+        parts.append(
+            "Class and confidence are the serving engine's, heatmaps those of the full-precision network for that "
+            f"class. The two name different classes for {share:.2%} of the held-out pictures "
+            f"({round(share * accepted['held_out_images']):,})."
+        )
+    return "\n\n".join(parts)
+
+
+def _measured_explanation(measured: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name} | {row['deletion_area']:.3f} | {row['insertion_area']:.3f} | {row['score']:.3f} |"
+        for name, row in (
+            ("heatmaps", measured),
+            ("heatmap of another picture", measured["stranger"]),
+            ("random order", measured["random"]),
+        )
+    )
+    randomised = ", ".join(f"{name} {value:.2f}" for name, value in measured["randomised"].items())
     return (
-        "Class and confidence are the serving engine's, heatmaps those of the full-precision network for that class. "
-        f"The two name different classes for {share:.2%} of these pictures "
-        f"({round(share * accepted['held_out_images']):,})."
+        f"On {measured['images']} test pictures, confidence as the hottest pixels are greyed (deletion: less is "
+        "better) or restored into the blurred picture (insertion: more is better), as areas under the curves "
+        "([Petsiuk et al. 2018](https://arxiv.org/abs/1806.07421)):\n\n"
+        f"| pixels in the order of | deletion | insertion | difference |\n|---|---:|---:|---:|\n{rows}\n\n"
+        "Rank correlation with the heatmaps of a network whose weights are random from the head down to a layer "
+        f"([Adebayo et al. 2018](https://arxiv.org/abs/1810.03292)): {randomised}. Heatmaps of different pictures: "
+        f"{measured['stranger_similarity']:.2f}."
     )
+
+
+def _training(provenance: dict[str, Any]) -> str:
+    """What the training ran on; older runs do not say."""
+    if not provenance:
+        return ""
+    facts = {
+        "duration": f"{provenance['duration_s'] / 3600:.2f} h",
+        **{name: f"{provenance[name]:,}" for name in ("epochs", "training_images", "held_out_images", "processes")},
+        "SHA-256 of the decoded training pictures": provenance["data_sha256"],
+    }
+    tables = [_table("training", facts)]
+    tables += [_table("trained with", environment) for environment in provenance["environments"]]
+    return "\n\n".join(tables)
+
+
+def _data(report: dict[str, Any], accepted: dict[str, Any]) -> str:
+    data = report["data"]
+    parts = [f"{data['name']}; SHA-256 of the decoded test part: `{data['sha256']}`."]
+    if "held_out_images" in accepted:
+        parts[0] += (
+            f" {accepted['held_out_images']:,} of the training pictures were held out and made every choice: epoch, "
+            "temperatures, precision, layer and method of the heatmaps."
+        )
+    if data["name"] == "cifar10":
+        parts.append(_CIFAR10)
+    return "\n\n".join(parts)
+
+
+def _table(title: str, facts: dict[str, Any]) -> str:
+    if not facts:
+        return ""
+    rows = "\n".join(f"| {name.replace('_', ' ')} | `{value}` |" for name, value in facts.items())
+    return f"| {title} | |\n|---|---|\n{rows}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}: ") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -38,6 +38,10 @@ class Images:
         """The pictures at `indices`, in that order."""
         return replace(self, images=self.images[indices], labels=self.labels[indices])
 
+    def sample(self, count: int) -> Images:
+        """At most `count` of the pictures, always the same ones."""
+        return self.pick(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+
     def sha256(self) -> str:
         """The hash of the pixels as uint8 (N, H, W, 3) bytes followed by the labels as uint8 bytes."""
         return content_sha256(self.images, self.labels.astype(np.uint8))

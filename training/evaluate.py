@@ -1,4 +1,4 @@
-"""Measures a model on the test images, with the engine that serves it, and writes `metrics.json`."""
+"""Measures a model on the test images, with the engine that serves it: figures, explanations, pictures, model card."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from mlflow.entities import Metric
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from handlers.engines import build_engine, predict_all
+from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import normalise
 from training.artifacts import find_model, read_model, weights_sha256
+from training.calibration import expected_calibration_error, reliability
 from training.card import write_card
 from training.data import load_test_images
 from training.errors import ModelError
-from training.tracking import Tracker, environment
+from training.explanations import explain, measure_explanation
+from training.looks import record_look
+from training.pictures import SAMPLES, Sample, draw_samples, plot_calibration, plot_confusion, plot_explanation
+from training.tracking import Tracker, connect, environment, survive
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import nn
 
-CALIBRATION_BINS = 15  # Source: Guo et al. 2017, section 2, https://arxiv.org/abs/1706.04599
+    from handlers.contract import Contract
+    from handlers.engines import Engine
+    from training.data import Images
+
+EXPLAINED_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -62,36 +71,35 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], class
     )
 
 
-def expected_calibration_error(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The mean gap between confidence and accuracy of the top class over 15 equal-width bins, weighted by their size.
-
-    `Σ_b |B_b|/N · |accuracy(B_b) - confidence(B_b)|`. Source: Guo et al. 2017, equation 3,
-    https://arxiv.org/abs/1706.04599
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def evaluate(source: str, data: str, cache: Path, output: Path, *, card: Path | None = None) -> dict[str, Any]:
-    """Measures the model `source` on the test images of `data`; writes `metrics.json` and `confusion.png` to `output`.
+def evaluate(
+    source: str,
+    data: str,
+    cache: Path,
+    output: Path,
+    *,
+    looks: Path,
+    card: Path | None = None,
+    explained: int = EXPLAINED_IMAGES,
+) -> dict[str, Any]:
+    """Measures the model `source` on the test images of `data`, and its explanations on some of them.
 
     Args:
         source: what `find_model` takes.
         data: what `load_training_images` takes.
         cache: where the data set is kept.
-        output: folder of the results.
+        output: folder of `metrics.json`, `explanations.json` and the pictures.
+        looks: gets a line about this look at the test images.
         card: where to write a model card with the figures, if anywhere.
+        explained: how many images to measure explanations on; 0 leaves them out.
 
     Returns:
-        The report as written.
+        The report as in `metrics.json`, and under `explanation` that of `explanations.json`.
 
     Raises:
         ModelError: there is no such model, or the data has other classes.
         DataError: the data cannot be had.
     """
+    started = time.perf_counter()
     folder = find_model(source)
     contract, network = read_model(folder)
     images = load_test_images(data, cache, contract.input)
@@ -99,13 +107,43 @@ def evaluate(source: str, data: str, cache: Path, output: Path, *, card: Path | 
         raise ModelError(f"the model answers {', '.join(contract.classes)}; the data has {', '.join(images.classes)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = build_engine(contract.engine, network, directory=folder, device=device)
-    started = time.perf_counter()
     parts = [
         predict_all(engine, normalise(images.images[start : start + 1000], contract.input))
         for start in range(0, len(images), 1000)
     ]
-    figures = measure(np.concatenate(parts), images.labels, contract.classes)
-    report = {
+    probabilities = np.concatenate(parts)
+    identity = _identity(folder, contract, images, data)
+    report = identity | _figures(probabilities, images.labels, contract)
+    record_look(
+        looks,
+        "gradserve evaluate",
+        model=f"{contract.name} {contract.version}",
+        weights_sha256=identity["model"]["weights_sha256"],
+        engine=f"{contract.engine.name} {contract.engine.precision}",
+        commit=identity["environment"]["git_commit"],
+        data=identity["data"]["name"],
+        images=len(images),
+        accuracy=report["accuracy"],
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    _draw(probabilities, images, contract, network.to(device), output)
+    explanation = _measure_explanation(network, contract, engine, images, explained) if explained else {}
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    _write(output / "metrics.json", report)
+    if explanation:
+        plot_explanation(explanation, output / "explanations.png")
+        _write(output / "explanations.json", identity | {"explanation": explanation})
+        report["explanation"] = explanation
+    if card is not None:
+        card.write_text(write_card(contract, report), encoding="utf-8")
+    if identity["model"]["run_id"]:
+        _log(report, output)
+    return report
+
+
+def _identity(folder: Path, contract: Contract, images: Images, data: str) -> dict[str, Any]:
+    """What figures are about: model, data, and what they were made with."""
+    return {
         "model": {
             "name": contract.name,
             "version": contract.version,
@@ -114,48 +152,120 @@ def evaluate(source: str, data: str, cache: Path, output: Path, *, card: Path | 
             "engine": asdict(contract.engine),
         },
         "data": {"name": data.partition(":")[0], "part": "test", "images": len(images), "sha256": images.sha256()},
-        **asdict(figures),
-        "seconds": round(time.perf_counter() - started, 1),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    plot_confusion(figures.confusion, contract.classes, output / "confusion.png")
-    if card is not None:
-        card.write_text(write_card(contract, report), encoding="utf-8")
-    if report["model"]["run_id"]:
-        _log(report, output)
-    return report
 
 
-def plot_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: Path) -> None:
-    """Draws the confusion matrix into the PNG `path`; colours are shares of the true class."""
-    counts = np.array(confusion)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.62 * len(classes) + 1.5)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
-    axes.set_xlabel("answered")
-    axes.set_ylabel("true")
-    for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=120)
+def _figures(probabilities: NDArray[np.float32], labels: NDArray[np.int64], contract: Contract) -> dict[str, Any]:
+    figures = measure(probabilities, labels, contract.classes)
+    before = expected_calibration_error(_without_temperature(probabilities, contract), labels)
+    return {**asdict(figures), "expected_calibration_error_before": before}
+
+
+def _without_temperature(probabilities: NDArray[np.float32], contract: Contract) -> NDArray[np.float32]:
+    """The probabilities that the engine would give at temperature 1."""
+    logits = np.log(
+        np.maximum(probabilities, np.finfo(np.float32).tiny)
+    )  # up to a constant, divided by the temperature
+    return softmax(logits, 1 / contract.engine.temperature)
+
+
+def _measure_explanation(
+    network: nn.Module, contract: Contract, engine: Engine, images: Images, count: int
+) -> dict[str, Any]:
+    shown = images.sample(count)
+    return measure_explanation(network, contract, engine, normalise(shown.images, contract.input))
+
+
+def _draw(
+    probabilities: NDArray[np.float32], images: Images, contract: Contract, network: nn.Module, output: Path
+) -> None:
+    """Writes the pictures `confusion.png`, `calibration.png` and `samples.png`, of right answers and wrong ones."""
+    answers = probabilities.argmax(axis=1)
+    right = answers == images.labels
+    plot_confusion(
+        confusion_matrix(images.labels, answers, labels=range(len(contract.classes))),
+        contract.classes,
+        output / "confusion.png",
+    )
+    plot_calibration(
+        {
+            "temperature 1": reliability(_without_temperature(probabilities, contract), images.labels),
+            f"temperature {contract.engine.temperature}": reliability(probabilities, images.labels),
+        },
+        output / "calibration.png",
+    )
+    rows = []
+    for found in (np.flatnonzero(right), np.flatnonzero(~right)):
+        chosen = np.random.default_rng(0).permutation(found)[:SAMPLES]
+        if not len(chosen):
+            continue
+        pixels = images.images[chosen]
+        heatmaps = explain(network, contract.explain, normalise(pixels, contract.input), answers[chosen])
+        captions = [_caption(index, probabilities, images, contract) for index in chosen]
+        rows.append([Sample(*sample) for sample in zip(pixels, heatmaps, captions, strict=True)])
+    draw_samples(rows, output / "samples.png")
+
+
+def _caption(index: int, probabilities: NDArray[np.float32], images: Images, contract: Contract) -> str:
+    answer, label = int(probabilities[index].argmax()), int(images.labels[index])
+    said = f"{contract.classes[answer]} {probabilities[index, answer]:.0%}"
+    return said if answer == label else f"{said}\nis: {contract.classes[label]}"
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _log(report: dict[str, Any], output: Path) -> None:
-    tracker = Tracker("evaluation", report["model"]["run_id"])
+    """Attaches figures and pictures to the run of the model, and to its registered version where there is one."""
     metrics = {f"test_{name}": value for name, value in report["macro"].items()}
-    metrics |= {
-        "test_accuracy": report["accuracy"],
-        "test_expected_calibration_error": report["expected_calibration_error"],
-    }
-    tracker.metrics(metrics, step=0)
-    for name in ("metrics.json", "confusion.png"):
-        tracker.artifact(output / name, "evaluation")
+    for name in ("accuracy", "expected_calibration_error", "expected_calibration_error_before"):
+        metrics[f"test_{name}"] = report[name]
+    if "explanation" in report:
+        for name in ("score", "deletion_area", "insertion_area"):
+            metrics[f"test_explanation_{name}"] = report["explanation"][name]
+    tracker = Tracker("evaluation", report["model"]["run_id"])
+    survive(lambda: _attach(report, metrics))
+    for name in ("metrics.json", "explanations.json", *(path.name for path in sorted(output.glob("*.png")))):
+        if (output / name).is_file():
+            tracker.artifact(output / name, "evaluation")
     tracker.finish()
+
+
+def _attach(report: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Logs `metrics` as the registered version's own, with the data they were measured on, and tags the version."""
+    model, data = report["model"], report["data"]
+    client = connect()
+    versions = sorted(
+        client.search_model_versions(f"run_id = '{model['run_id']}'"), key=lambda found: int(found.version)
+    )
+    # One run may have become several releases: this one's, or else the version that the training registered.
+    released = [found for found in versions if found.tags.get("release") == model["version"]]
+    version = next(iter(released or versions), None)
+    outputs = client.get_run(model["run_id"]).outputs  # the registry keeps no model's id
+    logged = outputs.model_outputs if outputs else []
+    now = int(time.time() * 1000)
+    entries = [
+        Metric(
+            name,
+            value,
+            now,
+            0,
+            model_id=logged[0].model_id if logged else None,
+            dataset_name=f"{data['name']}-{data['part']}",
+            dataset_digest=data["sha256"][:8],
+        )
+        for name, value in metrics.items()
+    ]
+    client.log_batch(model["run_id"], metrics=entries)
+    if version:
+        tags = {name: f"{value:.4f}" for name, value in metrics.items()}
+        tags |= {
+            "test_engine": f"{model['engine']['name']} {model['engine']['precision']}",
+            "test_weights_sha256": model["weights_sha256"],
+            "test_data_sha256": data["sha256"],
+        }
+        for name, value in tags.items():
+            client.set_model_version_tag(version.name, version.version, name, value)

@@ -21,9 +21,8 @@ import torch
 from handlers.contract import Engine
 from handlers.engines import OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
 from handlers.preprocess import normalise
-from training.calibration import fit_temperature
+from training.calibration import expected_calibration_error, fit_temperature
 from training.errors import ModelError
-from training.evaluate import expected_calibration_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,6 +6,8 @@ Every choice is made on the images that the run held out; the test images are no
 from __future__ import annotations
 
 import io
+import json
+import logging
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,18 +18,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from handlers import contract as contracts
+from handlers.build import digest
 from handlers.contract import Engine as EngineChoice
 from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.artifacts import find_model, read_model
-from training.calibration import fit_temperature
+from training.calibration import expected_calibration_error, fit_temperature
 from training.data import divide, load_training_images
 from training.errors import ModelError
-from training.evaluate import expected_calibration_error
+from training.explanations import choose_explanation
 from training.export import REFERENCE_IMAGES, package_directory, write_reference
 from training.inference import predict_logits
 from training.quantise import MAX_DROP, add_engine, remove_engines
 from training.recipe import Recipe, recipe_from_dict
+from training.releases import log_release
+from training.tracking import survive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +45,10 @@ if TYPE_CHECKING:
     from handlers.engines import Engine
     from training.data import Images
     from training.quantise import GateReport
+
+logger = logging.getLogger(__name__)
+
+EXPLANATIONS = "explanations.json"
 
 # By how much a probability may be off on another machine: far above what other vector instructions and the order of
 # operations change in each precision, far below what a wrong weight or transform changes.
@@ -64,6 +73,7 @@ def package(
     *,
     precision: str = "fp32",
     max_drop: float = MAX_DROP,
+    explain_images: int = 0,
 ) -> Package:
     """Writes the version's files to `folder` and its archive to `store`.
 
@@ -75,6 +85,7 @@ def package(
         cache: where the data set is kept.
         precision: `fp32` (PyTorch), `bf16` or `int8` (OpenVINO, with PyTorch as the fallback).
         max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
+        explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the defaults.
 
     Raises:
         ModelError: there is no such model, or it is a released one, whose version is settled.
@@ -117,9 +128,47 @@ def package(
         accepted=accepted,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images))
     contracts.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
-    return Package(folder, package_directory(folder, store), contract)
+    made = Package(folder, package_directory(folder, store), contract)
+    survive(lambda: _register(made))
+    return made
+
+
+def _register(made: Package) -> None:
+    """Logs archive, hash and gate report to the model version of the run that trained the model."""
+    contract = made.contract
+    run_id = contract.accepted.get("run_id")
+    if not run_id:
+        logger.warning("MLflow was not there when this model was trained: %s is not registered", made.archive.name)
+        return
+    files = [made.folder / name for name in ("contract.json", "gate.json", "explanations.json")]
+    release = log_release(
+        contract.name,
+        contract.version,
+        str(run_id),
+        made.archive,
+        digest(made.archive),
+        files=[path for path in files if path.is_file()],
+        facts={
+            "precision": contract.engine.precision,
+            "held_out_accuracy": f"{contract.accepted['held_out_accuracy']:.4f}",
+        },
+    )
+    logger.info("registered as models:/%s/%s", release.name, release.number)
+
+
+def _choose_explanation(contract: Contract, network: nn.Module, folder: Path, images: Images) -> Contract:
+    """The contract with the layer and method that do best on `images`; the candidates go to `explanations.json`."""
+    path = folder / EXPLANATIONS
+    path.unlink(missing_ok=True)
+    if not len(images):
+        return contract
+    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    choice, report = choose_explanation(network, contract, engine, normalise(images.images, contract.input))
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
 
 
 def split_images(recipe: Recipe, cache: Path) -> tuple[Images, Images]:
@@ -141,6 +190,7 @@ def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperat
 def _gate_figures(report: GateReport) -> dict[str, float]:
     return {
         "engine_held_out_accuracy": report.measured.accuracy,
+        "engine_held_out_calibration_error_before": report.measured.calibration_error_before,
         "engine_held_out_calibration_error": report.measured.calibration_error,
         "engine_agreement": report.agreement,
         # Heatmaps are the full-precision network's, which may hold the picture for something else than was answered.

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
+from handlers.build import digest
 from handlers.engines import softmax
-from training.calibration import fit_temperature
+from training.artifacts import read_model
+from training.calibration import expected_calibration_error, fit_temperature
+from training.data import load_training_images
 from training.errors import ModelError
-from training.evaluate import evaluate, expected_calibration_error, measure
+from training.evaluate import evaluate, measure
+from training.inference import predict_logits
 from training.recipe import Augmentation, Recipe
+from training.registry import register
 from training.release import package
+from training.releases import fetch_archive, find_release
+from training.tracking import tracking_uri
 from training.train import train
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -63,28 +71,87 @@ def run(tmp_path_factory, cache) -> Path:
     return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache, registers=False)
 
 
+def evaluated(source: Path | str, output: Path, cache: Path, *, explained: int = 0, card: Path | None = None) -> dict:
+    return evaluate(str(source), DATA, cache, output, looks=output / "looks.jsonl", card=card, explained=explained)
+
+
 def test_report_names_model_data_and_versions(run, tmp_path, cache):
-    report = evaluate(str(run), DATA, cache, tmp_path, card=tmp_path / "card.md")
+    report = evaluated(run, tmp_path, cache)
     assert json.loads((tmp_path / "metrics.json").read_text()) == report
     assert report["data"]["images"] == 100
     assert len(report["data"]["sha256"]) == len(report["model"]["weights_sha256"]) == 64
     assert np.trace(report["confusion"]) == pytest.approx(100 * report["accuracy"])
     assert "version_torch" in report["environment"]
-    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
-    assert f"accuracy **{report['accuracy']:.2%}**" in (tmp_path / "card.md").read_text()
+    for picture in ("confusion", "calibration", "samples"):
+        assert (tmp_path / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_look_at_the_test_pictures_adds_a_line(run, tmp_path, cache):
+    report = evaluated(run, tmp_path, cache)
+    first = (tmp_path / "looks.jsonl").read_text()
+    evaluated(run, tmp_path, cache)
+    looks = (tmp_path / "looks.jsonl").read_text()
+    assert looks.startswith(first)
+    assert len(looks.splitlines()) == 2
+    line = json.loads(first)
+    assert line["weights_sha256"] == report["model"]["weights_sha256"]
+    assert (line["accuracy"], line["images"], line["data"]) == (report["accuracy"], 100, "imagefolder")
+
+
+def test_explanations_are_measured_for_file_and_card(run, tmp_path, cache):
+    report = evaluated(run, tmp_path, cache, explained=4, card=tmp_path / "card.md")
+    written = json.loads((tmp_path / "explanations.json").read_text())
+    assert written["explanation"] == report["explanation"]
+    assert written["model"] == report["model"]
+    assert written["explanation"]["images"] == 4
+    assert [*written["explanation"]["randomised"]] == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    assert "explanation" not in json.loads((tmp_path / "metrics.json").read_text())
+    card = (tmp_path / "card.md").read_text()
+    assert f"accuracy **{report['accuracy']:.2%}**" in card
+    assert f"| heatmaps | {report['explanation']['deletion_area']:.3f} |" in card
 
 
 def test_run_is_evaluated_from_mlflow_as_from_its_folder(run, tmp_path, cache):
     run_id = json.loads((run / "contract.json").read_text())["accepted"]["run_id"]
-    from_folder = evaluate(str(run), DATA, cache, tmp_path / "folder")
-    from_mlflow = evaluate(f"runs:/{run_id}", DATA, cache, tmp_path / "mlflow")
+    from_folder = evaluated(run, tmp_path / "folder", cache)
+    from_mlflow = evaluated(f"runs:/{run_id}", tmp_path / "mlflow", cache)
     assert from_folder["confusion"] == from_mlflow["confusion"]
     assert from_folder["model"]["weights_sha256"] == from_mlflow["model"]["weights_sha256"]
 
 
+def test_figures_are_the_registered_versions_own(run, tmp_path, cache):
+    run_id = json.loads((run / "contract.json").read_text())["accepted"]["run_id"]
+    number = register(run, run_id)
+    report = evaluated(run, tmp_path, cache)
+    client = MlflowClient(tracking_uri())
+    version = client.get_model_version("cifar10", number)
+    assert version.tags["test_accuracy"] == f"{report['accuracy']:.4f}"
+    assert version.tags["test_weights_sha256"] == report["model"]["weights_sha256"]
+    (logged,) = client.get_run(run_id).outputs.model_outputs
+    metrics = client.get_logged_model(logged.model_id).metrics
+    (accuracy,) = (metric for metric in metrics if metric.key == "test_accuracy")
+    assert accuracy.value == report["accuracy"]
+    assert (accuracy.dataset_name, accuracy.dataset_digest) == ("imagefolder-test", report["data"]["sha256"][:8])
+    assert {file.path for file in client.list_artifacts(run_id, "evaluation")} >= {
+        "evaluation/metrics.json",
+        "evaluation/samples.png",
+    }
+
+
+def test_calibration_error_before_is_that_of_temperature_1(run, tmp_path, cache):
+    made = package(str(run), "1.2.7", tmp_path / "store", tmp_path / "files", cache)
+    assert made.contract.engine.temperature != pytest.approx(1, abs=0.05)
+    report = evaluated(tmp_path / "files", tmp_path / "results", cache)
+    contract, network = read_model(tmp_path / "files")
+    images, _ = load_training_images(DATA, cache)
+    probabilities = softmax(predict_logits(network, images.images, contract.input).numpy(), 1.0)
+    before = expected_calibration_error(probabilities, images.labels)
+    assert report["expected_calibration_error_before"] == pytest.approx(before, abs=1e-3)
+
+
 def test_missing_model_says_how_to_make_one(tmp_path, cache):
     with pytest.raises(ModelError, match="gradserve train"):
-        evaluate(str(tmp_path), DATA, cache, tmp_path)
+        evaluated(tmp_path, tmp_path, cache)
 
 
 def test_package_keeps_what_it_measured(run, tmp_path, cache):
@@ -92,8 +159,17 @@ def test_package_keeps_what_it_measured(run, tmp_path, cache):
     assert made.archive.name == "cifar10-1.2.3.mar"
     assert made.contract.accepted["held_out_images"] == 40
     assert made.contract.engine.temperature > 0
-    report = evaluate(str(tmp_path / "files"), DATA, cache, tmp_path / "results")
+    report = evaluated(tmp_path / "files", tmp_path / "results", cache)
     assert report["model"]["version"] == "1.2.3"
+
+
+def test_packing_a_registered_model_registers_its_archive_with_its_hash(run, tmp_path, cache):
+    register(run, json.loads((run / "contract.json").read_text())["accepted"]["run_id"])
+    made = package(str(run), "1.2.6", tmp_path / "store", tmp_path / "files", cache)
+    release = find_release("cifar10", alias="challenger")
+    assert (release.version, release.sha256) == ("1.2.6", digest(made.archive))
+    (tmp_path / "there").mkdir()
+    assert digest(fetch_archive(release, tmp_path / "there")) == release.sha256
 
 
 def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_path, cache):
@@ -106,10 +182,9 @@ def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_p
     assert len(reference["fallback"]["probabilities"]) == 32
     share = made.contract.accepted["explainer_disagreement"]
     assert share == pytest.approx(1 - made.contract.accepted["engine_agreement"], abs=1e-6)
-    evaluate(str(tmp_path / "files"), DATA, cache, tmp_path / "results", card=tmp_path / "card.md")
-    assert (
-        f"different classes for {share:.2%} of these pictures ({share * 40:.0f})" in (tmp_path / "card.md").read_text()
-    )
+    evaluated(tmp_path / "files", tmp_path / "results", cache, card=tmp_path / "card.md")
+    told = f"different classes for {share:.2%} of the held-out pictures ({share * 40:.0f})"
+    assert told in (tmp_path / "card.md").read_text()
 
 
 def test_packing_again_in_full_precision_drops_the_engine_of_before(run, tmp_path, cache):

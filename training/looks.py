@@ -1,0 +1,22 @@
+"""A log of the looks at test images: one line each, added and never changed.
+
+A test set tells the truth about a model once. Whoever looks again and again, and keeps what did best, has chosen on it;
+how often it was looked at belongs to a figure as much as the number of images.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def record_look(path: Path, purpose: str, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    """Adds a line to `path`: when, what for, and `facts` such as model, commit, number of images and accuracy."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "purpose": purpose, **facts})
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
