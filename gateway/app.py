@@ -132,7 +132,15 @@ def create_app(
         await agents.close()
         await torchserve.close()
 
-    app = FastAPI(title="gradserve", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="gradserve",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        # Its own spans would stand beside ours (gateway/tracing.py), and it looks for them at each request.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
     app.state.parts = parts
     app.add_middleware(Envelope, parts=parts)
     if settings.cors_origins:
