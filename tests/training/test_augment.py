@@ -57,5 +57,17 @@ def test_epoch_visits_each_picture_once_and_drops_an_incomplete_batch(size):
     assert len(batches) == 70 // size
 
 
+def test_processes_share_each_batch_and_see_the_pictures_that_one_would_see():
+    shares = []
+    for rank in range(2):
+        loader, _ = training_loader(
+            PICTURES, CIFAR10_INPUT, Augmentation(erasing=0.5), batch_size=16, workers=0, seed=0, rank=rank, processes=2
+        )
+        shares.append([images for images, _ in loader])
+    for whole, first, second in zip(batches_of(0), *shares, strict=True):
+        assert torch.equal(whole[0::2], first)
+        assert torch.equal(whole[1::2], second)
+
+
 def test_batch_larger_than_the_data_is_the_data():
     assert len(next(iter(EpochBatches(7, 128, seed=0)))) == 7

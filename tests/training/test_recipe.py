@@ -1,15 +1,18 @@
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from training import recipe as recipes
 from training.errors import TrainingError
-from training.recipe import Recipe, rate_factor, recipe_from_dict, recipe_to_dict
+from training.recipe import Cycle, Recipe, extended, rate_factor, recipe_from_dict, recipe_to_dict
 
 
 def test_recipe_survives_its_stored_form():
-    recipe = Recipe(sizes=((0.0, 24), (0.5, 32)), unfreeze=("layer4",))
+    recipe = Recipe(
+        sizes=((0.0, 24), (0.5, 32)), unfreeze=("layer4",), cycles=(Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),)))
+    )
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
 
 
@@ -42,6 +45,39 @@ def test_transfer_trains_the_head_first_then_the_top_layers_at_their_own_rate():
     assert (head.rate, top.rate) == (0.1, 0.01)
 
 
+def test_all_unfreezes_the_whole_network():
+    (everything,) = Recipe(pretrained="runs/best.pth", head_epochs=0, unfreeze=("all",)).phases()
+    assert everything.trains("conv1.weight")
+    assert everything.trains("fc.bias")
+
+
+def test_cycles_train_what_the_last_phase_did_and_start_from_the_averaged_weights():
+    cycles = (Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),)))
+    first, second, third = Recipe(cycles=cycles).phases()
+    assert (second.epochs, second.rate, second.trained, second.restarts) == (4, 0.05, first.trained, True)
+    assert (third.name, third.sizes) == ("cycle 3", ((0.0, 24),))
+    assert not first.restarts
+
+
+def test_begun_training_takes_further_cycles_and_other_workers():
+    begun = Recipe(cycles=(Cycle(4, 0.05),))
+    wanted = replace(begun, workers=3, cycles=(*begun.cycles, Cycle(8, 0.02)))
+    assert extended(begun, wanted) == wanted
+
+
+@pytest.mark.parametrize("change", [{"rate": 0.3}, {"cycles": ()}, {"cycles": (Cycle(4, 0.01),)}])
+def test_begun_training_refuses_to_change_what_was_done(change):
+    begun = Recipe(cycles=(Cycle(4, 0.05),))
+    with pytest.raises(TrainingError, match=f"cannot change {next(iter(change))}"):
+        extended(begun, replace(begun, **change))
+
+
+@pytest.mark.parametrize("cycle", [{"epochs": 3}, {"epochs": 3, "rate": 0.1, "size": 32}])
+def test_cycle_with_a_missing_or_mistyped_value_is_refused(cycle):
+    with pytest.raises(TrainingError, match="cycle"):
+        recipe_from_dict({"cycles": [cycle]})
+
+
 def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
     factors = [rate_factor(step, 100, warm_up=0.1) for step in range(100)]
     assert max(factors) == factors[10] == 1.0
@@ -51,7 +87,9 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
     assert factors[-1] < 0.001
 
 
-@pytest.mark.parametrize("wrong", [{"sizes": ((0.5, 32),)}, {"validation": 1.0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"sizes": ((0.5, 32),)}, {"validation": 1.0}, {"batch_size": 0}, {"cycles": (Cycle(0, 0.1),)}]
+)
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(TrainingError):
         recipes.check(Recipe(**wrong))

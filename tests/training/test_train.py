@@ -23,11 +23,11 @@ from handlers.engines import softmax
 from handlers.network import build_network
 from training.artifacts import find_model, read_model
 from training.augment import training_loader
-from training.data import CIFAR10_CLASSES, load_training_images
+from training.data import CIFAR10_CLASSES, divide, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.pretrained import pretrained_network
-from training.recipe import Augmentation, Recipe, recipe_to_dict
+from training.recipe import Augmentation, Cycle, Recipe, recipe_to_dict
 from training.run import Run
 from training.tracking import tracking_uri
 from training.train import resume, train
@@ -44,7 +44,9 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache) -> Path:
-    return train(RECIPE, tmp_path_factory.mktemp("runs") / "whole", cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")  # seconds; this training takes few
+        return train(RECIPE, tmp_path_factory.mktemp("runs") / "whole", cache)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -60,16 +62,70 @@ def test_run_leaves_weights_contract_history_and_curves(trained):
     build_network("resnet18_small", 10).load_state_dict(weights(trained))
 
 
-def test_mlflow_holds_parameters_metrics_environment_and_files(trained):
+def test_contract_says_what_the_weights_were_made_of_and_where(trained):
+    accepted = load_contract(trained / "contract.json").accepted
+    provenance = accepted["provenance"]
+    (environment,) = provenance["environments"]
+    history = json.loads((trained / "history.json").read_text())
+    assert provenance["duration_s"] == round(sum(figures["epoch_seconds"] for figures in history), 1)
+    assert (provenance["training_images"], provenance["held_out_images"], provenance["epochs"]) == (80, 20, 3)
+    assert provenance["data_sha256"] == load_training_images(RECIPE.data, trained)[0].sha256()
+    assert environment["version_torch"] == torch.__version__
+    assert {"processor", "cuda_device", "git_commit"} <= set(environment)
+    assert accepted["recipe"]["seed"] == 0
+
+
+def test_mlflow_holds_parameters_metrics_environment_files_and_the_machines_load(trained):
     client = MlflowClient(tracking_uri())
     run = client.get_run(load_contract(trained / "contract.json").accepted["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["batch_size"] == "16"
     assert run.data.params["augmentation.magnitude"] == "5"
+    assert run.data.params["seed"] == "0"
+    assert len(run.data.params["data_sha256"]) == 64
     assert run.data.tags["version_torch"] == torch.__version__
-    assert [entry.step for entry in client.get_metric_history(run.info.run_id, "validation_accuracy")] == [1, 2, 3]
+    assert steps_of(client, run.info.run_id) == [1, 2, 3]
+    assert "system/cpu_utilization_percentage" in run.data.metrics
     names = {entry.path for entry in client.list_artifacts(run.info.run_id)}
     assert names == {"best.pth", "contract.json", "history.json", "curves.png"}
+
+
+def test_mlflow_holds_the_pictures_learnt_from_and_held_out_as_inputs(trained):
+    run = MlflowClient(tracking_uri()).get_run(load_contract(trained / "contract.json").accepted["run_id"])
+    inputs = {
+        entry.tags[0].value: (entry.dataset.digest, json.loads(entry.dataset.profile)["features_shape"][0])
+        for entry in run.inputs.dataset_inputs
+    }
+    parts = divide(load_training_images(RECIPE.data, trained)[0], subset=0, validation=0.2, seed=0)
+    assert inputs == {
+        name: (part.sha256()[:36], len(part)) for name, part in zip(("training", "validation"), parts, strict=True)
+    }
+
+
+def test_phases_are_nested_runs_with_their_own_parameters_and_epochs(trained, tmp_path, cache):
+    recipe = replace(
+        RECIPE, pretrained=str(trained / "best.pth"), head_epochs=2, epochs=1, rate=0.01, cycles=(Cycle(1, 0.005),)
+    )
+    folder = train(replace(recipe, sizes=((0.0, 8),)), tmp_path / "phases", cache, registers=False)
+    client = MlflowClient(tracking_uri())
+    parent = load_contract(folder / "contract.json").accepted["run_id"]
+    nested = nested_runs(client, parent)
+    assert [run.info.run_name for run in nested] == ["head", "top", "cycle 2"]
+    assert [run.data.params["rate"] for run in nested] == ["0.1", "0.01", "0.005"]
+    assert [run.data.params["trained"] for run in nested] == ["fc", "layer3,layer4,fc", "layer3,layer4,fc"]
+    assert [steps_of(client, run.info.run_id) for run in nested] == [[1, 2], [3], [4]]
+    assert {run.info.status for run in nested} == {"FINISHED"}
+    assert steps_of(client, parent) == [1, 2, 3, 4]
+
+
+def steps_of(client: MlflowClient, run_id: str) -> list[int]:
+    return [entry.step for entry in client.get_metric_history(run_id, "validation_accuracy")]
+
+
+def nested_runs(client: MlflowClient, parent: str) -> list:
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    return sorted(found, key=lambda run: run.data.tags["phase"])
 
 
 def test_best_model_is_registered_as_challenger_and_loads_without_a_pickle(trained, monkeypatch):
@@ -89,32 +145,117 @@ import json, sys
 from pathlib import Path
 from training.recipe import recipe_from_dict
 from training.train import train
-train(recipe_from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+train(recipe_from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), registers=False)
 """
 
 
-def test_killed_training_resumes_to_the_same_weights_bit_for_bit(tmp_path, cache):
+@pytest.fixture
+def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        whole = train(RECIPE, tmp_path / "whole", cache, registers=False)
-        killed = tmp_path / "killed"
-        arguments = [json.dumps(recipe_to_dict(RECIPE)), str(killed), str(cache)]
-        process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, *arguments], env=_environment())
-        wait_for(killed / "last.pt", process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        done = len(torch.load(killed / "last.pt", weights_only=True)["history"])
-        assert done < RECIPE.epochs
-        resume(killed, cache, registers=False)
-    finally:
-        torch.set_num_threads(threads)
-    for folder in (whole, killed):
-        assert len(torch.load(folder / "last.pt", weights_only=True)["history"]) == RECIPE.epochs
-    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (whole, killed)]
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_training_resumes_to_the_same_weights_bit_for_bit_and_in_the_same_runs(tmp_path, cache):
+    whole = train(RECIPE, tmp_path / "whole", cache, registers=False)
+    killed = tmp_path / "killed"
+    arguments = [json.dumps(recipe_to_dict(RECIPE)), str(killed), str(cache)]
+    process = subprocess.Popen([sys.executable, "-c", KILLED_RUN, *arguments], env=_environment())
+    wait_for(killed / "curves.png", process)  # the last file of the first epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = torch.load(killed / "last.pt", weights_only=True)
+    assert 0 < len(state["history"]) < RECIPE.epochs
+    resume(killed, cache, registers=False)
+    assert_same_training(whole, killed)
+    client = MlflowClient(tracking_uri())
+    assert load_contract(killed / "contract.json").accepted["run_id"] == state["run_id"]
+    (phase,) = nested_runs(client, state["run_id"])
+    assert steps_of(client, state["run_id"]) == steps_of(client, phase.info.run_id) == [1, 2, 3]
+    assert client.get_run(state["run_id"]).info.status == phase.info.status == "FINISHED"
+
+
+# Each child process dies at the next one of the moments at which a file of the run is opened or put in its place.
+KILLED_AT_EACH_FILE = """
+import json, os, signal, sys
+from pathlib import Path
+from training.recipe import recipe_from_dict
+from training.train import resume, train
+
+recipe, folder, cache = recipe_from_dict(json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])
+
+def die_at(moment):
+    seen = 0
+    def look(event, arguments):
+        nonlocal seen
+        changes = event == "os.rename" or (event == "open" and "w" in str(arguments[1]))
+        if changes and str(arguments[0]).startswith(str(folder)):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(look)
+
+deaths = 0
+while True:
+    child = os.fork()
+    if child == 0:
+        die_at(deaths + 1)
+        if (folder / "last.pt").exists():
+            resume(folder, cache, registers=False)
+        else:
+            train(recipe, folder, cache, registers=False)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    deaths += 1
+print(deaths)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("one_thread")
+def test_training_killed_at_each_file_it_writes_ends_as_an_unbroken_one(tmp_path, cache):
+    recipe = replace(RECIPE, epochs=2, cycles=(Cycle(1, 0.05, ((0.0, 8),)),))
+    whole = train(recipe, tmp_path / "whole", cache, registers=False)
+    arguments = [json.dumps(recipe_to_dict(recipe)), str(tmp_path / "killed"), str(cache)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EACH_FILE, *arguments], env=_environment(), stdout=subprocess.PIPE, check=True
+    )
+    assert int(done.stdout) > 9
+    assert_same_training(whole, tmp_path / "killed")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(tmp_path, cache):
+    planned = replace(RECIPE, epochs=1, cycles=(Cycle(2, 0.05, ((0.0, 8),)),))
+    whole = train(planned, tmp_path / "whole", cache, registers=False)
+    extended = train(replace(planned, cycles=()), tmp_path / "extended", cache, registers=False)
+    resume(extended, cache, changes={"cycles": recipe_to_dict(planned)["cycles"]}, registers=False)
+    assert_same_training(whole, extended)
+
+
+def test_resumed_training_takes_no_other_hyper_parameters(trained, cache):
+    with pytest.raises(TrainingError, match="cannot change rate"):
+        resume(trained, cache, changes={"rate": 0.3})
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """The same weights, bit for bit, and the same figures."""
+    states = [torch.load(folder / "last.pt", weights_only=True) for folder in (one, other)]
     for part in ("network", "averaged"):
         for name, tensor in states[0][part].items():
             assert torch.equal(tensor, states[1][part][name]), name
+    best = [weights(folder) for folder in (one, other)]
+    assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+    accepted = [load_contract(folder / "contract.json").accepted for folder in (one, other)]
+    for key in ("validation_accuracy", "recipe"):
+        assert accepted[0][key] == accepted[1][key]
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (one, other)]
+    assert [figures["loss"] for figures in histories[0]] == [figures["loss"] for figures in histories[1]]
 
 
 def _environment() -> dict[str, str]:
@@ -156,6 +297,15 @@ def test_frozen_backbone_keeps_weights_and_batch_norm_statistics(trained, tmp_pa
         name.split(".")[0] for name, value in run.network.state_dict().items() if not torch.equal(value, start[name])
     }
     assert moved == {"fc", "layer4"}
+
+
+def test_head_is_kept_for_the_same_classes_only(trained):
+    kept = replace(RECIPE, pretrained=str(trained / "best.pth"))
+    head = weights(trained)["fc.weight"]
+    same = pretrained_network(kept, "resnet18_small", CIFAR10_CLASSES)
+    assert torch.equal(same.state_dict()["fc.weight"], head)
+    other = pretrained_network(kept, "resnet18_small", (*CIFAR10_CLASSES[:9], "tram"))
+    assert not torch.equal(other.state_dict()["fc.weight"], head)
 
 
 def test_tracking_that_fails_does_not_cost_the_training(tmp_path, cache, monkeypatch, caplog):
