@@ -6,6 +6,7 @@ Importing this module must stay quick (`gradserve status` in a shell prompt): ea
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,7 +15,7 @@ import typer
 
 from control import gateway_commands, pipeline, release_commands
 from control.errors import ControlError
-from control.release_commands import Agents, agent_addresses
+from control.release_commands import Agents, Gateways, agent_addresses, gateway_addresses
 from control.settings import home_directory
 
 app = typer.Typer(
@@ -85,14 +86,15 @@ def agent() -> None:
 
 
 @app.command(rich_help_panel="Serve")
-def status(agents: Agents = "", *, as_json: Json = False) -> None:
-    """Show the traffic plan and what each agent makes of it.
+def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = False) -> None:
+    """Show the traffic plan, what each agent makes of it, and what the gateways have counted by version.
 
     Exit codes: 0 every agent serves a verified stable version, 1 some does not, or cannot be asked.
     """
     from control.overview import overview, print_overview
 
-    view = overview(home_directory(), agent_addresses(agents))
+    key = os.environ.get("GRADSERVE_KEY")
+    view = overview(home_directory(), agent_addresses(agents), gateway_addresses(gateways), key)
     print_overview(view, as_json=as_json)
     raise typer.Exit(0 if view["ok"] else 1)
 

@@ -13,6 +13,7 @@ ControlError
 ├── KeysUnusable             API keys that cannot be read or changed so
 ├── PortsTaken               somebody else listens where we would
 ├── PartFailed               a part of the local stack died three times within a minute
+├── MetricsUnreadable        a gateway does not tell what it has counted
 ├── NotAnswering             the stack came up and answers no picture
 ├── NoModel                  there is nothing to serve
 ├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
@@ -20,6 +21,7 @@ ControlError
 ├── AnotherOperator          somebody else is changing the plan
 ├── ImpossibleMove           a change that the plan as it is does not allow
 ├── WouldBreakCallers        a version with other classes or another input than the stable one
+├── GateUnusable             a labelled folder by which no version can be judged
 ├── Refused                  a version that did not pass a step on its way in; the plan is as before
 └── NotFollowed              agents did not make a change true in time
 """
@@ -147,6 +149,13 @@ class KeysUnusable(ControlError):
         self.path = path
 
 
+class MetricsUnreadable(ControlError):
+    """The gateway at `url` does not tell what it has counted, because of `problem`."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(f"the gateway {url} {problem}; --gateways names others")
+
+
 class NotAnswering(ControlError):
     """No picture was answered within `waited_s`; `reason` is the last thing known."""
 
@@ -202,6 +211,13 @@ class WouldBreakCallers(ControlError):
     def __init__(self, version: str, differences: Iterable[str]) -> None:
         listing = "; ".join(differences)
         super().__init__(f"{version} would break callers: {listing}. Say --yes if that is what you want")
+
+
+class GateUnusable(ControlError):
+    """By the labelled folder `folder` no version can be judged, because of `problem`."""
+
+    def __init__(self, folder: Path, problem: str) -> None:
+        super().__init__(f"the gate {folder}: {problem}")
 
 
 class Refused(ControlError):

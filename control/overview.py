@@ -11,19 +11,23 @@ import httpx
 
 from control import moves
 from control.archive import inspect_archive
-from control.errors import ControlError
+from control.counts import read_counts
+from control.errors import ControlError, MetricsUnreadable
 from control.releases import PlanStore
 from gateway import traffic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 _TOO_OLD_S = 3.0
 
 
-def overview(home: Path, agents: Iterable[str]) -> dict[str, Any]:
-    """Plan, agents and where the two differ; `ok` when every agent serves a verified stable version."""
+def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: str | None) -> dict[str, Any]:
+    """Plan, agents, where the two differ, and what the gateways counted since they started, by version.
+
+    `ok` when every agent serves a verified stable version.
+    """
     plan, plan_error = None, None
     try:
         plan = PlanStore(home).read()
@@ -36,7 +40,16 @@ def overview(home: Path, agents: Iterable[str]) -> dict[str, Any]:
         "plan_error": plan_error,
         "agents": seen,
         "drift": [line for agent in seen for line in drift(plan, agent)],
+        **_counted(gateways, key),
     }
+
+
+def _counted(gateways: Sequence[str], key: str | None) -> dict[str, Any]:
+    try:
+        counts = read_counts(gateways, key)
+    except MetricsUnreadable as error:
+        return {"counted": {}, "counted_error": str(error)}
+    return {"counted": {version: counts.summary(version) for version in counts.versions()}, "counted_error": None}
 
 
 def ask_agent(url: str) -> dict[str, Any]:
@@ -72,6 +85,10 @@ def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
         for version in agent["versions"]:
             table.add_row(*_version_row(version))
         console.print(table)
+    for version, counted in view["counted"].items():
+        console.print(f"counted   {version}: {_counted_line(counted)}")
+    if view["counted_error"]:
+        console.print(f"counted   [yellow]{view['counted_error']}[/yellow]")
     for line in view["drift"]:
         console.print(f"drift     [yellow]{line}[/yellow]")
 
@@ -148,6 +165,17 @@ def _version_row(version: dict[str, Any]) -> list[str]:
         str(waiting),
         version["reason"] or "",
     ]
+
+
+def _counted_line(counted: dict[str, Any]) -> str:
+    line = f"{counted['requests']} requests, {counted['failed']} failed"
+    if counted["p99_ms"] is not None:
+        line += f", p99 within {counted['p99_ms']:g} ms"
+    if counted["pairs"]:
+        line += "; as shadow " + ", ".join(f"{count} {outcome}" for outcome, count in counted["pairs"].items())
+    if counted["mean_shift"] is not None:
+        line += f", confidence {counted['mean_shift']:+.3f}"
+    return line
 
 
 def serves(agent: dict[str, Any]) -> bool:

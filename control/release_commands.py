@@ -13,6 +13,8 @@ import typer
 from control.settings import home_directory
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from control.rollout import Rollout
     from gateway.traffic import Plan
 
@@ -22,6 +24,15 @@ Agents = Annotated[
     str,
     typer.Option(
         "--agents", envvar="GATEWAY_AGENTS", help="Status addresses of the agents, with commas.", metavar="URLS"
+    ),
+]
+Gateways = Annotated[
+    str,
+    typer.Option(
+        "--gateways",
+        envvar="GRADSERVE_GATEWAYS",
+        help="Addresses of the gateways, with commas; GRADSERVE_KEY holds a key with the scope read where they ask.",
+        metavar="URLS",
     ),
 ]
 Version = Annotated[str, typer.Argument(help="A version in the plan; `gradserve versions` lists them.")]
@@ -37,6 +48,12 @@ def agent_addresses(agents: str) -> list[str]:
     """The agents' addresses in `agents`, or this machine's own agent's."""
     own = f"http://127.0.0.1:{os.environ.get('AGENT_PORT') or 9100}"
     return [url.strip().rstrip("/") for url in (agents or own).split(",") if url.strip()]
+
+
+def gateway_addresses(gateways: str) -> list[str]:
+    """The gateways' addresses in `gateways`, or this machine's own gateway's."""
+    own = f"http://127.0.0.1:{os.environ.get('PORT') or os.environ.get('GATEWAY_PORT') or 8000}"
+    return [url.strip().rstrip("/") for url in (gateways or own).split(",") if url.strip()]
 
 
 def deploy(
@@ -56,6 +73,14 @@ def deploy(
     ] = False,
     stable: Annotated[bool, typer.Option("--stable", help="Make it the stable version at once.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Accept what would break callers (classes, input).")] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Labelled pictures, one folder a class, to compare it by."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="With --gate: points of accuracy it may lose to the stable version.")
+    ] = 0.5,
+    gateways: Gateways = "",
     agents: Agents = "",
     as_json: Json = False,
 ) -> None:
@@ -64,27 +89,69 @@ def deploy(
     Without --canary, --shadow or --stable it is loaded and gets no traffic (call it by `version=…`, promote it later).
     If anything is wrong, the version is unloaded, the plan is as before, and the reason is told.
 
+    With --gate it and the stable version first classify the folder's pictures, through the gateway.
+
     Example: gradserve deploy 1.0.1 --canary 10
 
     Exit codes: 0 in force, 1 refused (the reason is printed).
     """
     if sum((canary is not None, shadow, stable)) > 1:
         raise typer.BadParameter("choose one of --canary, --shadow and --stable")
+    from control.gate import Gate
+
+    address, key = gateway_addresses(gateways)[0], os.environ.get("GRADSERVE_KEY")
+    judge = Gate(gate, address, key, max_drop / 100) if gate else None
     rollout = _rollout(agents, quiet=as_json)
-    _show(rollout.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes), as_json=as_json)
+    _show(rollout.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes, gate=judge), as_json=as_json)
 
 
 def promote(
     version: Annotated[str | None, typer.Argument(help="Default: the canary, else the shadow.")] = None,
     *,
+    auto: Annotated[bool, typer.Option("--auto", help="Watch it beside the stable version, then decide.")] = False,
+    window: Annotated[float, typer.Option(min=1, help="With --auto: seconds to watch.")] = 600.0,
+    requests: Annotated[
+        int, typer.Option(min=1, help="With --auto: requests (pairs, of a shadow) that both need for a verdict.")
+    ] = 500,
+    significance: Annotated[
+        float, typer.Option(min=1e-9, max=0.5, help="With --auto: how improbable by chance a difference must be.")
+    ] = 0.01,
+    slower: Annotated[
+        float, typer.Option(min=1, help="With --auto: how many times the stable version's p99 is allowed.")
+    ] = 1.5,
+    disagreement: Annotated[
+        float, typer.Option(min=0.001, max=99, help="With --auto: per cent of a shadow's pairs that may differ.")
+    ] = 10.0,
+    gateways: Gateways = "",
     agents: Agents = "",
     as_json: Json = False,
 ) -> None:
     """Make a loaded version the stable one. The old stable version stays loaded until it is retired.
 
     It gets as many workers as the stable version has before it gets the traffic; no request is dropped.
+
+    With --auto the canary (else the shadow) is watched for a while, by what the gateways count. It is rolled back when
+    it fails more than the stable version (Fisher's exact test), when more than 1 % of its answers take longer than the
+    stable version's p99 times --slower (exact binomial test), or, as a shadow, when it names another class more often
+    than --disagreement (exact binomial test); at once when that is beyond doubt (p below 0.001). Otherwise it is
+    promoted at the end. The verdict is printed, and written to the audit log with its figures.
+
+    Exit codes: 0 promoted, 1 not possible, 3 rolled back, 4 no verdict (too few requests, or the plan was changed).
     """
-    _show(_rollout(agents, quiet=as_json).promote(version), as_json=as_json)
+    if not auto:
+        _show(_rollout(agents, quiet=as_json).promote(version), as_json=as_json)
+        return
+    from control.judgement import Limits
+    from control.releases import PlanStore
+    from control.trial import Window, settle
+
+    limits = Limits(requests, significance, slower, disagreement / 100)
+    watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
+    store, say = PlanStore(home_directory()), _say(quiet=as_json)
+    rollout = _rollout(agents, quiet=as_json)
+    verdict, plan = settle(rollout, store, version, window=watched, limits=limits, say=say)
+    _show(plan, as_json=as_json)
+    raise typer.Exit({"promote": 0, "rollback": 3, "none": 4}[verdict.decision])
 
 
 def rollback(*, agents: Agents = "", as_json: Json = False) -> None:
@@ -139,10 +206,12 @@ def _rollout(agents: str, *, quiet: bool) -> Rollout:
     from control.releases import PlanStore
     from control.rollout import Rollout
 
-    def say(line: str) -> None:
-        typer.echo(line, err=quiet)
+    return Rollout(PlanStore(home_directory()), agent_addresses(agents), _model_store(), _say(quiet=quiet))
 
-    return Rollout(PlanStore(home_directory()), agent_addresses(agents), _model_store(), say)
+
+def _say(*, quiet: bool) -> Callable[[str], None]:
+    """Where progress goes: to stdout, or to stderr where that is for the result alone."""
+    return lambda line: typer.echo(line, err=quiet)
 
 
 def _model_store() -> Path:

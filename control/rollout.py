@@ -30,6 +30,7 @@ from gateway import traffic
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from control.gate import Gate
     from control.releases import PlanStore
 
 LOAD_WITHIN_S = 300.0
@@ -47,20 +48,29 @@ class Rollout:
         self._say = say
 
     def deploy(
-        self, what: str, *, share: float | None = None, shadow: bool = False, stable: bool = False, yes: bool = False
+        self,
+        what: str,
+        *,
+        share: float | None = None,
+        shadow: bool = False,
+        stable: bool = False,
+        yes: bool = False,
+        gate: Gate | None = None,
     ) -> traffic.Plan:
         """Brings a version in: checked, loaded, verified by every agent, and only then given the role asked for.
 
         Without a role it stays loaded without traffic.
 
         Raises:
-            ArchiveError, WouldBreakCallers, ImpossibleMove: refused before the plan was touched.
-            Refused: an agent could not load or verify it; it is out of the plan again.
+            ArchiveError, WouldBreakCallers, ImpossibleMove, GateUnusable: refused before the plan was touched.
+            Refused: an agent could not load or verify it, or it did not pass the gate; it is out of the plan again.
         """
         with self._store.lock(f"deploy {what}"):
             plan = self._store.read()
             archive = self._fetch(plan, what)
             self._compare(plan, archive, yes=yes)
+            if gate is not None:
+                gate.check(archive.classes)
             release = traffic.Release(archive.version, archive.path.name, archive.sha256)
             loaded = moves.retain(plan, release)
             if loaded != plan:
@@ -68,6 +78,8 @@ class Rollout:
             self._say(f"{release.version}: loading and verifying")
             self._wait_until_ready(plan, release.version)
             self._say(f"{release.version}: every agent computes its reference outputs")
+            if gate is not None:
+                self._pass(gate, plan, release.version)
             if share is not None:
                 plan = self._route(moves.give_canary(plan, release.version, share), f"canary {release.version}")
             elif shadow:
@@ -76,33 +88,37 @@ class Rollout:
                 plan = self._promote(plan, release.version)
             return plan
 
-    def promote(self, version: str | None = None) -> traffic.Plan:
+    def promote(self, version: str | None = None, *, expected: int | None = None, **facts: str) -> traffic.Plan:
         """Makes `version` (default: the canary, else the shadow) stable; the old stable version stays loaded.
 
+        `expected` is the revision that the plan must still have; `facts` go into the audit line.
+
         Raises:
-            ImpossibleMove: there is none to promote.
+            ImpossibleMove: there is none to promote, or the plan is another by now.
             NotFollowed: it did not get its workers in time.
         """
         with self._store.lock(f"promote {version or 'canary'}"):
-            plan = self._store.read()
+            plan = self._read(expected)
             candidate = plan.canary or plan.shadow
             if version is None and candidate is None:
                 raise ImpossibleMove("there is neither canary nor shadow: name the version to promote")
-            return self._promote(plan, version or (candidate.version if candidate else ""))
+            return self._promote(plan, version or (candidate.version if candidate else ""), **facts)
 
-    def rollback(self) -> traffic.Plan:
+    def rollback(self, *, expected: int | None = None, **facts: str) -> traffic.Plan:
         """Takes the canary (else the shadow) out of traffic; without one, makes the version stable that was before.
 
+        `expected` is the revision that the plan must still have; `facts` go into the audit line.
+
         Raises:
-            ImpossibleMove: there was no other stable version.
+            ImpossibleMove: there was no other stable version, or the plan is another by now.
             Refused: that version has to be loaded anew and cannot be.
         """
         with self._store.lock("rollback"):
-            plan = self._store.read()
+            plan = self._read(expected)
             candidate = plan.canary or plan.shadow
             if candidate is not None:
                 release = moves.find(plan, candidate.version)
-                return self._route(moves.retain(plan, release), f"rollback {candidate.version}")
+                return self._route(moves.retain(plan, release), f"rollback {candidate.version}", **facts)
             before = self._store.stable_before(plan)
             if before is None:
                 raise ImpossibleMove(f"{plan.stable.version} is the first stable version: there is none to go back to")
@@ -112,9 +128,8 @@ class Rollout:
                 loaded = moves.retain(plan, replace(before, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
                 self._wait_until_ready(plan, before.version)
-            plan = self._route(
-                moves.make_stable(plan, before.version, workers=workers), f"rollback to {before.version}"
-            )
+            back = moves.make_stable(plan, before.version, workers=workers)
+            plan = self._route(back, f"rollback to {before.version}", **facts)
             self._tell_registry(plan)
             return plan
 
@@ -190,7 +205,28 @@ class Rollout:
         for difference in differences:
             self._say(f"{archive.version}: {difference} (accepted with --yes)")
 
-    def _promote(self, plan: traffic.Plan, version: str) -> traffic.Plan:
+    def _pass(self, gate: Gate, plan: traffic.Plan, version: str) -> None:
+        """Returns when the version has passed the gate; otherwise takes it out of the plan again.
+
+        Raises:
+            Refused: it has not.
+        """
+        self._say(f"{version}: at the gate, beside {plan.stable.version}")
+        try:
+            accuracies = gate.judge(plan.stable.version, version)
+        except Refused as error:
+            self._store.write(moves.remove(plan, version), f"{version} refused", reason=error.reason)
+            raise
+        self._say(f"{version}: passed the gate, {accuracies}")
+        self._store.note(f"{version} passed the gate", gate=str(gate.folder), found=accuracies)
+
+    def _read(self, expected: int | None) -> traffic.Plan:
+        plan = self._store.read()
+        if expected not in {None, plan.revision}:
+            raise ImpossibleMove(f"the plan is at revision {plan.revision} by now, not at {expected}: nothing was done")
+        return plan
+
+    def _promote(self, plan: traffic.Plan, version: str, **facts: str) -> traffic.Plan:
         """Gives it as many workers as stable has, waits for them, then routes."""
         workers = self._stable_workers(plan)
         target = moves.make_stable(plan, version, workers=workers)  # refuses before anything is written
@@ -200,7 +236,7 @@ class Rollout:
             self._say(f"{version}: waiting for {workers} workers")
             self._wait(f"promote {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             target = moves.make_stable(plan, version, workers=workers)
-        plan = self._route(target, f"promote {version}")
+        plan = self._route(target, f"promote {version}", **facts)
         self._tell_registry(plan)
         return plan
 
@@ -215,9 +251,9 @@ class Rollout:
             self._say(f"WARNING: MLflow was not told that {stable.version} is stable: {error}")
             self._store.note(f"registry not told of {stable.version}", reason=str(error))
 
-    def _route(self, plan: traffic.Plan, what: str) -> traffic.Plan:
+    def _route(self, plan: traffic.Plan, what: str, **facts: str) -> traffic.Plan:
         """Writes a plan that changes traffic, and waits until every agent follows it (gateways read it themselves)."""
-        plan = self._store.write(plan, what)
+        plan = self._store.write(plan, what, **facts)
         self._wait(what, lambda _: True, plan, FOLLOW_WITHIN_S)
         self._say(f"{what}: done, revision {plan.revision}")
         return plan

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from training.errors import RegistryError
-from training.tracking import tracking_uri
+from training.tracking import connect, tracking_uri
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -163,7 +163,7 @@ def _store(within_s: int) -> Iterator[MlflowClient]:
     os.environ.update({name: value for name, value in limits.items() if before[name] is None})
     try:
         _probe(uri)
-        yield MlflowClient(tracking_uri=uri)
+        yield connect()
     except RegistryError:
         raise
     except Exception as error:

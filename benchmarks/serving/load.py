@@ -9,16 +9,18 @@ counted as not offered.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+EachAnswer: TypeAlias = "Callable[[int, float, float, int, bytes], None]"
 MAX_CONNECTIONS = 2000
 MOST_AT_ONCE = 64  # requests sent before answers are read again
 ANSWERS_WITHIN_S = 15.0  # after the last request was sent; the gateway's own limit is 10
@@ -76,11 +78,23 @@ def closed_loop(address: Address, clients: int, seconds: float, *, warm_up_s: fl
     return uvloop.run(_closed_loop(address, clients, seconds, warm_up_s))
 
 
-def open_loop(address: Address, rate: float, seconds: float, *, warm_up_s: float = 1.0) -> Measurement:
-    """`rate` requests per second at equal distances, whatever happens to them."""
+def open_loop(
+    address: Address,
+    rate: float,
+    seconds: float,
+    *,
+    warm_up_s: float = 1.0,
+    each: EachAnswer | None = None,
+    stop: threading.Event | None = None,
+) -> Measurement:
+    """`rate` requests per second at equal distances, whatever happens to them; for fewer `seconds` once `stop` is set.
+
+    `each` sees every answer: which request it is to (in turn, from 0), when that was due and answered (seconds from the
+    start), the status (0: connection lost) and the whole answer.
+    """
 
     async def run() -> Measurement:
-        return await _OpenLoop(address, seconds, warm_up_s).run(rate)
+        return await _OpenLoop(address, seconds, warm_up_s, each).run(rate, stop or threading.Event())
 
     return uvloop.run(run())
 
@@ -96,6 +110,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.due = 0.0
         self.number = 0
+        self.answer = b""  # the last one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps the transport."""
@@ -140,7 +155,7 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def _finish(self, status: int) -> None:
-        self._buffer, self._length, self._waits = b"", -1, False
+        self.answer, self._buffer, self._length, self._waits = self._buffer, b"", -1, False
         self._on_answer(self, status)
 
 
@@ -184,7 +199,8 @@ async def _hang_up(connections: Iterable[Connection]) -> None:
 class _OpenLoop:
     """Sends requests when they are due, over connections that are idle or new."""
 
-    def __init__(self, address: Address, seconds: float, warm_up_s: float) -> None:
+    def __init__(self, address: Address, seconds: float, warm_up_s: float, each: EachAnswer | None) -> None:
+        self._each = each
         self.measurement = Measurement(seconds, warm_up_s)
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -194,7 +210,7 @@ class _OpenLoop:
         self._opening: set[asyncio.Task[None]] = set()
         self._waiting = 0
 
-    async def run(self, rate: float) -> Measurement:
+    async def run(self, rate: float, stop: threading.Event) -> Measurement:
         """Offers `rate` requests per second and collects the answers."""
         measurement, number, cpu = self.measurement, 0, time.process_time()
         while (now := self._now()) < measurement.seconds:
@@ -202,6 +218,8 @@ class _OpenLoop:
             while (due := number / rate) <= now and number < most:
                 self._ask(number, due)
                 number += 1
+            if stop.is_set():
+                measurement.seconds = now
             await asyncio.sleep(max(0.0, number / rate - self._now()))
         measurement.not_sent += max(0, int(rate * measurement.seconds) - number)
         measurement.generator_cpu = (time.process_time() - cpu) / self._now()
@@ -221,34 +239,42 @@ class _OpenLoop:
         request = self._address.requests[number % len(self._address.requests)]
         self._waiting += 1
         self.measurement.sent += 1
+        # The server hangs up on what has been idle for some seconds.
+        while self._idle and self._idle[-1].transport is None:
+            self._idle.pop()
         if self._idle:
-            self._idle.pop().send(request, due)
+            connection = self._idle.pop()
+            connection.number = number
+            connection.send(request, due)
         else:
-            task = self._loop.create_task(self._open_and_ask(request, due))
+            task = self._loop.create_task(self._open_and_ask(request, due, number))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
 
-    async def _open_and_ask(self, request: bytes, due: float) -> None:
+    async def _open_and_ask(self, request: bytes, due: float, number: int) -> None:
         address = self._address
         try:
             _, connection = await self._loop.create_connection(self._connection, address.host, address.port)
         except OSError:
-            self._note(due, 0)
+            self._note(number, due, 0, b"")
             return
         self._everyone.add(connection)
+        connection.number = number
         connection.send(request, due)
 
     def _connection(self) -> Connection:
         return Connection(self._take_back)
 
     def _take_back(self, connection: Connection, status: int) -> None:
-        self._note(connection.due, status)
+        self._note(connection.number, connection.due, status, connection.answer)
         if status > 0 and connection.transport is not None and not connection.transport.is_closing():
             self._idle.append(connection)
         else:
             connection.close()
             self._everyone.discard(connection)
 
-    def _note(self, due: float, status: int) -> None:
+    def _note(self, number: int, due: float, status: int, answer: bytes) -> None:
         self._waiting -= 1
         self.measurement.answers.append((due, self._now(), status))
+        if self._each is not None:
+            self._each(number, due, self.measurement.answers[-1][1], status, answer)

@@ -31,7 +31,7 @@ PORTS = (
 
 @dataclass(frozen=True)
 class Stack:
-    """A running `gradserve up`: the gateway's and TorchServe's ports, an API key, and its processes' leader."""
+    """A running `gradserve up`: the gateway's and TorchServe's ports, an API key, its leader's pid, its environment."""
 
     gateway: int
     inference: int
@@ -39,6 +39,7 @@ class Stack:
     version: str
     home: Path
     pid: int
+    environment: dict[str, str]
 
     def resident_mb(self) -> float:
         """Resident memory of all processes of the stack together; shared pages count for each."""
@@ -67,7 +68,9 @@ def stack(source: Path) -> Iterator[Stack]:
         with _running([*gradserve, "up", "--source", str(source.resolve())], environment, folder / "up.log") as process:
             wait_until_ok(f"http://127.0.0.1:{ports['PORT']}/health", process, folder / "up.log")
             version = json.loads((folder / "home" / "plan.json").read_text(encoding="utf-8"))["stable"]["version"]
-            yield Stack(ports["PORT"], ports["AGENT_INFERENCE_PORT"], key, version, folder / "home", process.pid)
+            yield Stack(
+                ports["PORT"], ports["AGENT_INFERENCE_PORT"], key, version, folder / "home", process.pid, environment
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

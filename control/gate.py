@@ -1,0 +1,98 @@
+"""`deploy --gate DIR`: labelled pictures through the real server, for the new version and the stable one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from control.errors import GateUnusable, Refused
+from gateway.client import Gateway, GatewayProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_AT_ONCE = 32
+# A gateway looks at plan and agents twice a second; until then it does not know a version that has just been loaded.
+_KNOWN_WITHIN_S = 10.0
+_NOT_YET = {"version_unknown", "not_ready"}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A folder of pictures, one folder a class; a gateway with a key that may predict; the accuracy that may be lost.
+
+    `max_drop` is a share: 0.005 is half a point.
+    """
+
+    folder: Path
+    url: str
+    key: str | None
+    max_drop: float
+
+    def check(self, classes: Sequence[str]) -> None:
+        """Does nothing where a version with these classes can be judged.
+
+        Raises:
+            GateUnusable: there are no pictures, or folders that are none of the classes.
+        """
+        labels = {label for _, label in self._pictures()}
+        if not labels:
+            raise GateUnusable(self.folder, "no pictures: it needs a folder for each class, with pictures in it")
+        if unknown := sorted(labels - set(classes)):
+            raise GateUnusable(self.folder, f"{', '.join(unknown)}: no class of the new version has this name")
+
+    def judge(self, stable: str, new: str) -> str:
+        """Both versions' accuracies in a sentence, where the new one's is high enough.
+
+        Raises:
+            Refused: it falls by more than `max_drop`, or a version does not answer.
+        """
+        pictures = self._pictures()
+        with Gateway(self.url, key=self.key, retries=10) as gateway:
+            of_new, of_stable = (self._correct(gateway, pictures, version, new) for version in (new, stable))
+        count = len(pictures)
+        drop = (of_stable - of_new) / count
+        found = f"accuracy {of_new / count:.2%} of {count} pictures, {stable} has {of_stable / count:.2%}"
+        if drop > self.max_drop:
+            raise Refused(new, "the gate", f"{found}: it falls by more than {100 * self.max_drop:g} points")
+        return found
+
+    def _pictures(self) -> list[tuple[Path, str]]:
+        """Every picture with its class, the name of its folder."""
+        folders = sorted(path for path in self.folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        return [
+            (path, folder.name)
+            for folder in folders
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+
+    def _correct(self, gateway: Gateway, pictures: Sequence[tuple[Path, str]], version: str, new: str) -> int:
+        """How many pictures the version classifies right."""
+        correct = 0
+        for first in range(0, len(pictures), _AT_ONCE):
+            some = pictures[first : first + _AT_ONCE]
+            entries = self._ask(gateway, [path for path, _ in some], version, new)
+            for (path, label), entry in zip(some, entries, strict=True):
+                if "error" in entry:
+                    raise Refused(new, "the gate", f"{version} answered {entry['error']['code']} to {path}")
+                correct += entry["class"] == label
+        return correct
+
+    def _ask(self, gateway: Gateway, paths: Sequence[Path], version: str, new: str) -> list[dict[str, Any]]:
+        end = time.monotonic() + _KNOWN_WITHIN_S
+        while True:
+            try:
+                return gateway.predict_batch(paths, version=version)
+            except GatewayProblem as error:
+                if error.code not in _NOT_YET or time.monotonic() > end:
+                    raise Refused(new, "the gate", f"the gateway {self.url} answered {error}") from error
+            except httpx.HTTPError as error:
+                raise Refused(
+                    new, "the gate", f"no answer from the gateway {self.url} ({type(error).__name__})"
+                ) from error
+            time.sleep(0.2)
