@@ -5,10 +5,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from control.settings import AgentSettings
 from gateway.settings import Settings as GatewaySettings
@@ -142,6 +146,40 @@ def test_dashboard_panels_have_their_own_numbers_and_places():
         ]
         assert len(set(cells)) == len(cells)
         assert all(0 <= x < 24 for x, _ in cells)
+
+
+def unknown_to_grafana(dashboard: dict) -> list[str]:
+    """The parts that Grafana's own models drop: it ignores without a word what it does not know."""
+    register_default_plugins()
+    kept = json.loads(json.dumps(Dashboard.from_json(dashboard), cls=JSONEncoder))
+    return list(lost(dashboard, kept))
+
+
+def lost(before: object, after: object, place: str = "") -> Iterator[str]:
+    """Where `after` lacks, or changes, what `before` has."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            yield from lost(value, after.get(key), f"{place}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, (value, kept) in enumerate(zip(before, after, strict=True)):
+            yield from lost(value, kept, f"{place}[{number}]")
+    elif before != after:
+        yield place
+
+
+def test_grafanas_own_models_know_every_part_of_the_dashboards():
+    for dashboard in dashboards():
+        assert unknown_to_grafana(dashboard) == []
+
+
+def test_a_part_that_grafana_does_not_know_is_found():
+    (dashboard,) = dashboards()
+    number, panel = next((n, p) for n, p in enumerate(dashboard["panels"]) if p["type"] == "stat")
+    panel["options"]["colourMode"] = "value"
+    panel["targets"][0]["legendFormt"] = "calls"
+    assert unknown_to_grafana(dashboard) == [
+        f".panels[{number}].options.colourMode", f".panels[{number}].targets[0].legendFormt"
+    ]  # fmt: skip
 
 
 def test_promtool_accepts_configuration_rules_and_the_dashboards_expressions(tmp_path):
