@@ -39,7 +39,7 @@ LAYERS = ("layer2", "layer3", "layer4", "layer2+layer3")
 """The candidates; layer1 was far below them all in trials, other sums no better than the one."""
 
 BLIND = {"eigencam"}
-"""Methods that do not look at the class asked for: measured, but no default for `explain this class`."""
+"""Methods that do not look at the class asked for: measured at the last layer, and no default for `explain this`."""
 
 STEPS = 8
 """Pixels go in so many equal parts, each of which costs two forwards a picture."""
@@ -115,9 +115,7 @@ class Probe:
 def choose_explanation(
     network: nn.Module, contract: Contract, engine: Engine, images: NDArray[np.float32]
 ) -> tuple[Explanation, dict[str, Any]]:
-    """The layer and the method with the best score on `images` (N, 3, H, W), and the report on all candidates.
-
-    Chosen is among those that look at the class and whose heatmaps do not stay alike when all weights are random.
+    """The layer and the method that `best_of` finds on `images` (N, 3, H, W), and the report on all candidates.
 
     Args:
         network: full precision; what heatmaps are computed on.
@@ -129,15 +127,16 @@ def choose_explanation(
     shown = slice(0, _SIMILARITY_IMAGES)
     scrambled = [*randomised(network, contract)][-1][1]
     rows: list[dict[str, Any]] = []
-    choices = [(layer, method) for layer in LAYERS for method in contract.explain.methods]
-    for layer, method in tqdm(choices, desc="explanations", unit="candidate"):
+    methods = contract.explain.methods
+    candidates = [(layer, method) for layer in LAYERS for method in methods if method not in BLIND]
+    candidates += [("layer4", method) for method in methods if method in BLIND]
+    for layer, method in tqdm(candidates, desc="explanations", unit="candidate"):
         choice = replace(contract.explain, layer=layer, method=method)
         heatmaps = explain(network, choice, images, probe.targets)
         random = explain(scrambled, choice, images[shown], probe.targets[shown])
         similarity = float(rank_correlation(heatmaps[shown], random).mean())
         rows.append({"layer": layer, "method": method, "similarity": similarity, **asdict(probe.measure(heatmaps))})
-    sound = [row for row in rows if row["method"] not in BLIND and row["similarity"] <= MAX_SIMILARITY]
-    best = max(sound or rows, key=lambda row: row["score"])  # an untrained network may have none that is sound
+    best = best_of(rows)
     report: dict[str, Any] = {
         "schema": 1,
         "images": len(images),
@@ -147,6 +146,13 @@ def choose_explanation(
         "candidates": sorted(rows, key=lambda row: -row["score"]),
     }
     return replace(contract.explain, **report["chosen"]), report
+
+
+def best_of(candidates: list[dict[str, Any]]) -> dict[str, Any]:
+    """The candidate with the best score among those that look at the class and are unlike random weights' heatmaps."""
+    seeing = [row for row in candidates if row["method"] not in BLIND]
+    sound = [row for row in seeing if row["similarity"] <= MAX_SIMILARITY]
+    return max(sound or seeing or candidates, key=lambda row: row["score"])  # untrained, none may be sound
 
 
 def measure_explanation(

@@ -87,7 +87,7 @@ def plot_explanation(report: dict[str, Any], path: Path) -> None:
         axes.set_xlabel(f"share of the pixels {what}, hottest first")
         axes.set_ylabel("confidence in the class")
         axes.grid(alpha=0.3)
-        axes.legend(title="area", fontsize=8)
+        axes.legend(title="area", fontsize=8, loc="upper right" if kind == "deletion" else "lower right")
     figure.savefig(path, dpi=120)
 
 
@@ -100,9 +100,13 @@ def draw_samples(rows: Sequence[Sequence[Sample]], path: Path) -> None:
         axes.axis("off")
     for number, row in enumerate(rows):
         for column, sample in enumerate(row):
-            picture = Image.fromarray(sample.pixels)
-            overlay = Image.open(io.BytesIO(draw_overlay(picture, sample.heatmap, size=_SHOWN_SIZE, alpha=_HEAT)))
-            for axes, shown in zip(grid[2 * number : 2 * number + 2, column], (picture, overlay), strict=True):
-                axes.imshow(shown.resize(_SHOWN_SIZE, Image.Resampling.NEAREST))
-            grid[2 * number, column].set_title(sample.caption, fontsize=8)
+            upper, lower = grid[2 * number : 2 * number + 2, column]
+            upper.imshow(Image.fromarray(sample.pixels).resize(_SHOWN_SIZE, Image.Resampling.NEAREST))
+            upper.set_title(sample.caption, fontsize=8)
+            lower.imshow(overlay(sample.pixels, sample.heatmap))
     figure.savefig(path, dpi=110)
+
+
+def overlay(pixels: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> Image.Image:
+    """The heatmap (H, W) over its picture (H, W, 3), as serving draws it."""
+    return Image.open(io.BytesIO(draw_overlay(Image.fromarray(pixels), heatmap, size=_SHOWN_SIZE, alpha=_HEAT)))
