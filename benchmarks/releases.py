@@ -194,7 +194,7 @@ def gradserve(running: Stack, *arguments: str, then_s: float = PAUSE_S) -> dict[
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-m", "control.cli", *arguments],
-        cwd=ROOT, env=running.environment, capture_output=True, text=True, check=False,
+        cwd=running.home, env=running.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     took = time.time() - began
     name = " ".join(Path(argument).name for argument in arguments)

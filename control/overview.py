@@ -196,6 +196,14 @@ def drift(plan: traffic.Plan | None, agent: dict[str, Any]) -> Iterable[str]:
         return
     if agent["plan_revision"] not in {None, plan.revision}:
         yield f"{url} is at plan revision {agent['plan_revision']}, the plan is at {plan.revision}"
+    for gateway in agent["gateways"]:
+        if gateway["revision"] != plan.revision:
+            yield f"gateway {gateway['id']} routes by revision {gateway['revision']}, the plan is at {plan.revision}"
+    yield from _version_drift(plan, agent)
+
+
+def _version_drift(plan: traffic.Plan, agent: dict[str, Any]) -> Iterable[str]:
+    url = agent["url"]
     states = {version["version"]: version for version in agent["versions"]}
     for release in plan.releases():
         found = states.pop(release.version, None)

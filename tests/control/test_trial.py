@@ -56,7 +56,9 @@ def gateway():
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # away from anybody's MLflow store
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     store = PlanStore(tmp_path)
     with store.lock("test"):
         store.write(Plan(0, "m", STABLE, canary=CANARY), "first")
