@@ -1,7 +1,9 @@
 """The whole stack for integration tests: TorchServe, agent and gateway on free ports, started by `gradserve up`."""
 
 import contextlib
+import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +25,11 @@ from safetensors.torch import save_file
 
 from handlers import contract as contracts
 from handlers.archive import load_network
+from handlers.build import BUILD, identity
 from handlers.engines import build_engine, predict_all
 from handlers.network import build_network
 from handlers.preprocess import decode_for_network, normalise, prepare
-from training.export import write_reference
+from training.export import package_directory, write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = ROOT / "model_store" / "released"
@@ -79,9 +83,24 @@ class Stack:
     def command(self, *arguments: str) -> subprocess.CompletedProcess:
         """Runs a `gradserve` command beside this stack."""
         command = [sys.executable, "-m", "control.cli", *arguments]
+        # Not in the repository's folder, where somebody's .env and MLflow store may lie.
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240, check=False
+            command,
+            cwd=self.home.parent,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
         )
+
+    def plan(self) -> dict:
+        """The traffic plan."""
+        return json.loads((self.home / "plan.json").read_text())
+
+    def audit(self) -> list[dict]:
+        """The audit log's entries."""
+        return [json.loads(line) for line in (self.home / "audit.jsonl").read_text().splitlines()]
 
     def processes(self) -> dict[int, str]:
         """Every process of this stack, by its command line: its home or its TorchServe's folder stands in them."""
@@ -234,3 +253,59 @@ def stack(make_stack, model_source) -> Stack:
     shared.start(model_source)
     shared.wait_until_ready()
     return shared
+
+
+@pytest.fixture
+def stable(stack) -> str:
+    """The shared stack's stable version; whatever else the test brought in is out again afterwards."""
+    version = stack.plan()["stable"]["version"]
+    yield version
+    if stack.plan()["stable"]["version"] != version:
+        assert stack.command("promote", version).returncode == 0
+    plan = stack.plan()
+    for release in (plan["canary"], plan["shadow"], *plan["retained"]):
+        if release:
+            assert stack.command("retire", release["version"]).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def pack_again(model_source, tmp_path_factory):
+    """`pack_again(version, trouble="")`: the served model as another version, whose handler does `trouble` first.
+
+    `trouble` is a statement, which is left out while the version is verified.
+    """
+
+    def pack(version: str, trouble: str = "") -> Path:
+        folder = tmp_path_factory.mktemp("again")
+        source = Path(shutil.copytree(model_source, folder / "source"))
+        contract = json.loads((source / "contract.json").read_text())
+        (source / "contract.json").write_text(json.dumps(contract | {"version": version}))
+        archive = package_directory(source, folder)
+        return with_trouble(archive, trouble) if trouble else archive
+
+    return pack
+
+
+def with_trouble(archive: Path, trouble: str) -> Path:
+    """The archive with another handler, its own hashes brought up to date."""
+    code = f"""
+import random, time
+_well = ImageHandler.handle
+
+def _troubled(self, data, context):
+    if "verify-" not in str(context.get_request_header(0, "x-gradserve")):
+        {trouble}
+    return _well(self, data, context)
+
+ImageHandler.handle = _troubled
+"""
+    troubled = archive.with_name(f"troubled-{archive.name}")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(troubled, "w") as new:
+        members = {name: old.read(name) for name in old.namelist()}
+        members["image_handler.py"] += code.encode()
+        files = json.loads(members[BUILD])["files"]
+        files["image_handler.py"] = hashlib.sha256(members["image_handler.py"]).hexdigest()
+        members[BUILD] = json.dumps({"identity": identity(files), "files": files}).encode()
+        for name, content in members.items():
+            new.writestr(name, content)
+    return troubled
