@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +205,48 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
     put(5, "1.0.0")
     assert served() == {"1.0.0"}
     assert workers_of(master) == workers, "nobody was restarted"
+
+
+@pytest.mark.long
+def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reach(
+    start_gateway: Callable[..., tuple[str, int]],
+    tmp_path: Path,
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    make_plan: Callable[..., dict[str, Any]],
+) -> None:
+    names = [f"team-{index}" for index in range(2000)]
+    keys = [{"name": name, "sha256": sha256(name.encode()).hexdigest(), "scopes": ["predict"]} for name in names]
+    (tmp_path / "keys.json").write_text(json.dumps({"schema": 1, "keys": keys}), encoding="utf-8")
+    agent = make_agent(versions=[make_version("1.0.0"), make_version("1.1.0", "canary")])
+    base, _ = start_gateway(
+        folder=tmp_path, agent=agent, WORKERS="2", DRAIN_S="0.2", KEYS_FILE=str(tmp_path / "keys.json")
+    )
+    canary = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "salt": "a"}
+
+    def sides(revision: int, share: float) -> set[str]:
+        """The callers whose every call the canary answered; the others' the stable version did."""
+        plan = make_plan(revision=revision, canary={**canary, "share": share})
+        (tmp_path / "next.json").write_text(json.dumps(plan), encoding="utf-8")
+        (tmp_path / "next.json").replace(tmp_path / "plan.json")
+        wait_until(lambda: {said["revision"] for said in agent.processes.values()} == {revision}, 20)
+        answered: dict[str, set[str]] = {name: set() for name in names}
+
+        def call(name: str) -> None:
+            answer = client.post(f"{base}/predict", content=b"x", headers={"x-api-key": name})
+            answered[name].add(answer.json()["model"]["version"])
+
+        # 32 connections: a caller's second call comes by another, so to either worker.
+        with httpx.Client() as client, ThreadPoolExecutor(32) as pool:
+            list(pool.map(call, names * 2))
+        assert {len(versions) for versions in answered.values()} == {1}
+        return {name for name, versions in answered.items() if versions == {"1.1.0"}}
+
+    at_10, at_20 = sides(2, 10), sides(3, 20)
+    # 99.9 % of all drawings of 2,000 lie within 3.29 standard deviations.
+    assert abs(len(at_10) - 200) <= 3.29 * math.sqrt(2000 * 0.1 * 0.9)
+    assert abs(len(at_20) - 400) <= 3.29 * math.sqrt(2000 * 0.2 * 0.8)
+    assert at_10 <= at_20
 
 
 def workers_of(master: int) -> set[int]:
