@@ -128,6 +128,9 @@ class Rollout:
                 loaded = moves.retain(plan, replace(before, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
                 self._wait_until_ready(plan, before.version)
+            # One agent that is down must not keep the others from going back.
+            there = [url for url in self._agents if "error" not in ask_agent(url)]
+            self._wait_until_serving(plan, before.version, 1, there)
             back = moves.make_stable(plan, before.version, workers=workers)
             plan = self._route(back, f"rollback to {before.version}", **facts)
             self._tell_registry(plan)
@@ -234,8 +237,8 @@ class Rollout:
             scaled = moves.give_workers(plan, version, workers)
             plan = self._store.write(scaled, f"promote {version}: workers")
             self._say(f"{version}: waiting for {workers} workers")
-            self._wait(f"promote {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             target = moves.make_stable(plan, version, workers=workers)
+        self._wait_until_serving(plan, version, workers, self._agents)
         plan = self._route(target, f"promote {version}", **facts)
         self._tell_registry(plan)
         return plan
@@ -289,13 +292,36 @@ class Rollout:
             self._store.write(moves.remove(plan, version), f"{version} refused", reason=str(error))
             raise Refused(version, "loading", str(error)) from error
 
-    def _wait(self, what: str, is_done: Callable[[dict[str, Any]], bool], plan: traffic.Plan, within_s: float) -> None:
-        """Returns when every agent is at the plan's revision and `is_done` with its status.
+    def _wait_until_serving(self, plan: traffic.Plan, version: str, workers: int, agents: Sequence[str]) -> None:
+        """Returns when the version could take traffic on each of the agents.
+
+        Raises:
+            Refused: one of them has given it up.
+            NotFollowed: it took too long.
+        """
+
+        def serves(status: dict[str, Any]) -> bool:
+            found = _find(status, version)
+            if found is not None and found["state"] == "failed":
+                raise Refused(version, "routing", found["reason"])
+            return _has_workers(status, version, workers)
+
+        self._wait(f"{version} ready", serves, plan, LOAD_WITHIN_S, agents)
+
+    def _wait(
+        self,
+        what: str,
+        is_done: Callable[[dict[str, Any]], bool],
+        plan: traffic.Plan,
+        within_s: float,
+        agents: Sequence[str] | None = None,
+    ) -> None:
+        """Returns when every agent (of `agents`, or all) is at the plan's revision and `is_done` with its status.
 
         Raises:
             NotFollowed: that took longer than `within_s`.
         """
-        began, waiting = time.monotonic(), list(self._agents)
+        began, waiting = time.monotonic(), list(self._agents if agents is None else agents)
         state = ""
         while waiting:
             for url in list(waiting):

@@ -45,7 +45,7 @@ def gateway():
                 pass
 
         server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}"
 
