@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from gateway.errors import DeadlinePassed
 
@@ -36,7 +37,8 @@ class SharedRows:
     def __init__(self, upstream: TorchServe, most_images: int) -> None:
         self._upstream = upstream
         self._most_images = most_images
-        self._lines: dict[tuple[str, str, str, int], Line] = {}
+        # Weak: a line goes when nobody waits in it and none of its rows is on its way.
+        self._lines: WeakValueDictionary[tuple[str, str, str, int], Line] = WeakValueDictionary()
 
     async def predict(
         self, target: Target, image: bytes, *, top_k: int, deadline: Deadline, exchange: Exchange
@@ -57,9 +59,6 @@ class SharedRows:
                 answer = await call.answer
         except TimeoutError as error:
             raise DeadlinePassed(deadline.timeout_s) from error
-        finally:
-            if line.is_idle() and self._lines.get(key) is line:
-                del self._lines[key]
         if isinstance(answer, DeadlinePassed):  # the row's, whose time is that of the call with the most
             raise DeadlinePassed(deadline.timeout_s) from answer
         if isinstance(answer, Exception):
@@ -89,10 +88,6 @@ class Line:
         self._waiting: deque[Call] = deque()
         self._rows: set[asyncio.Task[None]] = set()
         self._stalled: set[asyncio.Task[None]] = set()
-
-    def is_idle(self) -> bool:
-        """Whether nobody waits and no row is on its way."""
-        return not (self._waiting or self._rows or self._stalled)
 
     def join(self, call: Call, target: Target) -> None:
         """Sees to it that `call` gets an answer."""
@@ -145,7 +140,7 @@ class Line:
             target,
             [call.image for call in calls],
             carried=first.carried(),
-            deadline=max((call.deadline for call in calls), key=lambda deadline: deadline.unix_ms),
+            deadline=max((call.deadline for call in calls), key=lambda deadline: deadline.at),
             top_k=self._top_k,
         )
 

@@ -56,18 +56,18 @@ TRANSPORT_ERRORS: dict[type[BaseException], tuple[type[GatewayError], tuple[Any,
 
 
 class Deadline:
-    """The moment until which the caller waits: `timeout_s` seconds after its request came."""
+    """The moment until which the caller waits: `timeout_s` seconds after its request came, `at` on the loop's clock."""
 
-    __slots__ = ("_at", "timeout_s", "unix_ms")
+    __slots__ = ("at", "timeout_s", "unix_ms")
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.unix_ms = int((time.time() + timeout_s) * 1000)
-        self._at = asyncio.get_running_loop().time() + timeout_s
+        self.at = asyncio.get_running_loop().time() + timeout_s
 
     def timeout(self) -> asyncio.Timeout:
         """A context that ends with TimeoutError at the deadline."""
-        return asyncio.timeout_at(self._at)
+        return asyncio.timeout_at(self.at)
 
 
 class TorchServe:
