@@ -168,15 +168,17 @@ def test_every_caller_gets_its_own_answer_or_its_rows_failure(
 
     answers = run(scene())
     fate_of = {}
-    for (path, options, images), (fate, _) in zip(upstream.rows, [*fates, *[("answered", 0.0)] * 99], strict=False):
+    for row, (path, options, images) in enumerate(upstream.rows):
+        fate = fates[row][0] if row < len(fates) else "answered"
         members = [(number, planned[number]) for number in map(number_of, images)]
         assert {(f"/predictions/cifar10/{plan.version}", plan.top_k) for _, plan in members} == {
             (path, options["top_k"])
         }
         assert len(images) <= MOST_IMAGES
         assert options["id"] == f"id-of-{images[0].decode()}"
-        for number, _ in members:
+        for number, plan in members:
             assert number not in fate_of, "an image was sent twice"
+            assert plan.comes_at + answers[number][1] >= upstream.sent_at[row], "its caller had left before"
             fate_of[number] = fate
     for number, (plan, (answer, took_s)) in enumerate(zip(planned, answers, strict=True)):
         image = image_of(number, plan)
