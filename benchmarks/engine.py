@@ -33,7 +33,9 @@ from handlers.engines import OPENVINO_FILES, build_engine, predict_all
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise
+from training.artifacts import weights_sha256
 from training.data import load_test_images, load_training_images
+from training.looks import record_look
 from training.quantise import CALIBRATION_IMAGES, write_graph
 from training.tracking import environment
 
@@ -50,6 +52,7 @@ SECONDS = 0.4  # per engine, batch length and round
 WANTED = {1: 5.0, 8: 4.0}  # times as fast as BASE, for int8
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "engine.json"
+LOOKS = Path(__file__).parents[1] / "results" / "test_looks.jsonl"
 
 
 def main() -> None:
@@ -79,6 +82,17 @@ def main() -> None:
             if chosen.images and known is None
         }
     report = summarise(rates, accuracies, contract, chosen.rounds, min(chosen.images, len(test)))
+    if accuracies:
+        record_look(
+            LOOKS,
+            "benchmarks/engine.py: accuracy of each engine",
+            model=report["model"],
+            weights_sha256=weights_sha256(chosen.folder),
+            commit=report["environment"]["git_commit"],
+            data="cifar10",
+            images=report["accuracy_images"],
+            accuracy=accuracies,
+        )
     if known is not None:
         take_accuracies(report, known)
     chosen.output.parent.mkdir(parents=True, exist_ok=True)

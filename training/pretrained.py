@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from handlers import contract as contracts
@@ -78,8 +81,10 @@ def _imagenet_state() -> dict[str, Tensor]:
     from torchvision.models import ResNet18_Weights  # noqa: PLC0415 - after handlers.network
 
     try:
-        state: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state: dict[str, Tensor] = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError, UnpicklingError) as error:
         raise TrainingError(
             f"the ImageNet weights could not be fetched ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
             f"{torch.hub.get_dir()}/checkpoints, or train with --pretrained none"
@@ -90,10 +95,8 @@ def _imagenet_state() -> dict[str, Tensor]:
 def _own_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # noqa: PLC0415 - only for such files
-
             return {key: value.float() for key, value in load_file(path).items()}
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read as weights: {error}") from error
     return state
