@@ -1,0 +1,195 @@
+"""What a backbone is worth to somebody with few pictures: transfer in two phases against training from scratch.
+
+A backbone is trained on six of CIFAR-10's classes, with the pipeline's own commands' functions. The other four classes,
+50 pictures each, are then learnt from it and from random weights: the same number of steps, the same rates tried, the
+best of them chosen on held-out pictures, three seeds. The test pictures of the four classes are only reported.
+
+Finished runs are kept in the work folder: called again, it goes on where it stopped.
+
+    python benchmarks/transfer.py [--minutes 4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.artifacts import read_model
+from training.data import CIFAR10_CLASSES, Images, load_test_images, load_training_images
+from training.inference import predict_logits
+from training.recipe import Augmentation, Recipe, recipe_to_dict
+from training.tracking import environment
+from training.train import resume, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BACKBONE_CLASSES = ("airplane", "automobile", "bird", "cat", "frog", "ship")
+CLASSES = ("deer", "dog", "horse", "truck")
+BACKBONE_IMAGES = 2000  # of each class
+IMAGES = 50  # of each class to learn from, and as many held out to choose epoch and rate
+RATES = (0.01, 0.03, 0.1, 0.3)
+SEEDS = (0, 1, 2)  # the rates are tried with the first
+CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
+RESULT = Path(__file__).parent / "results" / "transfer.json"
+
+SHORT = Augmentation(operations=1, magnitude=5)
+BACKBONE = Recipe(
+    name="six", validation=0.1, epochs=5, batch_size=64, sizes=((0.0, 16), (0.4, 20), (0.8, 24)), augmentation=SHORT
+)  # fmt: skip
+SCRATCH = Recipe(
+    name="four", validation=0.5, epochs=20, batch_size=20, sizes=((0.0, 24), (0.75, 32)), augmentation=SHORT
+)  # fmt: skip
+TRANSFER = replace(SCRATCH, head_epochs=5, epochs=15)
+
+
+def main() -> None:
+    """Trains what is not trained yet, until the time is up, and writes what there is."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--minutes", type=float, default=60, help="start no run after this time")
+    options.add_argument("--work", type=Path, default=Path(".gradserve") / "transfer")
+    options.add_argument("--output", type=Path, default=RESULT)
+    chosen = options.parse_args()
+    work = chosen.work.resolve()
+    until = time.monotonic() + 60 * chosen.minutes
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{work}/mlflow.db")
+    if not (work / "four").is_dir():
+        write_folders(work)
+    backbone = finished(work / "backbone", replace(BACKBONE, data=f"imagefolder:{work / 'six'}"))
+    four = f"imagefolder:{work / 'four'}"
+    arms = {
+        "transfer": replace(TRANSFER, data=four, pretrained=str(backbone / "best.pth")),
+        "from scratch": replace(SCRATCH, data=four),
+    }
+    runs = list(tried(arms, work, until))
+    report = summarise(runs, backbone)
+    chosen.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    show(report)
+    print(f"written to {chosen.output}" if report["complete"] else "time is up: call it again to go on")
+
+
+def write_folders(work: Path) -> None:
+    """Writes the two data sets as folders of pictures, as a user would bring them."""
+    training, size = load_training_images("cifar10", CACHE)
+    test = load_test_images("cifar10", CACHE, size)
+    write_pictures(training, BACKBONE_CLASSES, BACKBONE_IMAGES, work / "six")
+    write_pictures(training, CLASSES, 2 * IMAGES, work / ".four" / "train")
+    write_pictures(test, CLASSES, len(test), work / ".four" / "test")
+    (work / ".four").rename(work / "four")
+
+
+def write_pictures(images: Images, classes: tuple[str, ...], count: int, folder: Path) -> None:
+    """Writes the first `count` pictures of each class as PNG."""
+    for name in classes:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in np.flatnonzero(images.labels == CIFAR10_CLASSES.index(name))[:count]:
+            Image.fromarray(images.images[index]).save(folder / name / f"{index}.png")
+
+
+def finished(folder: Path, recipe: Recipe) -> Path:
+    """The folder of the finished training by `recipe`; one that was broken off is continued."""
+    if not (folder / "done").exists():
+        if (folder / "last.pt").exists():
+            resume(folder, CACHE, registers=False)
+        else:
+            train(recipe, folder, CACHE, registers=False)
+        (folder / "done").touch()
+    return folder
+
+
+def tried(arms: dict[str, Recipe], work: Path, until: float) -> Iterator[dict]:
+    """Results of all runs, as far as the time reaches: each rate with the first seed, the best rate with the others."""
+    by_rate: dict[str, list[dict]] = {}
+    for name, recipe in arms.items():
+        for rate in RATES:
+            if time.monotonic() > until:
+                return
+            by_rate.setdefault(name, []).append(result(name, replace(recipe, rate=rate, seed=SEEDS[0]), work))
+            yield by_rate[name][-1]
+    for seed in SEEDS[1:]:
+        for name, recipe in arms.items():
+            if time.monotonic() > until:
+                return
+            best = max(by_rate[name], key=lambda run: run["held_out_accuracy"])
+            yield result(name, replace(recipe, rate=best["rate"], seed=seed), work)
+
+
+def result(arm: str, recipe: Recipe, work: Path) -> dict:
+    """Trains by `recipe` unless it was done, and measures on the test pictures."""
+    folder = work / f"{arm.replace(' ', '-')}-{recipe.rate}-{recipe.seed}"
+    path = folder / "result.json"
+    if not path.exists():
+        finished(folder, recipe)
+        contract, network = read_model(folder)
+        test = load_test_images(recipe.data, CACHE, contract.input)
+        logits = predict_logits(network, test.images, contract.input, bf16=True)
+        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
+        found = {
+            "arm": arm,
+            "rate": recipe.rate,
+            "seed": recipe.seed,
+            "held_out_accuracy": max(epoch["validation_accuracy"] for epoch in history),
+            "test_accuracy": float((logits.argmax(1).numpy() == test.labels).mean()),
+            "test_images": len(test),
+            "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+        }
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    print(f"{arm}, rate {recipe.rate}, seed {recipe.seed}: {found['test_accuracy']:.1%}", flush=True)
+    return found
+
+
+def summarise(runs: list[dict], backbone: Path) -> dict:
+    """The report that is written."""
+    arms = {}
+    for name in dict.fromkeys(run["arm"] for run in runs):
+        tries = [run for run in runs if run["arm"] == name and run["seed"] == SEEDS[0]]
+        best = max(tries, key=lambda run: run["held_out_accuracy"])["rate"]
+        scores = [run["test_accuracy"] for run in runs if run["arm"] == name and run["rate"] == best]
+        arms[name] = {
+            "rate": best,
+            "seeds": len(scores),
+            "test_accuracy": mean(scores),
+            "test_accuracy_sd": stdev(scores) if len(scores) > 1 else None,
+        }
+    accepted = json.loads((backbone / "contract.json").read_text(encoding="utf-8"))["accepted"]
+    return {
+        "backbone": {
+            "classes": BACKBONE_CLASSES,
+            "images": len(BACKBONE_CLASSES) * BACKBONE_IMAGES,
+            "held_out_accuracy": accepted["validation_accuracy"],
+            "recipe": accepted["recipe"] | {"data": "imagefolder:six"},
+        },
+        "classes": CLASSES,
+        "images": len(CLASSES) * IMAGES,
+        "steps": SCRATCH.epochs * (len(CLASSES) * IMAGES // SCRATCH.batch_size),
+        "rates_tried": RATES,
+        "arms": arms,
+        "complete": len(runs) == 2 * (len(RATES) + len(SEEDS) - 1),
+        "runs": runs,
+        "recipes": {"transfer": recipe_to_dict(TRANSFER), "from scratch": recipe_to_dict(SCRATCH)},
+        "environment": environment(),
+    }
+
+
+def show(report: dict) -> None:
+    """Prints the table."""
+    print(f"{report['images']} pictures of {len(report['classes'])} classes, {report['steps']} steps")
+    for name, arm in report["arms"].items():
+        spread = f" ± {arm['test_accuracy_sd']:.1%}" if arm["test_accuracy_sd"] is not None else ""
+        print(f"{name:14s} rate {arm['rate']:5} {arm['test_accuracy']:.1%}{spread}  ({arm['seeds']} seeds)")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    main()
