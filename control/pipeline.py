@@ -52,7 +52,10 @@ def train(  # noqa: PLR0917 - every option is an argument
     pretrained: Annotated[
         str | None, typer.Option(help="none (from scratch), imagenet, or PATH of a run's best.pth.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of the last phase, or all from scratch.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs of the last phase, or all from scratch; without the recipe's cycles."),
+    ] = None,
     head_epochs: Annotated[
         int | None, typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.")
     ] = None,
@@ -97,6 +100,8 @@ def train(  # noqa: PLR0917 - every option is an argument
     with _foreseen():
         settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
         settings |= {key: value for key, value in given.items() if value is not None}
+        if epochs is not None:
+            settings["cycles"] = []
         if resume is not None:
             folder = training.resume(resume, cache, changes=settings)
         else:

@@ -1,0 +1,178 @@
+"""How fast our training loop is against a bare PyTorch loop: same network, precision, batch and optimiser.
+
+Ours does what a training does: augmentation in the loader's process, resizing, label smoothing, averaged weights,
+progress. The bare one takes normalised tensors of the right size from memory and does nothing else, in the fastest of a
+few settings, which are tried first. Both are timed in turn within each round; shares are medians over rounds of shares
+within a round.
+
+    python benchmarks/training.py [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import tomllib
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, interpolate
+
+from handlers.network import build_network
+from handlers.preprocess import normalise
+from training.augment import training_loader
+from training.recipe import Recipe, recipe_from_dict
+from training.run import Run
+from training.tracking import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STEPS = {16: 40, 32: 12}  # per round, by picture size: the smallest and the largest of the released recipe
+WANTED = 0.9  # of the bare loop's images/s
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
+ROOT = Path(__file__).parents[1]
+RESULT = Path(__file__).parent / "results" / "training.json"
+
+
+def main() -> None:
+    """Measures, prints the table and writes it as JSON."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--output", type=Path, default=RESULT)
+    chosen = options.parse_args()
+    released = recipe_from_dict(tomllib.loads((ROOT / "training" / "released.toml").read_text(encoding="utf-8")))
+    with tempfile.TemporaryDirectory() as scratch:
+        sizes = {size: measure(released, size, chosen.rounds, Path(scratch)) for size in STEPS}
+    report = summarise(sizes, released, chosen.rounds)
+    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    show(report)
+    print(f"written to {chosen.output}")
+
+
+def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict:
+    """Images per second of both loops at this picture size, one figure per round, and of the bare loop's settings."""
+    pictures = STEPS[size] * released.batch_size
+    recipe = replace(
+        released,
+        subset=round(1.01 * pictures / (1 - released.validation)),
+        sizes=((0.0, size),),
+        epochs=rounds + 1,
+        cycles=(),
+    )
+    run = Run(recipe, scratch, CACHE)
+    ours = our_rounds(run)
+    images = interpolate(torch.from_numpy(normalise(run.training_images.images, run.input)), (size, size))
+    labels = torch.from_numpy(run.training_images.labels)
+    settings = {setting: BareLoop(run, images, labels, *setting) for setting in product(LAYOUTS, (False, True))}
+    for loop in settings.values():
+        loop.rate(2)  # warms up
+    tried = {setting: loop.rate(STEPS[size] // 3) for setting, loop in settings.items()}
+    bare = settings[max(tried, key=tried.__getitem__)]
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    for turn in range(rounds + 1):
+        rate_of_ours, rate_of_bare = next(ours), bare.rate(STEPS[size])
+        if turn:  # the first round warms up
+            rates["ours"].append(rate_of_ours)
+            rates["bare"].append(rate_of_bare)
+    named = {f"{layout}, {'fused' if fused else 'foreach'} SGD": rate for (layout, fused), rate in tried.items()}
+    return {**rates, "tried": named}
+
+
+def our_rounds(run: Run) -> Iterator[float]:
+    """Images per second of one epoch after the other."""
+    recipe = run.recipe
+    loader, batches = training_loader(
+        run.training_images,
+        run.input,
+        recipe.augmentation,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        seed=recipe.seed,
+    )
+    while not run.is_finished:
+        yield run.train_epoch(loader, batches)["images_per_s"]
+        run.advance()
+
+
+class BareLoop:
+    """The shortest loop that trains this network: pictures in memory, no augmentation, nothing recorded."""
+
+    def __init__(self, run: Run, images: torch.Tensor, labels: torch.Tensor, layout: str, fused: bool) -> None:  # noqa: FBT001
+        self.bf16 = run.bf16
+        self.batch_size = run.recipe.batch_size
+        self.device = run.device
+        self.layout = LAYOUTS[layout]
+        self.images = images.to(run.device).contiguous(memory_format=self.layout)
+        self.labels = labels.to(run.device)
+        network = build_network(run.architecture, len(run.training_images.classes))
+        self.network = network.to(run.device).to(memory_format=self.layout).train()
+        parameters = self.network.parameters()
+        self.optimiser = torch.optim.SGD(
+            parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused, foreach=not fused
+        )
+
+    def rate(self, steps: int) -> float:
+        """Images per second over so many steps."""
+        order = torch.randperm(len(self.images), device=self.device)
+        self._finish()
+        started = time.perf_counter()
+        for step in range(steps):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.network(self.images[chosen].contiguous(memory_format=self.layout))
+                loss = cross_entropy(logits, self.labels[chosen])
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimiser.step()
+        self._finish()
+        return steps * self.batch_size / (time.perf_counter() - started)
+
+    def _finish(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def summarise(sizes: dict[int, dict], recipe: Recipe, rounds: int) -> dict:
+    """The report that is written."""
+    figures = {
+        str(size): {
+            "ours_images_per_s": round(float(np.median(row["ours"])), 1),
+            "bare_images_per_s": round(float(np.median(row["bare"])), 1),
+            "share": round(float(np.median(np.divide(row["ours"], row["bare"]))), 3),
+            "bare_settings_tried": {name: round(rate, 1) for name, rate in row["tried"].items()},
+        }
+        for size, row in sizes.items()
+    }
+    return {
+        "batch_size": recipe.batch_size,
+        "rounds": rounds,
+        "images_per_round": {str(size): steps * recipe.batch_size for size, steps in STEPS.items()},
+        "sizes": figures,
+        "wanted": {"share": WANTED, "reached": all(row["share"] >= WANTED for row in figures.values())},
+        "load_average": os.getloadavg()[0],
+        "environment": environment(),
+    }
+
+
+def show(report: dict) -> None:
+    """Prints the table."""
+    for size, row in report["sizes"].items():
+        print(
+            f"{size:>3} pixels: ours {row['ours_images_per_s']:7.1f} images/s, bare {row['bare_images_per_s']:7.1f} "
+            f"({row['share']:.1%})"
+        )
+    print(f"at least {WANTED:.0%}: {'reached' if report['wanted']['reached'] else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
