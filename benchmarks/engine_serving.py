@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gateway import environment_facts, model_of, pictures, ratio, single, summary
 from benchmarks.serving.load import Address, Measurement, closed_loop
-from benchmarks.serving.servers import ROOT, Stack, eager_folder, stack
+from benchmarks.serving.servers import ROOT, SINGLE_ROWS, Stack, eager_folder, stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,11 +53,12 @@ def main() -> None:
     rounds, seconds = chosen.rounds, chosen.seconds
     with contextlib.ExitStack() as running:
         scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
-        released = running.enter_context(stack(chosen.folder))
         beside = contextlib.ExitStack()
         with beside:
-            eager = beside.enter_context(stack(eager_folder(chosen.folder, scratch / "eager")))
-            engine = compare_engines(released, eager, rounds, seconds)
+            direct = beside.enter_context(stack(chosen.folder, **SINGLE_ROWS))
+            eager = beside.enter_context(stack(eager_folder(chosen.folder, scratch / "eager"), **SINGLE_ROWS))
+            engine = compare_engines(direct, eager, rounds, seconds)
+        released = running.enter_context(stack(chosen.folder))
         explaining = [measure_explaining(released, clients, rounds, seconds) for clients in PREDICTING_CLIENTS]
     report = {
         "model": model_of(chosen.folder),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
+# What serves callers of TorchServe best who send it one picture a row; our gateway fills its rows.
+SINGLE_ROWS = {"AGENT_BATCH_SIZE": "16"}
 PORTS = (
     "PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_MANAGEMENT_PORT", "AGENT_METRICS_PORT",
     "AGENT_GRPC_INFERENCE_PORT", "AGENT_GRPC_MANAGEMENT_PORT",
@@ -47,8 +49,8 @@ class Stack:
 
 
 @contextlib.contextmanager
-def stack(source: Path) -> Iterator[Stack]:
-    """`gradserve up` with the model in `source`: keys and quotas on, all else as it comes."""
+def stack(source: Path, **settings: str) -> Iterator[Stack]:
+    """`gradserve up` with the model in `source`: keys and quotas on, all else as it comes or as `settings` say."""
     folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: TorchServe puts Unix sockets there
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     keys = folder / "keys.json"
@@ -60,6 +62,7 @@ def stack(source: Path) -> Iterator[Stack]:
         "GATEWAY_KEYS_FILE": str(keys),
         "GATEWAY_RATE_PER_KEY": "1000000/second",
         "GATEWAY_RATE_PER_ADDRESS": "1000000/second",
+        **settings,
     }
     gradserve = [sys.executable, "-m", "control.cli"]
     make_key = [*gradserve, "keys", "make", "benchmark"]
