@@ -23,6 +23,7 @@ from training.errors import ModelError
 from training.explanations import explain, measure_explanation
 from training.looks import record_look
 from training.pictures import SAMPLES, Sample, draw_samples, plot_calibration, plot_confusion, plot_explanation
+from training.recorder import dataset_input
 from training.tracking import Tracker, connect, environment, survive
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def evaluate(
     if card is not None:
         card.write_text(write_card(contract, report), encoding="utf-8")
     if identity["model"]["run_id"]:
-        _log(report, output)
+        _log(report, images, data, output)
     return report
 
 
@@ -218,7 +219,7 @@ def _write(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def _log(report: dict[str, Any], output: Path) -> None:
+def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> None:
     """Attaches figures and pictures to the run of the model, and to its registered version where there is one."""
     metrics = {f"test_{name}": value for name, value in report["macro"].items()}
     for name in ("accuracy", "expected_calibration_error", "expected_calibration_error_before"):
@@ -227,17 +228,19 @@ def _log(report: dict[str, Any], output: Path) -> None:
         for name in ("score", "deletion_area", "insertion_area"):
             metrics[f"test_explanation_{name}"] = report["explanation"][name]
     tracker = Tracker("evaluation", report["model"]["run_id"])
-    survive(lambda: _attach(report, metrics))
+    survive(lambda: _attach(report, images, data, metrics))
     for name in ("metrics.json", "explanations.json", *(path.name for path in sorted(output.glob("*.png")))):
         if (output / name).is_file():
             tracker.artifact(output / name, "evaluation")
     tracker.finish()
 
 
-def _attach(report: dict[str, Any], metrics: dict[str, float]) -> None:
+def _attach(report: dict[str, Any], images: Images, data: str, metrics: dict[str, float]) -> None:
     """Logs `metrics` as the registered version's own, with the data they were measured on, and tags the version."""
-    model, data = report["model"], report["data"]
+    model = report["model"]
     client = connect()
+    measured_on = dataset_input("test", images, data)
+    client.log_inputs(model["run_id"], datasets=[measured_on])
     versions = sorted(
         client.search_model_versions(f"run_id = '{model['run_id']}'"), key=lambda found: int(found.version)
     )
@@ -254,8 +257,8 @@ def _attach(report: dict[str, Any], metrics: dict[str, float]) -> None:
             now,
             0,
             model_id=logged[0].model_id if logged else None,
-            dataset_name=f"{data['name']}-{data['part']}",
-            dataset_digest=data["sha256"][:8],
+            dataset_name=measured_on.dataset.name,
+            dataset_digest=measured_on.dataset.digest,
         )
         for name, value in metrics.items()
     ]
@@ -265,7 +268,7 @@ def _attach(report: dict[str, Any], metrics: dict[str, float]) -> None:
         tags |= {
             "test_engine": f"{model['engine']['name']} {model['engine']['precision']}",
             "test_weights_sha256": model["weights_sha256"],
-            "test_data_sha256": data["sha256"],
+            "test_data_sha256": report["data"]["sha256"],
         }
         for name, value in tags.items():
             client.set_model_version_tag(version.name, version.version, name, value)

@@ -117,7 +117,7 @@ class Recorder:
         if params or tags:
             client.log_batch(run.info.run_id, params=params, tags=tags)
         if not run.inputs or not run.inputs.dataset_inputs:
-            inputs = [_dataset(part, images, self.recipe.data) for part, images in self.parts.items()]
+            inputs = [dataset_input(part, images, self.recipe.data) for part, images in self.parts.items()]
             client.log_inputs(run.info.run_id, datasets=inputs)
 
     def _record_phases(self, client: MlflowClient, experiment: str, history: History) -> None:
@@ -176,7 +176,8 @@ def _send(client: MlflowClient, run_id: str, epochs: Sequence[dict[str, float]],
             client.log_batch(run_id, metrics=[Metric(key, value, now, step) for key, value in figures.items()])
 
 
-def _dataset(part: str, images: Images, data: str) -> DatasetInput:
+def dataset_input(part: str, images: Images, data: str) -> DatasetInput:
+    """What MLflow keeps of pictures: name, digest, shapes, where `data` comes from, and which `part` they are."""
     kind, _, path = data.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow knows two classes of the same name for a path

@@ -131,7 +131,9 @@ def test_figures_are_the_registered_versions_own(run, tmp_path, cache):
     metrics = client.get_logged_model(logged.model_id).metrics
     (accuracy,) = (metric for metric in metrics if metric.key == "test_accuracy")
     assert accuracy.value == report["accuracy"]
-    assert (accuracy.dataset_name, accuracy.dataset_digest) == ("imagefolder-test", report["data"]["sha256"][:8])
+    (data,) = (found.dataset for found in client.get_run(run_id).inputs.dataset_inputs if found.tags[0].value == "test")
+    assert (accuracy.dataset_name, accuracy.dataset_digest) == (data.name, data.digest)
+    assert report["data"]["sha256"].startswith(data.digest)
     assert {file.path for file in client.list_artifacts(run_id, "evaluation")} >= {
         "evaluation/metrics.json",
         "evaluation/samples.png",
