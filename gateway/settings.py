@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a request may take in all. A caller may ask for less with the header `x-timeout-ms`, never for more."""
     in_flight_predict: int = Field(default=32, ge=1)
-    """Predictions that one gateway process has in flight at TorchServe; more wait, then get 503."""
+    """Predictions that one gateway process has in flight; more wait, then get 503."""
     in_flight_explain: int = Field(default=4, ge=1)
     """Explanations that one gateway process has in flight at TorchServe."""
     admission_wait_s: float = Field(default=0.25, ge=0)
@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     max_batch_images: int = Field(default=256, ge=1)
     """Images one /predict/batch or V2 call may have."""
     chunk_images: int = Field(default=16, ge=1)
-    """Images of a batch that go to TorchServe as one row, at most."""
+    """Images that go to TorchServe as one row, at most: of one batch, or of several callers of /predict. With 1 no
+    callers share a row."""
     max_buffered_bytes: int = Field(default=256 * MIB, ge=1)
     """Bytes of bodies that one gateway process holds at a time, over all its requests; above it new ones get 503."""
     body_timeout_s: float = Field(default=10.0, gt=0)
