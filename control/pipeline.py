@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tomllib
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -70,7 +71,9 @@ def train(  # noqa: PLR0917 - every option is an argument
     workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of split, weights, order and augmentation.")] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name.", show_default="cifar10, or the folder's name")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the training in this folder, by its own recipe.")
@@ -105,6 +108,9 @@ def train(  # noqa: PLR0917 - every option is an argument
         if resume is not None:
             folder = training.resume(resume, cache, changes=settings)
         else:
+            kind, _, path = str(settings.get("data", "")).partition(":")
+            if kind == "imagefolder":
+                settings.setdefault("name", _name_of(Path(path)))
             folder = output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
             training.train(recipe_from_dict(settings), folder, cache)
     if not _speaks():
@@ -210,6 +216,11 @@ def package(  # noqa: PLR0917 - every option is an argument
         f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
         f"{accepted['held_out_calibration_error']:.4f} (before: {accepted['held_out_calibration_error_before']:.4f})"
     )
+
+
+def _name_of(pictures: Path) -> str:
+    """A model's name, which is part of file names and addresses, after the folder of its pictures."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", pictures.resolve().name).strip("-") or "pictures"
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from handlers.preprocess import decode_for_network, decode_image, prepare
 from training.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,40 +26,52 @@ SMALLEST, LARGEST = 32, 224  # ResNet-18's last feature map is 1 pixel wide at 3
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The picture files below `path` by class; classes are the folders' names, sorted."""
+    """The readable pictures below `path`; classes are the folders' names, sorted.
+
+    Attributes:
+        files: each with its label.
+        sides: each file's shorter side in pixels.
+    """
 
     path: Path
     classes: tuple[str, ...]
     files: tuple[tuple[Path, int], ...]
+    sides: tuple[int, ...]
 
     @classmethod
     def find(cls, path: Path, part: str) -> ImageFolder:
-        """The pictures in PATH/`part`, or in PATH itself where there is no such folder.
+        """The pictures in PATH/`part`, or in PATH itself where there is no such folder; other files are named.
 
         Raises:
-            DataError: there are not at least two class folders with files in them.
+            DataError: there are not at least two class folders with pictures in each, or most files are no pictures.
         """
-        path = path / part if (path / part).is_dir() else path
+        if (path / part).is_dir():
+            path = path / part
+        elif part == "test":
+            logger.warning("%s has no folder `test`: all its pictures are taken, those learnt from too", path)
         if not path.is_dir():
             raise DataError(f"{path} is no folder: pass one that holds a folder of pictures for each class")
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files = tuple(
+        files = [
             (file, label)
             for label, folder in enumerate(folders)
             for file in sorted(folder.rglob("*"))
             if file.is_file() and not file.name.startswith(".")
-        )
-        if len(folders) < 2 or len({label for _, label in files}) < len(folders):
-            raise DataError(f"{path} needs at least two folders, one a class, each with pictures in it")
-        return cls(path, tuple(folder.name for folder in folders), files)
+        ]
+        sides = _sides(path, [file for file, _ in files])
+        files = [(file, label) for file, label in files if file in sides]
+        empty = [folder.name for label, folder in enumerate(folders) if label not in {label for _, label in files}]
+        if len(folders) < 2 or empty:
+            found = f"; there is no picture in {', '.join(empty)}" if empty else ""
+            raise DataError(f"{path} needs at least two folders, one a class, each with pictures in it{found}")
+        return cls(path, tuple(folder.name for folder in folders), tuple(files), tuple(sides.values()))
 
     def measure(self) -> Input:
         """The size for a network, and the pictures' mean and standard deviation per channel at that size.
 
         The size is the median of the pictures' shorter sides, between 32 and 224 pixels, in whole multiples of 8.
         """
-        sides = [min(decode_image(file.read_bytes(), at_least=(1, 1)).size) for file, _ in self._readable()]
-        side = int(np.clip(np.median(sides) // 8 * 8, SMALLEST, LARGEST))
+        side = int(np.clip(np.median(self.sides) // 8 * 8, SMALLEST, LARGEST))
         plain = Input(side, side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         pixels = self.read(plain)[0].reshape(-1, 3).astype(np.float32) / 255
         mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
@@ -69,22 +80,24 @@ class ImageFolder:
         return Input(side, side, (red, green, blue), (spread[0], spread[1], spread[2]))
 
     def read(self, size: Input) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The readable pictures (N, H, W, 3), decoded as serving does it, and their labels (N,)."""
-        images, labels = [], []
-        for file, label in self._readable():
-            images.append(prepare(decode_for_network(file.read_bytes(), size).image, size))
-            labels.append(label)
-        return np.stack(images), np.array(labels, np.int64)
+        """The pictures (N, H, W, 3), decoded as serving does it, and their labels (N,)."""
+        images = [
+            prepare(decode_for_network(file.read_bytes(), size).image, size)
+            for file, _ in tqdm(self.files, desc=f"reading {self.path.name}", unit="file", leave=False)
+        ]
+        return np.stack(images), np.array([label for _, label in self.files], np.int64)
 
-    def _readable(self) -> Iterator[tuple[Path, int]]:
-        bad = []
-        for file, label in tqdm(self.files, desc=f"reading {self.path.name}", unit="file", leave=False):
-            try:
-                decode_image(file.read_bytes(), at_least=(1, 1))
-            except RequestError as error:
-                bad.append(file)
-                logger.warning("skipped %s: %s", file, error)
-                continue
-            yield file, label
-        if 2 * len(bad) > len(self.files):
-            raise DataError(f"{len(bad)} of {len(self.files)} files in {self.path} are no pictures, {bad[0]} for one")
+
+def _sides(path: Path, files: list[Path]) -> dict[Path, int]:
+    """The shorter sides of those files that are whole pictures; the others are named in the log."""
+    sides = {}
+    for file in tqdm(files, desc=f"checking {path.name}", unit="file", leave=False):
+        try:
+            sides[file] = min(decode_image(file.read_bytes(), at_least=(1, 1)).size)
+        except RequestError as error:
+            # What follows the colon is advice for those who send pictures.
+            logger.warning("skipped %s: %s", file, error.detail.partition(":")[0])
+    bad = [file for file in files if file not in sides]
+    if 2 * len(bad) > len(files):
+        raise DataError(f"{len(bad)} of {len(files)} files in {path} are no pictures, {bad[0]} for one")
+    return sides

@@ -218,7 +218,8 @@ def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_
     predict, tolerance = answers(contract.engine)
     write_reference(
         folder / "reference.json",
-        [_encode(pixels) for pixels in held_out.images[:REFERENCE_IMAGES]],
+        # Repeated where a small data set holds fewer out.
+        [_encode(pixels) for pixels in np.resize(held_out.images, (REFERENCE_IMAGES, *held_out.images.shape[1:]))],
         predict,
         tolerance=tolerance,
         fallback=answers(contract.fallback) if contract.fallback else None,

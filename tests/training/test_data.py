@@ -79,7 +79,9 @@ def test_bad_file_is_named_and_skipped(tmp_path, caplog):
     (tmp_path / "bees" / "notes.txt").write_text("no picture")
     _, labels = ImageFolder.find(tmp_path, "train").read(Input(32, 32, (0.5,) * 3, (0.5,) * 3))
     assert labels.tolist() == [0, 1]
-    assert "notes.txt" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped {tmp_path}/bees/notes.txt: the bytes are no known image"
+    ]
 
 
 def test_folder_of_mostly_bad_files_is_refused(tmp_path):
@@ -89,6 +91,19 @@ def test_folder_of_mostly_bad_files_is_refused(tmp_path):
         (tmp_path / "bees" / f"{number}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="3 of 4 files"):
         ImageFolder.find(tmp_path, "train").measure()
+
+
+def test_class_without_a_readable_picture_is_refused_by_name(tmp_path):
+    for name in ("ants/1.png", "ants/2.png", "bees/1.png"):
+        write_picture(tmp_path / name)
+    (tmp_path / "bees" / "1.png").write_bytes(b"")
+    with pytest.raises(DataError, match="there is no picture in bees"):
+        ImageFolder.find(tmp_path, "train")
+
+
+def test_measuring_pictures_that_were_learnt_from_is_told(tmp_path, caplog):
+    load_test_images(f"imagefolder:{SAMPLES}", tmp_path, Input(32, 32, (0.5,) * 3, (0.5,) * 3))
+    assert "those learnt from too" in caplog.text
 
 
 def test_folder_without_classes_is_refused(tmp_path):
