@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.versions import Kind, Target, Versions
 
 FRAME_BYTES = 4
-# Rows of one batch in flight for each ready worker: one at work and one that waits, so that no worker idles in between.
+# Rows that a batch is cut into, and has in flight, for each ready worker: TorchServe hands a worker two at once.
 ROWS_PER_WORKER = 2
 
 
@@ -141,7 +141,7 @@ class DataPlane:
             return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
 
     def _images_a_row(self, count: int, workers: int) -> int:
-        return min(self._chunk_images, math.ceil(count / workers))
+        return min(self._chunk_images, math.ceil(count / (workers * ROWS_PER_WORKER)))
 
 
 def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:
