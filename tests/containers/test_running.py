@@ -292,17 +292,21 @@ def test_a_training_in_a_container_is_recorded_and_served(project):
     version = "9.0.0"
     package = ("package", "runs/first", "--version", version)
     project.compose(*run, *package, timeout_s=300)
-    runs = httpx.get(
-        f"{project.mlflow}/ajax-api/2.0/mlflow/experiments/get-by-name",
-        params={"experiment_name": "gradserve"},
-        timeout=10,
-    )
-    assert runs.status_code == 200, runs.text
-    project.compose("run", "--rm", "-T", "gradserve", "deploy", version, "--yes", timeout_s=400)
+    operator = ("run", "--rm", "-T", "gradserve")
+    # By its number in MLflow's registry, which packing has given the archive.
+    project.compose(*operator, "deploy", "cifar10/1", "--yes", timeout_s=400)
     picture = {"content": PICTURE.read_bytes(), "headers": {"content-type": "image/png"}}
     answer = httpx.post(f"{project.gateway}/predict?version={version}", **picture, timeout=10)
     assert answer.json()["model"]["version"] == version
-    project.compose("run", "--rm", "-T", "gradserve", "retire", version, timeout_s=200)
+    project.compose(*operator, "promote", version, timeout_s=200)
+    champion = httpx.get(
+        f"{project.mlflow}/ajax-api/2.0/mlflow/registered-models/alias",
+        params={"name": "cifar10", "alias": "champion"},
+        timeout=10,
+    )
+    assert champion.json()["model_version"]["version"] == "1", champion.text
+    project.compose(*operator, "rollback", timeout_s=200)
+    project.compose(*operator, "retire", version, timeout_s=200)
 
 
 def test_prometheus_scrapes_gateway_and_torchserve(project):

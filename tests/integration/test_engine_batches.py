@@ -30,6 +30,15 @@ _SPEC.loader.exec_module(rules)
 
 
 @pytest.fixture(scope="module")
+def stack(make_stack, model_source):
+    """A stack of its own, whose TorchServe puts many rows into a batch; by default it hands over two."""
+    mixing = make_stack(AGENT_BATCH_SIZE="16")
+    mixing.start(model_source)
+    mixing.wait_until_ready()
+    return mixing
+
+
+@pytest.fixture(scope="module")
 def contract(model_source):
     return contracts.load(model_source / "contract.json")
 
