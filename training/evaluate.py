@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from training.data import Images
 
 EXPLAINED_IMAGES = 500
+FILES = ("metrics.json", "confusion.png", "calibration.png", "samples.png", "explanations.json", "explanations.png")
+"""What is written; the last two where explanations are measured."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def evaluate(
         accuracy=report["accuracy"],
     )
     output.mkdir(parents=True, exist_ok=True)
+    plot_confusion(report["confusion"], contract.classes, output / "confusion.png")
     _draw(probabilities, images, contract, network.to(device), output)
     explanation = _measure_explanation(network, contract, engine, images, explained) if explained else {}
     report["seconds"] = round(time.perf_counter() - started, 1)
@@ -182,14 +185,9 @@ def _measure_explanation(
 def _draw(
     probabilities: NDArray[np.float32], images: Images, contract: Contract, network: nn.Module, output: Path
 ) -> None:
-    """Writes the pictures `confusion.png`, `calibration.png` and `samples.png`, of right answers and wrong ones."""
+    """Draws `calibration.png`, and `samples.png` of right answers and wrong ones."""
     answers = probabilities.argmax(axis=1)
     right = answers == images.labels
-    plot_confusion(
-        confusion_matrix(images.labels, answers, labels=range(len(contract.classes))),
-        contract.classes,
-        output / "confusion.png",
-    )
     plot_calibration(
         {
             "temperature 1": reliability(_without_temperature(probabilities, contract), images.labels),
@@ -229,9 +227,8 @@ def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> Non
             metrics[f"test_explanation_{name}"] = report["explanation"][name]
     tracker = Tracker("evaluation", report["model"]["run_id"])
     survive(lambda: _attach(report, images, data, metrics))
-    for name in ("metrics.json", "explanations.json", *(path.name for path in sorted(output.glob("*.png")))):
-        if (output / name).is_file():
-            tracker.artifact(output / name, "evaluation")
+    for name in FILES if "explanation" in report else FILES[:-2]:
+        tracker.artifact(output / name, "evaluation")
     tracker.finish()
 
 
