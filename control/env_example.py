@@ -22,7 +22,11 @@ _HEAD = """\
 #GRADSERVE_HOME=.gradserve
 # Who changes the plan, for its audit log. Default: user@machine.
 #GRADSERVE_OPERATOR=
-# Where training is recorded. Default: a SQLite file in the working directory.
+# Gateways whose counts `status` shows and `promote --auto` judges by, with commas. Default: this machine's own.
+#GRADSERVE_GATEWAYS=
+# An API key for them, where they ask: scope read, and predict for `deploy --gate`.
+#GRADSERVE_KEY=
+# Where training is recorded, and the registry of releases. Default: a SQLite file in the working directory.
 #MLFLOW_TRACKING_URI=
 """
 # Defaults that are made at start from other settings or from where the code lies.
