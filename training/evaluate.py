@@ -237,15 +237,17 @@ def _attach(report: dict[str, Any], images: Images, data: str, metrics: dict[str
     model = report["model"]
     client = connect()
     measured_on = dataset_input("test", images, data)
-    client.log_inputs(model["run_id"], datasets=[measured_on])
+    run = client.get_run(model["run_id"])
+    known = {found.dataset.digest for found in run.inputs.dataset_inputs} if run.inputs else set()
+    if measured_on.dataset.digest not in known:  # MLflow would list it once more
+        client.log_inputs(model["run_id"], datasets=[measured_on])
     versions = sorted(
         client.search_model_versions(f"run_id = '{model['run_id']}'"), key=lambda found: int(found.version)
     )
     # One run may have become several releases: this one's, or else the version that the training registered.
     released = [found for found in versions if found.tags.get("release") == model["version"]]
     version = next(iter(released or versions), None)
-    outputs = client.get_run(model["run_id"]).outputs  # the registry keeps no model's id
-    logged = outputs.model_outputs if outputs else []
+    logged = run.outputs.model_outputs if run.outputs else []  # the registry keeps no model's id
     now = int(time.time() * 1000)
     entries = [
         Metric(

@@ -129,7 +129,7 @@ def test_figures_are_the_registered_versions_own(run, tmp_path, cache):
     assert version.tags["test_weights_sha256"] == report["model"]["weights_sha256"]
     (logged,) = client.get_run(run_id).outputs.model_outputs
     metrics = client.get_logged_model(logged.model_id).metrics
-    (accuracy,) = (metric for metric in metrics if metric.key == "test_accuracy")
+    accuracy = next(metric for metric in metrics if metric.key == "test_accuracy" and metric.dataset_name)
     assert accuracy.value == report["accuracy"]
     (data,) = (found.dataset for found in client.get_run(run_id).inputs.dataset_inputs if found.tags[0].value == "test")
     assert (accuracy.dataset_name, accuracy.dataset_digest) == (data.name, data.digest)
