@@ -1,4 +1,4 @@
-"""Workers that load while others serve give way: importing torch takes seconds of a whole core.
+"""Workers that load while others serve give way, importing torch takes seconds of a whole core; and shadows always do.
 
 Lowering a priority is always allowed, raising it again is not: without CAP_SYS_NICE (or a limit that permits it)
 nothing is lowered, because a promoted version must not stay slow for ever.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from control.management import Registered
 
-LOADING_NICE = 15
+LOW_NICE = 15
 _CAP_SYS_NICE = 23
 
 
@@ -33,25 +33,28 @@ def can_restore_priority() -> bool:
     return False
 
 
-class LoadingPriority:
-    """Remembers which workers were slowed down, and undoes it when they are ready."""
+class WorkerPriority:
+    """Remembers which workers were slowed down, and undoes it when they are ready and no shadow's."""
 
     def __init__(self, *, is_allowed: bool) -> None:
         self._is_allowed = is_allowed
         self._lowered: set[int] = set()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
 
-    def apply(self, entries: Iterable[Registered]) -> None:
-        """Lowers workers that load while another one is ready; restores those that have become ready."""
-        workers = [worker for entry in entries for worker in entry.workers if worker.pid is not None]
+    def apply(self, entries: Iterable[Registered], shadows: Iterable[Registered] = ()) -> None:
+        """Lowers shadows' workers, and others that load while one is ready; restores who is neither any more."""
+        copying = [worker for entry in shadows for worker in entry.workers if worker.pid is not None]
+        working = [worker for entry in entries for worker in entry.workers if worker.pid is not None]
+        workers = working + copying
         somebody_serves = any(worker.ready for worker in workers)
         for worker in workers if self._is_allowed else ():
             pid = worker.pid or 0
-            if worker.ready and pid in self._lowered:
+            gives_way = worker in copying or not worker.ready
+            if pid in self._lowered and not gives_way:
                 set_niceness(pid, self._normal)
                 self._lowered.discard(pid)
-            elif not worker.ready and somebody_serves and pid not in self._lowered:
-                set_niceness(pid, LOADING_NICE)
+            elif pid not in self._lowered and gives_way and somebody_serves:
+                set_niceness(pid, LOW_NICE)
                 self._lowered.add(pid)
         self._lowered &= {worker.pid for worker in workers if worker.pid is not None}
 

@@ -15,7 +15,7 @@ from control.archive import inspect_archive
 from control.deployment import Deployment, Role, Step, Wanted, next_step
 from control.errors import ArchiveError, ManagementError, VerificationError
 from control.gateways import Gateways
-from control.priority import LoadingPriority, can_restore_priority
+from control.priority import WorkerPriority, can_restore_priority
 from control.verification import verify_explanation, verify_predictions
 from gateway import traffic
 
@@ -63,7 +63,7 @@ class Reconciler:
         self._settings = settings
         self._management = management
         self._server_log = log
-        self._priority = LoadingPriority(is_allowed=can_restore_priority())
+        self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
         self.plan_file = PlanFile(settings)
         self.gateways = Gateways()
@@ -90,7 +90,10 @@ class Reconciler:
             if deployment.task is None and deployment.acted_at < looked_at:
                 self._start_step(deployment, now)
         # Explainers lower themselves for good, see handlers/image_handler.py.
-        self._priority.apply([d.predict for d in self.deployments.values() if d.predict is not None])
+        found = [(d.predict, d.wanted.role) for d in self.deployments.values() if d.predict is not None]
+        self._priority.apply(
+            [entry for entry, role in found if role != "shadow"], [entry for entry, role in found if role == "shadow"]
+        )
 
     def follow(self) -> traffic.Plan | None:
         """Reads the plan and takes over its wishes; works without a server."""

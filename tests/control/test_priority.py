@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from control.management import Registered, Worker
-from control.priority import LOADING_NICE, LoadingPriority, can_restore_priority
+from control.priority import LOW_NICE, WorkerPriority, can_restore_priority
 
 
 def entry(*workers):
@@ -24,14 +24,27 @@ def niceness(process):
 
 @pytest.mark.skipif(not can_restore_priority(), reason="needs CAP_SYS_NICE")
 def test_a_worker_that_loads_beside_a_serving_one_gives_way_until_it_is_ready(process):
-    priority = LoadingPriority(is_allowed=True)
+    priority = WorkerPriority(is_allowed=True)
     priority.apply([entry((process.pid, False)), entry((os.getpid(), True))])
-    assert niceness(process) == LOADING_NICE
+    assert niceness(process) == LOW_NICE
     priority.apply([entry((process.pid, True)), entry((os.getpid(), True))])
     assert niceness(process) == os.getpriority(os.PRIO_PROCESS, 0) == 0
 
 
 def test_nobody_gives_way_where_nobody_serves_or_nothing_could_be_restored(process):
-    LoadingPriority(is_allowed=True).apply([entry((process.pid, False))])
-    LoadingPriority(is_allowed=False).apply([entry((process.pid, False)), entry((os.getpid(), True))])
+    WorkerPriority(is_allowed=True).apply([entry((process.pid, False))])
+    WorkerPriority(is_allowed=False).apply([entry((process.pid, False)), entry((os.getpid(), True))])
     assert niceness(process) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+@pytest.mark.skipif(not can_restore_priority(), reason="needs CAP_SYS_NICE")
+def test_a_shadows_worker_gives_way_until_it_is_no_shadow_any_more(process):
+    priority, serving, copying = (
+        WorkerPriority(is_allowed=True),
+        entry((os.getpid(), True)),
+        entry((process.pid, True)),
+    )
+    priority.apply([serving], [copying])
+    assert niceness(process) == LOW_NICE
+    priority.apply([serving, copying])
+    assert niceness(process) == 0
