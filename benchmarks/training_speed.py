@@ -5,7 +5,7 @@ progress. The bare one takes normalised tensors of the right size from memory an
 few settings, which are tried first. Both are timed in turn within each round; shares are medians over rounds of shares
 within a round.
 
-    python benchmarks/training.py [--rounds 5]
+    python benchmarks/training_speed.py [--rounds 5]
 """
 
 from __future__ import annotations
