@@ -42,7 +42,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
         grey = [round(255 * mean) for mean in size.mean]
-        self._randaugment = RandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
+        self._randaugment = _QuickRandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
         self._erase = RandomErasing(augmentation.erasing, scale=(0.02, 0.25), value=0)
 
     def __len__(self) -> int:
@@ -83,6 +83,18 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _erased(self, image: torch.Tensor, seeds: tuple[int, int]) -> torch.Tensor:
         torch.default_generator.manual_seed(seeds[1])
         return self._erase(image)  # type: ignore[no-any-return]
+
+
+class _QuickRandAugment(RandAugment):  # type: ignore[misc]
+    """torchvision's, less the table of all operations that it makes anew for each picture: half of its time."""
+
+    _space: dict[str, Any] | None = None
+
+    def _augmentation_space(self, num_bins: int, image_size: tuple[int, int]) -> dict[str, Any]:
+        # The pictures of one training are of one size.
+        if self._space is None:
+            self._space = super()._augmentation_space(num_bins, image_size)
+        return self._space
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
