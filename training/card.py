@@ -56,9 +56,10 @@ def _test_figures(report: dict[str, Any]) -> str:
         f"| {name} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} |"
         for name, row in report["per_class"].items()
     )
-    environment = report["environment"]
+    environment, data = report["environment"], report["data"]
+    which = "test pictures, which decided nothing" if data["part"] == "test" else "pictures that it learnt from"
     return (
-        f"On the {report['data']['images']:,} test pictures, which decided nothing, as served: accuracy "
+        f"On the {data['images']:,} {which}, as served: accuracy "
         f"**{report['accuracy']:.2%}**, macro F1 {report['macro']['f1']:.4f}. Measured {report['created'][:10]} with "
         f"torch {environment['version_torch']} on {environment['processor']}.\n\n"
         "| class | precision | recall | F1 |\n|---|---:|---:|---:|\n" + "\n".join(rows)
@@ -68,7 +69,13 @@ def _test_figures(report: dict[str, Any]) -> str:
 def _calibration(contract: Contract, report: dict[str, Any]) -> str:
     """Calibration errors before and after the temperature, on the pictures that fitted it and on the test pictures."""
     accepted = contract.accepted
-    rows = [("test, as served", report["expected_calibration_error_before"], report["expected_calibration_error"])]
+    rows = [
+        (
+            f"{report['data']['part']}, as served",
+            report["expected_calibration_error_before"],
+            report["expected_calibration_error"],
+        )
+    ]
     text = "Expected calibration error in 15 bins; the temperature divides the logits before the softmax"
     if "held_out_images" in accepted:
         text += f" and was fitted on the {accepted['held_out_images']:,} held-out pictures"
@@ -103,7 +110,7 @@ def _explanations(contract: Contract, report: dict[str, Any]) -> str:
             "explanations.json."
         )
     if measured := report.get("explanation"):
-        parts.append(_measured_explanation(measured))
+        parts.append(_measured_explanation(measured, report["data"]["part"]))
     if "explainer_disagreement" in accepted:
         share = accepted["explainer_disagreement"]
         parts.append(
@@ -114,7 +121,7 @@ def _explanations(contract: Contract, report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _measured_explanation(measured: dict[str, Any]) -> str:
+def _measured_explanation(measured: dict[str, Any], part: str) -> str:
     rows = "\n".join(
         f"| {name} | {row['deletion_area']:.3f} | {row['insertion_area']:.3f} | {row['score']:.3f} |"
         for name, row in (
@@ -125,7 +132,7 @@ def _measured_explanation(measured: dict[str, Any]) -> str:
     )
     randomised = ", ".join(f"{name} {value:.2f}" for name, value in measured["randomised"].items())
     return (
-        f"On {measured['images']} test pictures, confidence as the hottest pixels are greyed (deletion: less is "
+        f"On {measured['images']} {part} pictures, confidence as the hottest pixels are greyed (deletion: less is "
         "better) or restored into the blurred picture (insertion: more is better), as areas under the curves "
         "([Petsiuk et al. 2018](https://arxiv.org/abs/1806.07421)):\n\n"
         f"| pixels in the order of | deletion | insertion | difference |\n|---|---:|---:|---:|\n{rows}\n\n"
@@ -151,7 +158,7 @@ def _training(provenance: dict[str, Any]) -> str:
 
 def _data(report: dict[str, Any], accepted: dict[str, Any]) -> str:
     data = report["data"]
-    parts = [f"{data['name']}; SHA-256 of the decoded test part: `{data['sha256']}`."]
+    parts = [f"{data['name']}; SHA-256 of the decoded {data['part']} part: `{data['sha256']}`."]
     if "held_out_images" in accepted:
         parts[0] += (
             f" {accepted['held_out_images']:,} of the training pictures were held out and made every choice: epoch, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from handlers.contract import Contract
     from handlers.engines import Engine
     from training.data import Images
+
+logger = logging.getLogger(__name__)
 
 EXPLAINED_IMAGES = 500
 FILES = ("metrics.json", "confusion.png", "calibration.png", "samples.png", "explanations.json", "explanations.png")
@@ -116,6 +119,8 @@ def evaluate(
     ]
     probabilities = np.concatenate(parts)
     identity = _identity(folder, contract, images, data)
+    if identity["data"]["part"] != "test":
+        logger.warning("the model learnt from these very pictures: what it makes of them says nothing about others")
     report = identity | _figures(probabilities, images.labels, contract)
     record_look(
         looks,
@@ -147,6 +152,8 @@ def evaluate(
 
 def _identity(folder: Path, contract: Contract, images: Images, data: str) -> dict[str, Any]:
     """What figures are about: model, data, and what they were made with."""
+    digest = images.sha256()
+    is_learnt = digest == contract.accepted.get("provenance", {}).get("data_sha256")
     return {
         "model": {
             "name": contract.name,
@@ -155,7 +162,12 @@ def _identity(folder: Path, contract: Contract, images: Images, data: str) -> di
             "run_id": contract.accepted.get("run_id", ""),
             "engine": asdict(contract.engine),
         },
-        "data": {"name": data.partition(":")[0], "part": "test", "images": len(images), "sha256": images.sha256()},
+        "data": {
+            "name": data.partition(":")[0],
+            "part": "training" if is_learnt else "test",
+            "images": len(images),
+            "sha256": digest,
+        },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
     }
@@ -236,7 +248,7 @@ def _attach(report: dict[str, Any], images: Images, data: str, metrics: dict[str
     """Logs `metrics` as the registered version's own, with the data they were measured on, and tags the version."""
     model = report["model"]
     client = connect()
-    measured_on = dataset_input("test", images, data)
+    measured_on = dataset_input(report["data"]["part"], images, data)
     run = client.get_run(model["run_id"])
     known = {found.dataset.digest for found in run.inputs.dataset_inputs} if run.inputs else set()
     if measured_on.dataset.digest not in known:  # MLflow would list it once more

@@ -45,10 +45,7 @@ class ImageFolder:
         Raises:
             DataError: there are not at least two class folders with pictures in each, or most files are no pictures.
         """
-        if (path / part).is_dir():
-            path = path / part
-        elif part == "test":
-            logger.warning("%s has no folder `test`: all its pictures are taken, those learnt from too", path)
+        path = path / part if (path / part).is_dir() else path
         if not path.is_dir():
             raise DataError(f"{path} is no folder: pass one that holds a folder of pictures for each class")
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))

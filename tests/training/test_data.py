@@ -101,11 +101,6 @@ def test_class_without_a_readable_picture_is_refused_by_name(tmp_path):
         ImageFolder.find(tmp_path, "train")
 
 
-def test_measuring_pictures_that_were_learnt_from_is_told(tmp_path, caplog):
-    load_test_images(f"imagefolder:{SAMPLES}", tmp_path, Input(32, 32, (0.5,) * 3, (0.5,) * 3))
-    assert "those learnt from too" in caplog.text
-
-
 def test_folder_without_classes_is_refused(tmp_path):
     with pytest.raises(DataError, match="at least two folders"):
         ImageFolder.find(tmp_path, "train")
