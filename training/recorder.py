@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from mlflow import MlflowException
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunStatus, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
-from training.recipe import recipe_to_dict
+from training.recipe import EVERYTHING, recipe_to_dict
 from training.sources import CIFAR10
 from training.tracking import connect, experiment_id, survive, tracking_uri
 
@@ -99,11 +99,14 @@ class Recorder:
     def _own_run(self, client: MlflowClient) -> Run:
         if self.run_id:
             try:
-                return _revived(client, client.get_run(self.run_id))
+                run = client.get_run(self.run_id)
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                     raise
                 logger.warning("MLflow: %s has no run %s: a new one gets all", tracking_uri(), self.run_id)
+            else:
+                _revive(client, run)
+                return run
         run = client.create_run(experiment_id(client), run_name=self.name)
         self.run_id = run.info.run_id
         return run
@@ -127,32 +130,39 @@ class Recorder:
         for number, phase in enumerate(self.recipe.phases(), start=1):
             if start > len(history) or (start == len(history) and number > 1):
                 return  # has not begun
-            run_id = nested[str(number)] if str(number) in nested else self._begin(client, experiment, number, phase)
+            run = nested.get(str(number)) or self._begin(client, experiment, number, phase)
             epochs = history[start : start + phase.epochs]
-            _send(client, run_id, epochs, start + 1)
-            client.update_run(run_id, status="FINISHED" if len(epochs) == phase.epochs else "RUNNING")
+            self._record_phase(client, run, phase, epochs, start + 1)
             start += phase.epochs
 
-    def _nested_runs(self, client: MlflowClient, experiment: str) -> dict[str, str]:
-        """The ids of the phases' runs by number."""
-        found = client.search_runs([experiment], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'")
-        return {run.data.tags[_PHASE_TAG]: run.info.run_id for run in found if _PHASE_TAG in run.data.tags}
+    def _record_phase(self, client: MlflowClient, run: Run, phase: Phase, epochs: History, first: int) -> None:
+        run_id = run.info.run_id
+        if not run.data.params:
+            trained = "all" if phase.trained == EVERYTHING else ",".join(phase.trained)
+            params = {"epochs": phase.epochs, "rate": phase.rate, "sizes": phase.sizes, "trained": trained}
+            client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
+        _send(client, run_id, epochs, first)
+        if len(epochs) < phase.epochs:
+            _revive(client, run)
+        elif run.info.status != "FINISHED":
+            client.set_terminated(run_id, "FINISHED")
 
-    def _begin(self, client: MlflowClient, experiment: str, number: int, phase: Phase) -> str:
+    def _nested_runs(self, client: MlflowClient, experiment: str) -> dict[str, Run]:
+        """The phases' runs by number."""
+        found = client.search_runs([experiment], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'")
+        return {run.data.tags[_PHASE_TAG]: run for run in found if _PHASE_TAG in run.data.tags}
+
+    def _begin(self, client: MlflowClient, experiment: str, number: int, phase: Phase) -> Run:
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, _PHASE_TAG: str(number)}
-        run_id: str = client.create_run(experiment, run_name=phase.name, tags=tags).info.run_id
-        trained = "all" if phase.trained == ("",) else ",".join(phase.trained)
-        params = {"epochs": phase.epochs, "rate": phase.rate, "sizes": phase.sizes, "trained": trained}
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-        return run_id
+        return client.create_run(experiment, run_name=phase.name, tags=tags)
 
     def _finish(self, client: MlflowClient, status: str, files: Iterable[Path]) -> None:
         for path in files:
             client.log_artifact(self.run_id, str(path))
         experiment = client.get_run(self.run_id).info.experiment_id
-        for run_id in self._nested_runs(client, experiment).values():
-            if client.get_run(run_id).info.status == "RUNNING":
-                client.set_terminated(run_id, status)
+        for run in self._nested_runs(client, experiment).values():
+            if run.info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, status)
         client.set_terminated(self.run_id, status)
 
     def _stop_monitor(self) -> None:
@@ -161,10 +171,9 @@ class Recorder:
             self._monitor = None
 
 
-def _revived(client: MlflowClient, run: Run) -> Run:
-    if run.info.status != RunStatus.to_string(RunStatus.RUNNING):
+def _revive(client: MlflowClient, run: Run) -> None:
+    if run.info.status != "RUNNING":
         client.update_run(run.info.run_id, status="RUNNING")
-    return run
 
 
 def _send(client: MlflowClient, run_id: str, epochs: Sequence[dict[str, float]], first: int) -> None:
