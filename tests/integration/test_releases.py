@@ -114,20 +114,6 @@ def second(stack, write_untrained, tmp_path_factory):
     return package_directory(write_untrained("9.0.0", seed=9), tmp_path_factory.mktemp("second"))
 
 
-@pytest.fixture
-def stable(stack):
-    """The stable version; whatever else the test brought in is out again afterwards."""
-    plan = json.loads((stack.home / "plan.json").read_text())
-    version = plan["stable"]["version"]
-    yield version
-    if json.loads((stack.home / "plan.json").read_text())["stable"]["version"] != version:
-        assert stack.command("promote", version).returncode == 0
-    plan = json.loads((stack.home / "plan.json").read_text())
-    for release in (plan["canary"], plan["shadow"], *plan["retained"]):
-        if release:
-            assert stack.command("retire", release["version"]).returncode == 0
-
-
 def command(stack, *arguments):
     answer = stack.command(*arguments)
     assert answer.returncode == 0, (arguments, answer.stdout, answer.stderr)
@@ -174,16 +160,25 @@ def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_req
 def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drained(stack):
     calls = [json.loads(line) for line in stack.management_log.read_text().splitlines()]
     registered = [call["path"] for call in calls if call["method"] == "POST"]
-    assert registered
+    assert {path.split("?")[0] for path in registered} == {"/models"}
     assert all("synchronous=false" in path for path in registered)
     assert all("synchronous=false" in c["path"] for c in calls if c["method"] == "PUT" and "min_worker" in c["path"])
-    last_seen = {}
+    plans, last_seen, default, deleted = changes(stack), {}, {}, []
     for call in calls:
-        if call["method"] == "GET" and call["path"].endswith("/all") and call["status"] == 200:
-            last_seen[call["path"].split("/")[2]] = call["answer"]
+        _, _, entry, *version = call["path"].split("?")[0].split("/") if call["path"].count("/") > 1 else (0, 0, "")
+        if call["method"] == "GET" and version == ["all"] and call["status"] == 200:
+            last_seen[entry] = call["answer"]
+        if version[1:] == ["set-default"]:
+            assert entry.endswith("-explain") or last_seen[entry][version[0]]["ready"] > 0, call
+            default[entry] = version[0]
         if call["method"] == "DELETE":
-            _, _, entry, version = call["path"].split("/")
-            assert last_seen[entry][version]["pending"] == 0, call
+            assert last_seen[entry][version[0]]["pending"] == 0, call
+            assert default[entry] != version[0], call
+            in_force = [routed for since, routed in plans if since <= call["time"]][-1]
+            assert version[0] not in in_force, call
+            deleted.append((entry, version[0]))
+    # The whole cycle of the test before is in there.
+    assert {entry for entry, _ in deleted} == {"cifar10", "cifar10-explain"}
 
 
 def test_an_archive_that_must_not_be_loaded_is_refused_before_the_plan_is_touched(stack, second, stable, tmp_path):
@@ -228,15 +223,20 @@ def with_handler(archive, path, code):
 
 
 @pytest.mark.long
-def test_a_version_that_crashes_or_hangs_while_loading_is_refused(make_stack, model_source, second, tmp_path, until):
+def test_a_version_that_crashes_or_hangs_while_loading_is_refused(
+    make_stack, model_source, second, picture, tmp_path, until
+):
     other = make_stack(AGENT_LOAD_TIMEOUT_S="60")
     other.start(model_source)
     other.wait_until_ready()
-    crashing = with_handler(second, tmp_path / "crashing.mar", "import nothing_of_that_name")
-    assert "its workers die while they load" in refused(other, "deploy", str(crashing))
-    (other.model_store / "cifar10-9.0.0.mar").unlink()
-    said = refused(other, "deploy", str(with_handler(second, tmp_path / "hanging.mar", HANGING)))
-    assert "no worker was ready within" in said
+    with Load(f"{other.gateway}/predict", picture) as load:
+        crashing = with_handler(second, tmp_path / "crashing.mar", "import nothing_of_that_name")
+        assert "its workers die while they load" in refused(other, "deploy", str(crashing))
+        (other.model_store / "cifar10-9.0.0.mar").unlink()
+        said = refused(other, "deploy", str(with_handler(second, tmp_path / "hanging.mar", HANGING)))
+        assert "no worker was ready within" in said
+    assert {status for _, _, status, _ in load.answers} == {200}
+    assert outside_the_plan(load, changes(other)) == []
     until(lambda: len(other.versions()) == 1, 30)
     assert other.health().json()["status"] == "ok"
 
@@ -257,17 +257,45 @@ def test_kills_in_the_middle_are_healed(make_stack, model_source, second, pictur
     deploy.kill()
     deploy.wait()
 
-    # TorchServe, while the new version loads: both come back.
+    # TorchServe, while the new version loads: the status says so, and both come back.
     os.kill(stack.status()["torchserve"]["pid"], signal.SIGKILL)
+    until(lambda: not told(stack)["ok"], 30)
+    assert told(stack)["drift"]
     until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
     assert httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] == stable
     command(stack, "deploy", "9.0.0", "--canary", "50")
 
-    # The agent, while both serve: started again, both verified again.
+    # The agent, while both serve: nobody can say anything; then it is started again, and both are verified again.
     (agent,) = [pid for pid, line in stack.processes().items() if "control.cli agent" in line]
     os.kill(agent, signal.SIGKILL)
+    assert "does not answer" in told(stack)["agents"][0]["error"]
     until(lambda: stack.health().status_code == 503, 10)
     until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
-    assert stack.command("status").returncode == 0
+    until(lambda: stack.command("status").returncode == 0, 30)
+    assert told(stack)["drift"] == []
     served = {httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] for _ in range(40)}
     assert served == {stable, "9.0.0"}
+
+    # The command again, between workers and routing: the canary has its workers and its share, no more.
+    promote = subprocess.Popen(
+        [sys.executable, "-m", "control.cli", "promote"],
+        env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: stack.audit()[-1]["what"] == "promote 9.0.0: workers", 30)
+    promote.kill()
+    promote.wait()
+    workers = stack.plan()["canary"]["workers"]
+    assert stack.plan()["stable"]["version"] == stable
+    until(lambda: ready(stack)["9.0.0"] == workers, 60)
+    command(stack, "scale", "9.0.0", str(workers + 1))
+    assert ready(stack)["9.0.0"] == workers + 1
+
+
+def told(stack) -> dict:
+    """What `gradserve status` says."""
+    return json.loads(stack.command("status", "--json").stdout)
+
+
+def ready(stack) -> dict[str, int]:
+    """Ready prediction workers by version."""
+    return {version["version"]: version["predict"]["ready"] for version in stack.versions()}
