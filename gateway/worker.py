@@ -32,6 +32,37 @@ if TYPE_CHECKING:
 LINGER_S = 1.0
 
 
+class OneWrite:
+    """A transport that sends what is written in one turn of the loop at once.
+
+    Uvicorn writes an answer's head and its body one after the other, and uvloop sends each as it comes: two system
+    calls, of which each wakes the client. They were half of what it costs to refuse a call.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._unsent: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Sends `data` with what else is written before the loop turns."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._unsent.append(data)
+
+    def close(self) -> None:
+        """Closes the connection after what was written."""
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — whatever a transport has
+        return getattr(self._transport, name)
+
+    def _send(self) -> None:
+        if self._unsent:
+            self._transport.write(b"".join(self._unsent))
+            self._unsent.clear()
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`."""
 
@@ -49,6 +80,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the first request's clock."""
         super().connection_made(transport)
+        self.transport = OneWrite(transport)  # type: ignore[assignment]  # as good as one for all that uvicorn does
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
