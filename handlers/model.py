@@ -75,7 +75,8 @@ class ServedModel:
         for job in images:
             _guard(job, self._decode)
         self._predict(_still_wanted(images))
-        self._explain(_still_wanted([job for job in images if job.row.kind == "explain"]))
+        if explained := [job for job in images if job.row.kind == "explain"]:
+            self._explain(_still_wanted(explained))
         return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
 
     def warm_up(self, *, explains: bool) -> None:
