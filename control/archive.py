@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from control.errors import ArchiveError
+from gateway.traffic import NAME, VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,6 +118,10 @@ def _check_contract(path: Path, contract: dict[str, Any], manifest: dict[str, An
     missing = [field for field in _CONTRACT_FIELDS if field not in contract]
     if missing:
         raise ArchiveError(path, f"its contract lacks {', '.join(missing)}")
+    for field, pattern in (("name", NAME), ("version", VERSION)):
+        # Both become parts of file names and of paths at TorchServe.
+        if not isinstance(contract[field], str) or not pattern.fullmatch(contract[field]):
+            raise ArchiveError(path, f"its contract's {field} {contract[field]!r} does not match {pattern.pattern}")
     classes = contract["classes"]
     if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
         raise ArchiveError(path, "its contract names no two classes")

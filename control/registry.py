@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from control.errors import RegistryUnusable
-from gateway.traffic import NAME
+from gateway.traffic import NAME, VERSION
 
 if TYPE_CHECKING:
     from training.releases import Release
@@ -53,9 +53,12 @@ def find(reference: Reference) -> Release:
     except ImportError as error:
         raise RegistryUnusable("MLflow is not installed here: pip install 'gradserve[training]'") from error
     try:
-        return find_release(reference.name, alias=reference.alias, number=reference.number)
+        release = find_release(reference.name, alias=reference.alias, number=reference.number)
     except RegistryError as error:
         raise RegistryUnusable(str(error)) from error
+    if not VERSION.fullmatch(release.version):
+        raise RegistryUnusable(f"models:/{release.name}/{release.number} names the release {release.version!r}")
+    return release
 
 
 def fetch(release: Release, folder: Path) -> Path:

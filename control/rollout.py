@@ -6,29 +6,19 @@ one with more workers than before. Routing changes in one step, by one atomic wr
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control import moves, registry
-from control.archive import Archive, file_sha256, inspect_archive
-from control.errors import (
-    ArchiveError,
-    ImpossibleMove,
-    NotFollowed,
-    Refused,
-    RegistryUnusable,
-    WouldBreakCallers,
-)
+from control import incoming, moves, registry
+from control.errors import ImpossibleMove, NotFollowed, Refused, RegistryUnusable
 from control.overview import ask_agent
 from control.releases import operator
 from gateway import traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from control.gate import Gate
     from control.releases import PlanStore
@@ -67,8 +57,8 @@ class Rollout:
         """
         with self._store.lock(f"deploy {what}"):
             plan = self._store.read()
-            archive = self._fetch(plan, what)
-            self._compare(plan, archive, yes=yes)
+            archive = incoming.fetch(plan, what, self._model_store, self._say)
+            incoming.compare(plan, archive, self._model_store, yes=yes, say=self._say)
             if gate is not None:
                 gate.check(archive.classes)
             release = traffic.Release(archive.version, archive.path.name, archive.sha256)
@@ -164,49 +154,6 @@ class Rollout:
             plan = self._store.write(moves.give_workers(plan, version, workers), f"scale {version} to {workers}")
             self._wait(f"scale {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             return plan
-
-    def _fetch(self, plan: traffic.Plan, what: str) -> Archive:
-        """The checked archive that `what` names (registered, a file, a version in the model store), in the store."""
-        if reference := registry.parse_reference(what):
-            return self._fetch_registered(plan, reference)
-        given = Path(what)
-        path = given if given.suffix == ".mar" else self._model_store / f"{plan.model}-{what}.mar"
-        return self._keep(plan, inspect_archive(path, _checksum_beside(path)))
-
-    def _fetch_registered(self, plan: traffic.Plan, reference: registry.Reference) -> Archive:
-        """The registered archive; downloaded unless these very bytes are in the model store."""
-        if reference.name != plan.model:
-            raise ImpossibleMove(f"the plan is of {plan.model}, not of {reference.name}")
-        release = registry.find(reference)
-        self._say(f"models:/{release.name}/{release.number} is {release.version}")
-        home = self._model_store / f"{plan.model}-{release.version}.mar"
-        if home.is_file() and file_sha256(home) == release.sha256:
-            return self._keep(plan, inspect_archive(home, release.sha256))
-        with tempfile.TemporaryDirectory(prefix=".fetching-", dir=self._model_store) as folder:
-            path = registry.fetch(release, Path(folder))
-            return self._keep(plan, inspect_archive(path, release.sha256))
-
-    def _keep(self, plan: traffic.Plan, archive: Archive) -> Archive:
-        """The checked archive, in the model store."""
-        path = archive.path
-        if archive.contract["name"] != plan.model:
-            raise ArchiveError(path, f"holds the model {archive.contract['name']}, the plan is of {plan.model}")
-        home = self._model_store / f"{plan.model}-{archive.version}.mar"
-        if path.resolve() != home.resolve():
-            if home.exists() and inspect_archive(home).sha256 != archive.sha256:
-                raise ArchiveError(path, f"{home.name} is in the model store with other bytes: use a new version")
-            partial = home.with_suffix(".partial")
-            shutil.copyfile(path, partial)
-            partial.replace(home)
-        return replace(archive, path=home)
-
-    def _compare(self, plan: traffic.Plan, archive: Archive, *, yes: bool) -> None:
-        stable = inspect_archive(self._model_store / plan.stable.archive)
-        differences = contract_differences(stable.contract, archive.contract)
-        if differences and not yes:
-            raise WouldBreakCallers(archive.version, differences)
-        for difference in differences:
-            self._say(f"{archive.version}: {difference} (accepted with --yes)")
 
     def _pass(self, gate: Gate, plan: traffic.Plan, version: str) -> None:
         """Returns when the version has passed the gate; otherwise takes it out of the plan again.
@@ -335,22 +282,6 @@ class Rollout:
                 time.sleep(0.1)
 
 
-def contract_differences(stable: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What callers of the stable version would notice, each as a sentence's part."""
-    differences = []
-    gone = [name for name in stable["classes"] if name not in new["classes"]]
-    added = [name for name in new["classes"] if name not in stable["classes"]]
-    if gone or added:
-        differences.append(f"classes gone: {', '.join(gone) or 'none'}, new: {', '.join(added) or 'none'}")
-    methods = [m for m in stable["explain"].get("methods", []) if m not in new["explain"].get("methods", [])]
-    if methods:
-        differences.append(f"explanation methods gone: {', '.join(methods)}")
-    sizes = [f"{contract['input']['width']}x{contract['input']['height']}" for contract in (stable, new)]
-    if sizes[0] != sizes[1]:
-        differences.append(f"input size {sizes[1]} instead of {sizes[0]} (heatmaps as numbers have that size)")
-    return differences
-
-
 def _find(status: dict[str, Any], version: str) -> dict[str, Any] | None:
     return next((found for found in status.get("versions", []) if found["version"] == version), None)
 
@@ -362,11 +293,3 @@ def _is_complete(found: dict[str, Any]) -> bool:
 def _has_workers(status: dict[str, Any], version: str, workers: int) -> bool:
     found = _find(status, version)
     return found is not None and found["routable"] and found["predict"]["ready"] >= workers
-
-
-def _checksum_beside(path: Path) -> str | None:
-    """The SHA-256 in the file `<archive>.sha256`, if there is one."""
-    try:
-        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return None

@@ -61,6 +61,15 @@ def test_another_hash_than_the_plans_is_refused(write):
         inspect_archive(write(), "0" * 64)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("version", "../../evil"), ("version", 1), ("name", "a/b"), ("name", ""), ("version", "1\n")]
+)
+def test_a_name_or_version_that_could_be_a_path_is_refused(write, field, value):
+    manifest = {"model": {"modelName": "cifar10", "modelVersion": value if field == "version" else "1.0.0"}}
+    with pytest.raises(ArchiveError, match=f"contract's {field}"):
+        inspect_archive(write(contract={**CONTRACT, field: value}, manifest=manifest))
+
+
 def link(name):
     info = zipfile.ZipInfo(name)
     info.external_attr = 0o120777 << 16
