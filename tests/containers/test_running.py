@@ -16,7 +16,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -322,6 +322,27 @@ def test_prometheus_scrapes_gateway_and_torchserve(project):
     wait_until(lambda: up() == {"gateway": "1", "torchserve": "1", "prometheus": "1"}, 60)
     asked = {"query": "sum(ts_inference_requests_total)"}
     wait_until(lambda: httpx.get(url, params=asked, timeout=5).json()["data"]["result"], 30)
+
+
+def test_another_address_asks_for_keys(project, tmp_path):
+    mount = ("--user", str(os.getuid()), "-v", f"{tmp_path}:/keys", "-e", "GATEWAY_KEYS_FILE=/keys/keys.json")
+    made = project.compose("run", "--rm", "-T", *mount, "gradserve", "keys", "make", "alice")
+    (tmp_path / "keys.json").chmod(0o644)
+    (port,) = free_ports(1)
+    settings = {"PUBLIC_ADDRESS": "127.0.0.2", "PUBLIC_PORT": str(port), "GATEWAY_KEYS_FILE": f"{tmp_path}/keys.json"}
+    public = replace(project, environment=project.environment | settings)
+    files = ("-f", "docker-compose.yml", "-f", "config/compose.public.yml")
+    public.compose(*files, "up", "-d", "--no-deps", "gateway")
+    try:
+        wait_until(lambda: httpx.get(f"{project.gateway}/readyz", timeout=5).status_code == 200, 60)
+        key = {"authorization": f"Bearer {re.search(r'gs_[A-Za-z0-9_-]+', made)[0]}"}
+        for url in (project.gateway, f"http://127.0.0.2:{port}"):
+            for headers, status in (({}, 401), (key, 200)):
+                sent = {"content-type": "image/png", **headers}
+                answer = httpx.post(f"{url}/predict", content=PICTURE.read_bytes(), headers=sent, timeout=10)
+                assert answer.status_code == status, answer.text
+    finally:
+        project.compose("up", "-d", "--no-deps", "gateway")
 
 
 def test_down_under_load_loses_no_request_that_was_accepted(project, tmp_path):
