@@ -1,0 +1,67 @@
+"""Pictures of many callers at once against the real server: they share rows, and each gets the answer it gets alone."""
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
+CLIENTS = 40
+ROUNDS = 5
+# Between two runs of one picture, whatever batch it is in: far less than between two pictures.
+SAME = 0.02
+
+
+@pytest.fixture(scope="module")
+def alone(stack) -> list[dict]:
+    """The answer that each picture gets when nobody else asks."""
+    with httpx.Client(base_url=stack.gateway, timeout=30) as client:
+        answers = [client.post("/predict", params={"top_k": 10}, content=picture) for picture in PICTURES]
+    assert {answer.status_code for answer in answers} == {200}
+    return [answer.json() for answer in answers]
+
+
+def test_each_caller_of_a_crowd_gets_the_answer_to_its_own_picture(stack, alone):
+    distinct = {tuple(round(entry["confidence"] / SAME) for entry in answer["top"]) for answer in alone}
+    assert len(distinct) > len(PICTURES) / 2, "the answers tell the pictures apart"
+    log = stack.home / "logs" / "gateway.log"
+    begins_at = log.stat().st_size
+
+    async def client(http: httpx.AsyncClient, number: int) -> None:
+        for turn in range(ROUNDS):
+            index = (number * ROUNDS + turn) % len(PICTURES)
+            top_k = (1, 3, 10)[(number + turn) % 3]
+            await check(http, f"crowd-{number}-{turn}", index, top_k, is_bad=(number + turn) % 7 == 0)
+
+    async def check(http: httpx.AsyncClient, request_id: str, index: int, top_k: int, *, is_bad: bool) -> None:
+        content = PICTURES[index][:200] if is_bad else PICTURES[index]
+        answer = await http.post(
+            "/predict", params={"top_k": top_k}, content=content, headers={"x-request-id": request_id}
+        )
+        body = answer.json()
+        assert answer.headers["x-request-id"] == body["request_id"] == request_id
+        if is_bad:
+            assert (answer.status_code, body["code"]) == (422, "image_unreadable"), body
+            return
+        assert answer.status_code == 200, body
+        assert len(body["top"]) == top_k
+        expected = {entry["class"]: entry["confidence"] for entry in alone[index]["top"]}
+        assert all(abs(entry["confidence"] - expected[entry["class"]]) < SAME for entry in body["top"]), index
+
+    async def crowd() -> None:
+        async with httpx.AsyncClient(base_url=stack.gateway, timeout=30) as http:
+            await asyncio.gather(*(client(http, number) for number in range(CLIENTS)))
+
+    asyncio.run(crowd())
+    with log.open(encoding="utf-8") as lines:
+        lines.seek(begins_at)
+        said = [json.loads(line) for line in lines if '"crowd-' in line]
+    rows = Counter(line.get("row", line["request_id"]) for line in said)
+    assert sum(rows.values()) == CLIENTS * ROUNDS
+    assert max(rows.values()) > 2, "the callers' pictures did not travel together"
