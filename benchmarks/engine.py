@@ -196,7 +196,8 @@ def take_accuracies(report: dict, known: dict) -> None:
         raise SystemExit(f"that report is about {known['model']}, not {report['model']}")
     for name, row in report["engines"].items():
         row["accuracy"] = known["engines"][name]["accuracy"]
-    report |= {"accuracy_images": known["accuracy_images"], "accuracy_commit": known["environment"]["git_commit"]}
+    commit = known.get("accuracy_commit", known["environment"]["git_commit"])
+    report |= {"accuracy_images": known["accuracy_images"], "accuracy_commit": commit}
 
 
 def show(report: dict) -> None:
