@@ -220,7 +220,12 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
     (tmp_path / "keys.json").write_text(json.dumps({"schema": 1, "keys": keys}), encoding="utf-8")
     agent = make_agent(versions=[make_version("1.0.0"), make_version("1.1.0", "canary")])
     base, _ = start_gateway(
-        folder=tmp_path, agent=agent, WORKERS="2", DRAIN_S="0.2", KEYS_FILE=str(tmp_path / "keys.json")
+        folder=tmp_path,
+        agent=agent,
+        WORKERS="2",
+        DRAIN_S="0.2",
+        KEYS_FILE=str(tmp_path / "keys.json"),
+        IN_FLIGHT_PREDICT="32",  # all of them may come to one process: refusals are not what this is about
     )
     canary = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "salt": "a"}
 
@@ -234,6 +239,7 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
 
         def call(name: str) -> None:
             answer = client.post(f"{base}/predict", content=b"x", headers={"x-api-key": name})
+            assert answer.status_code == 200, answer.text
             answered[name].add(answer.json()["model"]["version"])
 
         # 32 connections: a caller's second call comes by another, so to either worker.
