@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from handlers.contract import Input
 from training.errors import DataError
-from training.folder import ImageFolder
+from training.folder import ImageFolder, normalised_by
 from training.sources import content_sha256, load_cifar10
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def load_training_images(data: str, cache: Path) -> tuple[Images, Input]:
     kind, path = _kind(data)
     if kind == "imagefolder":
         folder = ImageFolder.find(Path(path), "train")
-        size = folder.measure()
-        return _from_folder(folder, size), size
+        size = folder.choose_size()
+        images = _from_folder(folder, size)
+        return images, normalised_by(images.images, size)
     return _from_cifar10(cache, path, "train"), CIFAR10_INPUT
 
 

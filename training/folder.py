@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,18 +63,10 @@ class ImageFolder:
             raise DataError(f"{path} needs at least two folders, one a class, each with pictures in it{found}")
         return cls(path, tuple(folder.name for folder in folders), tuple(files), tuple(sides.values()))
 
-    def measure(self) -> Input:
-        """The size for a network, and the pictures' mean and standard deviation per channel at that size.
-
-        The size is the median of the pictures' shorter sides, between 32 and 224 pixels, in whole multiples of 8.
-        """
+    def choose_size(self) -> Input:
+        """The size for a network: the median of the shorter sides, from 32 to 224 in steps of 8; not normalised yet."""
         side = int(np.clip(np.median(self.sides) // 8 * 8, SMALLEST, LARGEST))
-        plain = Input(side, side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-        pixels = self.read(plain)[0].reshape(-1, 3).astype(np.float32) / 255
-        mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
-        red, green, blue = (round(float(value), 4) for value in mean)
-        spread = tuple(max(round(float(value), 4), 1e-3) for value in std)
-        return Input(side, side, (red, green, blue), (spread[0], spread[1], spread[2]))
+        return Input(side, side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     def read(self, size: Input) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """The pictures (N, H, W, 3), decoded as serving does it, and their labels (N,)."""
@@ -83,6 +75,15 @@ class ImageFolder:
             for file, _ in tqdm(self.files, desc=f"reading {self.path.name}", unit="file", leave=False)
         ]
         return np.stack(images), np.array([label for _, label in self.files], np.int64)
+
+
+def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
+    """`size` with the mean and standard deviation per channel of `images` (N, H, W, 3)."""
+    pixels = images.reshape(-1, 3).astype(np.float32) / 255
+    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    red, green, blue = (round(float(value), 4) for value in mean)
+    spread = tuple(max(round(float(value), 4), 1e-3) for value in std)
+    return replace(size, mean=(red, green, blue), std=(spread[0], spread[1], spread[2]))
 
 
 def _sides(path: Path, files: list[Path]) -> dict[Path, int]:

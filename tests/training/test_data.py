@@ -70,7 +70,7 @@ def write_picture(path: Path, size: tuple[int, int] = (100, 70)) -> None:
 def test_folders_of_larger_pictures_get_a_size_of_their_own(tmp_path):
     for name in ("ants/1.png", "ants/2.png", "bees/1.jpg"):
         write_picture(tmp_path / name)
-    assert ImageFolder.find(tmp_path, "train").measure().height == 64
+    assert ImageFolder.find(tmp_path, "train").choose_size().height == 64
 
 
 def test_bad_file_is_named_and_skipped(tmp_path, caplog):
@@ -90,7 +90,7 @@ def test_folder_of_mostly_bad_files_is_refused(tmp_path):
         (tmp_path / "bees").mkdir(exist_ok=True)
         (tmp_path / "bees" / f"{number}.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="3 of 4 files"):
-        ImageFolder.find(tmp_path, "train").measure()
+        ImageFolder.find(tmp_path, "train")
 
 
 def test_class_without_a_readable_picture_is_refused_by_name(tmp_path):
