@@ -35,7 +35,7 @@ from training.tracking import environment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STEPS = {16: 40, 32: 12}  # per round, by picture size: the smallest and the largest of the released recipe
+STEPS = {16: 16, 32: 5}  # per round, by picture size: the smallest and the largest of the released recipe
 WANTED = 0.9  # of the bare loop's images/s
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
@@ -76,7 +76,7 @@ def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict:
     settings = {setting: BareLoop(run, images, labels, *setting) for setting in product(LAYOUTS, (False, True))}
     for loop in settings.values():
         loop.rate(2)  # warms up
-    tried = {setting: loop.rate(STEPS[size] // 3) for setting, loop in settings.items()}
+    tried = {setting: loop.rate(STEPS[size] // 2) for setting, loop in settings.items()}
     bare = settings[max(tried, key=tried.__getitem__)]
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     for turn in range(rounds + 1):
