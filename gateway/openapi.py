@@ -295,4 +295,5 @@ def _form(file: dict[str, Any]) -> dict[str, Any]:
 
 def _image_body() -> dict[str, Any]:
     types = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "application/octet-stream")
-    return {media_type: {"schema": BINARY} for media_type in types} | {"multipart/form-data": {"schema": _form(BINARY)}}
+    image = {**BINARY, "minLength": 1}
+    return {media_type: {"schema": image} for media_type in types} | {"multipart/form-data": {"schema": _form(BINARY)}}
