@@ -40,6 +40,7 @@ BATCH_IMAGES = 32
 BATCH_CLIENTS = 2
 # Times the sustainable rate, which is the gateway's own with CLIENTS clients.
 FACTORS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
+BEFORE_PEAK = 0.9  # of the best goodput of the curve: what the answers' times under overload are compared with
 FLOOD = 10.0
 NORMAL_MS = 100  # an answer as quick as this is normal, and one within twice the p99 at half the sustainable rate
 CORES = len(os.sched_getaffinity(0))
@@ -174,11 +175,17 @@ def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, 
             points[factor].append(open_loop(address, factor * sustainable, seconds))
             last = points[factor][-1]
             print(f"{factor:5.2f}x  {last.rate():7.1f}/s good  p99 {last.latency_ms(0.99) or 0:6.1f} ms", flush=True)
+    peak = max(statistics.median(m.rate() for m in measurements) for measurements in points.values())
+    before_peak = []
+    for _ in range(rounds):
+        before_peak.append(open_loop(address, BEFORE_PEAK * peak, seconds))
+        points[FACTORS[-1]].append(open_loop(address, FACTORS[-1] * sustainable, seconds))
     normal_ms = max(NORMAL_MS, *(2 * (m.latency_ms(0.99) or 0.0) for m in points[FACTORS[0]]))
     curve = [{"factor": factor, **summary(measurements)} for factor, measurements in points.items()]
     return {
         "sustainable_per_s": round(sustainable, 1),
         "curve": curve,
+        "before_peak": {"of_peak": BEFORE_PEAK, **summary(before_peak)},
         "flood": flood(released, address, sustainable, normal_ms),
     }
 
@@ -278,9 +285,10 @@ def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
         beyond = [point for factor, point in curve.items() if factor >= 1]
         worst = min(point["good_per_s"] for point in beyond)
         slowest = max(point["p99_ms"] or float("inf") for point in beyond)
+        calm_ms = overload["before_peak"]["p99_ms"]
         goals += [
             ("goodput from 1x to 3x, share of the peak", round(worst / peak, 3), "at least", 0.9),
-            ("p99 from 1x to 3x, times that at 0.9x", round(slowest / curve[0.9]["p99_ms"], 2), "at most", 2.0),
+            ("p99 from 1x to 3x, times that at 0.9 of the peak", round(slowest / calm_ms, 2), "at most", 2.0),
             ("s until normal after a flood", overload["flood"]["normal_after_s"], "at most", 2.0),
         ]
     return [
@@ -374,6 +382,7 @@ def show(report: dict[str, Any]) -> None:
             f"p50 {point['p50_ms']} ms  p99 {point['p99_ms']} ms"
         )
     if "overload" in report:
+        print(f"{BEFORE_PEAK} of the peak: {report['overload']['before_peak']}")
         print(f"flood: {report['overload']['flood']}")
     for goal in report["wanted"]:
         verdict = "reached" if goal["reached"] else "MISSED"
