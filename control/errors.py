@@ -18,6 +18,7 @@ ControlError
 ├── NoModel                  there is nothing to serve
 ├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
+├── HomeNotWritable          a home folder where no plan can be changed
 ├── AnotherOperator          somebody else is changing the plan
 ├── ImpossibleMove           a change that the plan as it is does not allow
 ├── WouldBreakCallers        a version with other classes or another input than the stable one
@@ -190,6 +191,15 @@ class PlanUnusable(ControlError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"the plan {path} cannot be used: {problem}. Earlier ones are in {path.parent / 'history'}")
+
+
+class HomeNotWritable(ControlError):
+    """The plan's folder `home` cannot be written to; `problem` is the system's word for why."""
+
+    def __init__(self, home: Path, problem: str) -> None:
+        super().__init__(
+            f"{home} cannot be written to ({problem}): run this where the plan is kept, or set GRADSERVE_HOME"
+        )
 
 
 class AnotherOperator(ControlError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from control.archive import file_sha256, inspect_archive
-from control.errors import AnotherOperator, NoPlan, PlanUnusable
+from control.errors import AnotherOperator, HomeNotWritable, NoPlan, PlanUnusable
 from gateway import traffic
 
 if TYPE_CHECKING:
@@ -58,9 +58,14 @@ class PlanStore:
 
         Raises:
             AnotherOperator: somebody else holds it; the text says who, for what and since when.
+            HomeNotWritable: there is no place for it.
         """
-        self.home.mkdir(parents=True, exist_ok=True)
-        with (self.home / "plan.lock").open("a+", encoding="utf-8") as file:
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            lock = (self.home / "plan.lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise HomeNotWritable(self.home, error.strerror or str(error)) from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from control.errors import AnotherOperator, NoPlan, PlanUnusable
+from control.errors import AnotherOperator, HomeNotWritable, NoPlan, PlanUnusable
 from control.releases import PlanStore, write_atomically
 from gateway import traffic
 
@@ -55,6 +55,13 @@ with PlanStore(pathlib.Path({str(store.home)!r})).lock("deploy"):
 """
     subprocess.run([sys.executable, "-c", code], check=False, env=os.environ)
     with store.lock("promote"):
+        pass
+
+
+def test_a_home_that_takes_no_lock_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    store = PlanStore(tmp_path / "file" / "home")
+    with pytest.raises(HomeNotWritable, match=r"home cannot be written to \(Not a directory\)"), store.lock("deploy"):
         pass
 
 
