@@ -33,7 +33,7 @@ LINGER_S = 1.0
 
 
 class OneWrite:
-    """A transport that sends what is written in one turn of the loop at once.
+    """A transport that sends what two calls write at once.
 
     Uvicorn writes an answer's head and its body one after the other, and uvloop sends each as it comes: two system
     calls, of which each wakes the client. They were half of what it costs to refuse a call.
@@ -44,10 +44,15 @@ class OneWrite:
         self._unsent: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        """Sends `data` with what else is written before the loop turns."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._send)
+        """Sends `data` with what is written next, or when the loop turns if nothing is.
+
+        The second call does not wait for the turn: before it, the request is still logged and counted.
+        """
         self._unsent.append(data)
+        if len(self._unsent) > 1:
+            self._send()
+        else:
+            asyncio.get_running_loop().call_soon(self._send)
 
     def close(self) -> None:
         """Closes the connection after what was written."""
