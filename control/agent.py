@@ -21,11 +21,11 @@ from starlette.routing import Route
 
 from control.cores import usable_cores
 from control.errors import ManagementError, TorchServeFailed
-from control.gateways import HEADER
 from control.management import Management, Registered, debug_log
 from control.reconciler import Reconciler
 from control.server_log import ServerLog
 from control.torchserve_process import TorchServeProcess
+from gateway.traffic import REPORT_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,7 +160,7 @@ class Agent:
     async def _answer_status(self, request: Request) -> JSONResponse:
         now = time.monotonic()
         # Whoever polls without a report (an operator, another gateway) is believed to send for a while yet.
-        if not self._reconciler.gateways.take(request.headers.get(HEADER, ""), now):
+        if not self._reconciler.gateways.take(request.headers.get(REPORT_HEADER, ""), now):
             self._polled_at = now
         return JSONResponse(self.status())
 

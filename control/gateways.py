@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.traffic import VERSION
 
-HEADER = "x-gradserve-gateway"
 _MAX_HEADER_CHARS = 4096
 # Far more processes than poll one agent; more than these would be somebody who makes ids up.
 _MAX_GATEWAYS = 256

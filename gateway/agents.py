@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 
+from gateway.traffic import REPORT_HEADER
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 1.0
-# By this the agents know which gateway processes there are, which plan each routes by and what each has in flight.
-REPORT_HEADER = "x-gradserve-gateway"
 
 
 @dataclass(frozen=True)
