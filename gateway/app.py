@@ -142,7 +142,8 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.parts = parts
-    app.add_middleware(Envelope, parts=parts)
+    direct = {path: endpoint for method, path, endpoint in ROUTES if method == "POST" and "{" not in path}
+    app.add_middleware(Envelope, parts=parts, direct=direct)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]

@@ -6,10 +6,10 @@ import re
 import time
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from starlette.types import Scope
 
@@ -26,6 +26,7 @@ class Exchange:
         "body_bytes",
         "caller",
         "code",
+        "entries",
         "model",
         "request_id",
         "route",
@@ -48,6 +49,7 @@ class Exchange:
         self.model = ""
         self.version = ""
         self.caller = ""
+        self.entries: Sequence[dict[str, Any]] = ()  # a prediction's, for the metrics
         self.traceparent = ""
         self.row = ""  # the request id under which its image travelled, if it is another's
 

@@ -110,10 +110,9 @@ class Metrics:
             self._counter(self._versions, exchange.version, kind, exchange.code or "ok").inc()
             if not exchange.code:
                 self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
-
-    def observe_confidence(self, version: str, name: str, confidence: float) -> None:
-        """Counts a prediction of the class `name`."""
-        self._histogram(self._confidence, version, name).observe(confidence)
+        for entry in exchange.entries:
+            if "class" in entry:
+                self._histogram(self._confidence, exchange.version, entry["class"]).observe(entry["confidence"])
 
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
         """Counts images that were to be mirrored to the shadow `version`."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import QueryParams
+
 from gateway import traffic
 from gateway.refusals import BadParameter, UnknownParameter
 
 if TYPE_CHECKING:
-    from starlette.datastructures import QueryParams
     from starlette.requests import Request
 
 MAX_TOP_K = 1000
 MAX_OVERLAY_PX = 1024
 MAX_NAME_CHARACTERS = 200
 MAX_TIMEOUT_MS = 10**9
+NO_PARAMETERS = QueryParams()
 
 
 def query_of(request: Request, known: tuple[str, ...]) -> QueryParams:
@@ -23,6 +25,8 @@ def query_of(request: Request, known: tuple[str, ...]) -> QueryParams:
     Raises:
         BadParameter, UnknownParameter: one of them is not in `known`, or comes twice.
     """
+    if not request.scope["query_string"]:
+        return NO_PARAMETERS
     query = request.query_params
     for name, _ in query.multi_items():
         if name not in known:

@@ -29,7 +29,7 @@ async def predict(request: Request) -> Response:
     ask = ask_of(request, parts, options.version_of(query))
     image = await _image(request, parts, exchange)
     entry = await parts.dataplane.predict(image, top_k=top_k, ask=ask)
-    parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
+    exchange.entries = (entry,)
     response = json_response({**entry, **signature(exchange)})
     parts.shadow.follow(response, (image,), (entry,), exchange)
     return response
@@ -52,9 +52,7 @@ async def predict_batch(request: Request) -> Response:
             timeout_s=settings.body_timeout_s,
         )
     results = await parts.dataplane.predict_batch(images, top_k=top_k, ask=ask)
-    for entry in results:
-        if "class" in entry:
-            parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
+    exchange.entries = results
     response = json_response({"results": results, **signature(exchange)})
     parts.shadow.follow(response, images, results, exchange)
     return response

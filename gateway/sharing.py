@@ -53,7 +53,10 @@ class SharedRows:
         if line is None:
             line = self._lines[key] = Line(self._upstream, self._most_images, top_k)
         call = Call(image, deadline, exchange)
-        line.join(call, target)
+        if line.is_idle():
+            await line.send([call], target)  # as part of this task: one of its own costs turns of the loop
+        else:
+            line.join(call, target)
         try:
             async with deadline.timeout():
                 answer = await call.answer
@@ -89,15 +92,19 @@ class Line:
         self._rows: set[asyncio.Task[None]] = set()
         self._stalled: set[asyncio.Task[None]] = set()
 
+    def is_idle(self) -> bool:
+        """Whether nobody waits and no row is on its way."""
+        return not self._waiting and not self._rows
+
     def join(self, call: Call, target: Target) -> None:
-        """Sees to it that `call` gets an answer."""
+        """Sees to it that `call` gets an answer, with others where there are any."""
         self._waiting.append(call)
         # Not at once: others whose requests were read in the same turn of the loop shall go along.
         asyncio.get_running_loop().call_soon(self._send_rows, target)
 
     def _send_rows(self, target: Target) -> None:
         while len(self._rows) < target.workers and (calls := self._next_row()):
-            self._rows.add(asyncio.create_task(self._send(calls, target)))
+            self._rows.add(asyncio.create_task(self.send(calls, target)))
 
     def _next_row(self) -> list[Call]:
         """Those of the waiting who go together, first come first served."""
@@ -113,9 +120,11 @@ class Line:
             self._waiting.popleft()
         return calls
 
-    async def _send(self, calls: Sequence[Call], target: Target) -> None:
+    async def send(self, calls: Sequence[Call], target: Target) -> None:
+        """Sends a row and gives each of its calls its answer; the current task stands for it, and sends no other."""
         row = asyncio.current_task()
-        assert row is not None  # noqa: S101 — this is a task of its own: no caller who leaves ends it
+        assert row is not None  # noqa: S101 — coroutines run in tasks
+        self._rows.add(row)
         timer = asyncio.get_running_loop().call_later(STALLED_S, self._let_pass, row, target)
         answers: Sequence[dict[str, Any] | Exception] = []
         try:
@@ -126,8 +135,8 @@ class Line:
             timer.cancel()
             self._rows.discard(row)
             self._stalled.discard(row)
-        # Before the callers have their answers: the model need not wait until these are written.
-        self._send_rows(target)
+            # Before the callers have their answers: the model need not wait until these are written.
+            self._send_rows(target)
         for call, answer in zip(calls, answers, strict=True):
             if not call.answer.done():
                 call.answer.set_result(answer)

@@ -143,8 +143,9 @@ def parse_url(url: str) -> httpx.URL:
 
 def row_headers(count: int, options: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     """The two headers of a row of `count` images."""
-    # json, not orjson: a header is ASCII, and class names need not be.
-    packed = json.dumps(options, separators=(",", ":")).encode("ascii")
+    packed = orjson.dumps(options)
+    if not packed.isascii():  # as a class's name may be; orjson, ten times as fast, escapes nothing
+        packed = json.dumps(options, separators=(",", ":")).encode("ascii")
     return [(b"content-type", IMAGE_TYPE if count == 1 else FRAMES_TYPE), (b"x-gradserve", packed)]
 
 

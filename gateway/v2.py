@@ -94,8 +94,7 @@ async def infer(request: Request) -> Response:
     )
     entries = await parts.dataplane.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
     v2_wire.raise_for_failed(entries)
-    for entry in entries:
-        parts.metrics.observe_confidence(exchange.version, entry["class"], entry["confidence"])
+    exchange.entries = entries
     head: dict[str, Any] = {"model_name": name, "model_version": exchange.version}
     if asked.id:
         head["id"] = asked.id

@@ -255,11 +255,11 @@ def test_a_large_picture_goes_alone() -> None:
 
     async def scene() -> None:
         shared = upstream.shared()
-        pictures = [b"small-1", b"small-2", b"large" * (MAX_SHARED_BYTES // 5 + 1), b"small-3"]
+        pictures = [b"first", b"small-1", b"small-2", b"large" * (MAX_SHARED_BYTES // 5 + 1), b"small-3"]
         await asyncio.gather(*(predict(shared, picture) for picture in pictures))
 
     run(scene())
-    assert images_of(upstream) == [["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]
+    assert images_of(upstream) == [["first"], ["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]
 
 
 def test_a_rows_deadline_is_that_of_who_waits_longest() -> None:
@@ -268,11 +268,12 @@ def test_a_rows_deadline_is_that_of_who_waits_longest() -> None:
     async def scene() -> int:
         shared = upstream.shared()
         longest = Deadline(9.0)
-        await asyncio.gather(*(predict(shared, b"a", timeout_s=seconds) for seconds in (1.0, 9.0, 3.0)))
+        await asyncio.gather(*(predict(shared, b"a", timeout_s=seconds) for seconds in (0.5, 1.0, 9.0, 3.0)))
         return longest.unix_ms
 
     longest = run(scene())
-    ((_, options, _),) = upstream.rows
+    _, (_, options, images) = upstream.rows
+    assert len(images) == 3
     assert 0 <= options["deadline"] - longest < 500
 
 
@@ -304,7 +305,11 @@ def test_a_fault_of_ours_reaches_everybody_in_the_row(monkeypatch: pytest.Monkey
 def test_callers_of_one_row_keep_their_ids_and_their_log_lines(
     make_stand: Callable[..., Stand], caplog: pytest.LogCaptureFixture
 ) -> None:
-    stand = make_stand()
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.05)
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=slow)
     names = ["cat", "dog", "frog"]
 
     async def scene() -> list[httpx.Response]:
@@ -319,10 +324,11 @@ def test_callers_of_one_row_keep_their_ids_and_their_log_lines(
 
     with caplog.at_level("INFO", logger="gateway.envelope"):
         answers = stand.client.portal.call(scene)
-    assert len(stand.torchserve.calls) == 1
+    alone, together = (json.loads(call.headers["x-gradserve"])["id"] for call in stand.torchserve.calls)
     for name, answer in zip(names, answers, strict=True):
         assert (answer.json()["class"], answer.json()["request_id"]) == (name, f"id-{name}")
         assert answer.headers["x-request-id"] == f"id-{name}"
-    sent_as = json.loads(stand.torchserve.calls[0].headers["x-gradserve"])["id"]
     rows = {record.request_id: getattr(record, "row", record.request_id) for record in caplog.records}
-    assert rows == {f"id-{name}": sent_as for name in names}, "the log says under which id the model knows each"
+    assert rows == {"id-cat": alone, "id-dog": together, "id-frog": together}, (
+        "the log says under which id the model knows each"
+    )
