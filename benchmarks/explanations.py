@@ -28,9 +28,9 @@ from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
 from training.artifacts import read_model, weights_sha256
 from training.explanations import LAYERS, choose_explanation, explain
+from training.packaging import split_images
 from training.pictures import overlay
 from training.recipe import recipe_from_dict
-from training.release import split_images
 from training.tracking import environment
 
 if TYPE_CHECKING:

@@ -196,12 +196,12 @@ def package(  # noqa: PLR0917 - every option is an argument
     Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
     """
     _use_all_cores()
-    from training import release  # noqa: PLC0415 - imports torch
+    from training.packaging import package as pack  # noqa: PLC0415 - imports torch
 
     _show_progress()
     folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
     with _foreseen():
-        made = release.package(
+        made = pack(
             model,
             version,
             store,

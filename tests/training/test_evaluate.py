@@ -16,9 +16,9 @@ from training.data import load_training_images
 from training.errors import ModelError
 from training.evaluate import evaluate, measure
 from training.inference import predict_logits
+from training.packaging import Package, package
 from training.recipe import Augmentation, Recipe
 from training.registry import register
-from training.release import Package, package
 from training.releases import fetch_archive, find_release
 from training.tracking import tracking_uri
 from training.train import train
