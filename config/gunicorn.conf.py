@@ -4,6 +4,7 @@ Everything comes from the gateway's own settings (`GATEWAY_*`), so that there is
 """
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,10 @@ graceful_timeout = int(_settings.drain_s + _settings.body_timeout_s + _settings.
 forwarded_allow_ips = ",".join(_settings.trusted_proxies)
 logconfig_dict = logging_config(_settings.log_level)
 control_socket_disable = True
+# Our lines name no thread, process or place in the code; to find these is half of what a record costs.
+# Source: https://docs.python.org/3/howto/logging.html#optimization
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 — as that page names it
 
 # Before any worker imports prometheus_client. Kept over a reload (HUP), where this file is read again: counters go on.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
