@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -26,40 +25,27 @@ def store(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def agent(store):
-    """`agent(**states)`: the address of one that follows the plan, where the versions are in these states."""
-    servers = []
+def agent(store, serve):
+    """`agent(states)`: the address of one that follows the plan, where the versions are in these states."""
 
-    def serve(states):
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                versions = [
-                    {
-                        "version": version,
-                        "state": state,
-                        "routable": state == "ready",
-                        "reason": "it crashed" if state == "failed" else None,
-                        "predict": {"ready": int(state == "ready"), "wanted": 1},
-                    }
-                    for version, state in states.items()
-                ]
-                page = {"observed_at": time.time(), "plan_revision": store.read().revision, "versions": versions}
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(json.dumps(page).encode())
+    def agent(states):
+        def answer(_):
+            versions = [
+                {
+                    "version": version,
+                    "state": state,
+                    "routable": state == "ready",
+                    "reason": "it crashed" if state == "failed" else None,
+                    "predict": {"ready": int(state == "ready"), "wanted": 1},
+                }
+                for version, state in states.items()
+            ]
+            page = {"observed_at": time.time(), "plan_revision": store.read().revision, "versions": versions}
+            return 200, json.dumps(page).encode()
 
-            def log_message(self, *_):
-                pass
+        return serve(answer)
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return agent
 
 
 def rollout(store, *agents):

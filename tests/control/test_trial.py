@@ -2,7 +2,6 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -27,32 +26,20 @@ def page(stable, failed, canary, canary_failed):
 
 
 @pytest.fixture
-def gateway():
+def gateway(serve):
     """`gateway(*pages)`: the address of one that answers with these in turn, and then with the last."""
-    servers = []
 
-    def serve(*pages, key=None):
+    def gateway(*pages, key=None):
         left = list(pages)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                allowed = key is None or self.headers["authorization"] == f"Bearer {key}"
-                self.send_response(200 if allowed else 401)
-                self.end_headers()
-                self.wfile.write((left.pop(0) if len(left) > 1 else left[0]).encode() if allowed else b"")
+        def answer(headers):
+            if key is not None and headers["authorization"] != f"Bearer {key}":
+                return 401, b""
+            return 200, (left.pop(0) if len(left) > 1 else left[0]).encode()
 
-            def log_message(self, *_):
-                pass
+        return serve(answer)
 
-        server = HTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}"
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    return gateway
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 import asyncio
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ def archive(*, tolerance, has_fallback=True):
 
 
 @pytest.fixture
-def verify():
+def verify(serve):
     """Whether a server that answers with these probabilities is held for the engine."""
 
     def verify(archive, probabilities):
@@ -30,27 +28,8 @@ def verify():
             {"top": [{"class": name, "confidence": p} for name, p in zip(CONTRACT["classes"], row, strict=True)]}
             for row in probabilities
         ]
-
-        class Server(BaseHTTPRequestHandler):
-            def do_POST(self):
-                self.rfile.read(int(self.headers["content-length"]))
-                body = json.dumps({"results": results}).encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        with HTTPServer(("127.0.0.1", 0), Server) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                return asyncio.run(verify_predictions(f"http://127.0.0.1:{server.server_port}", archive, "cifar10"))
-            finally:
-                server.shutdown()
-                thread.join()
+        url = serve(lambda _: (200, json.dumps({"results": results}).encode()))
+        return asyncio.run(verify_predictions(url, archive, "cifar10"))
 
     return verify
 
