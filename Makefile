@@ -16,7 +16,7 @@ help: ## this list
 # A changed pyproject.toml installs again; nothing else does, so that a second start is quick.
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "python3.11 is not on PATH; name one: make PYTHON=…"; exit 1; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[training,serving,gateway,dev]'
 	@touch $@
 

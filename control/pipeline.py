@@ -49,7 +49,9 @@ def train(  # noqa: PLR0917 - every option is an argument
     config: Annotated[
         Path | None, typer.Option(help="TOML file of hyper-parameters, such as training/released.toml.", exists=True)
     ] = None,
-    data: Annotated[str | None, typer.Option(help="cifar10, or cifar10:PATH of its archive or folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="none (from scratch), imagenet, or PATH of a run's best.pth.")
     ] = None,
@@ -98,7 +100,7 @@ def train(  # noqa: PLR0917 - every option is an argument
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
         "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
         "workers": workers, "precision": precision, "seed": seed, "name": name,
-        "unfreeze": unfreeze.split(",") if unfreeze else None,
+        "unfreeze": [name.strip() for name in unfreeze.split(",")] if unfreeze else None,
     }  # fmt: skip
     with _foreseen():
         settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}

@@ -145,11 +145,13 @@ def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> Picture:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG":
+        # Its metadata may stand behind the pixels; reading none is a tenth of the decoding. Outside the `try`: pixels
+        # that cannot be read are an error, and to a second `load` they would be black.
+        image.load()
+        if not image.info:
+            return 1
     try:
-        if image.format == "PNG":  # its metadata may stand behind the pixels; reading none is a tenth of the decoding
-            image.load()
-            if not image.info:
-                return 1
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # noqa: BLE001 - broken metadata does not make a picture unreadable
         return 1

@@ -40,12 +40,18 @@ class ImageFolder:
 
     @classmethod
     def find(cls, path: Path, part: str) -> ImageFolder:
-        """The pictures in PATH/`part`, or in PATH itself where there is no such folder; other files are named.
+        """The pictures in PATH/`part`, or in PATH itself where it is not parted; files that are none are named.
+
+        Hidden files and folders are not looked at.
 
         Raises:
-            DataError: there are not at least two class folders with pictures in each, or most files are no pictures.
+            DataError: there are not at least two class folders with pictures in each, most files are no pictures, or
+                PATH has a part to train on and not `part`.
         """
-        path = path / part if (path / part).is_dir() else path
+        if _is_part(path / part):
+            path = path / part
+        elif _is_part(path / "train"):
+            raise DataError(f"{path} has a folder train, but no folder {part} with a folder of pictures for each class")
         if not path.is_dir():
             raise DataError(f"{path} is no folder: pass one that holds a folder of pictures for each class")
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -53,7 +59,7 @@ class ImageFolder:
             (file, label)
             for label, folder in enumerate(folders)
             for file in sorted(folder.rglob("*"))
-            if file.is_file() and not file.name.startswith(".")
+            if file.is_file() and not any(name.startswith(".") for name in file.relative_to(folder).parts)
         ]
         sides = _sides(path, [file for file, _ in files])
         files = [(file, label) for file, label in files if file in sides]
@@ -79,11 +85,22 @@ class ImageFolder:
 
 def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
     """`size` with the mean and standard deviation per channel of `images` (N, H, W, 3)."""
-    pixels = images.reshape(-1, 3).astype(np.float32) / 255
-    mean, std = pixels.mean(axis=0, dtype=np.float64), pixels.std(axis=0, dtype=np.float64)
+    # By how often each value occurs: as floats, thousands of pictures would take tens of gigabytes.
+    counts = np.zeros((3, 256), np.int64)
+    for picture in images:
+        for channel in range(3):
+            counts[channel] += np.bincount(picture[..., channel].ravel(), minlength=256)
+    values, pixels = np.arange(256) / 255, counts[0].sum()
+    mean = counts @ values / pixels
+    std = np.sqrt(np.maximum(counts @ values**2 / pixels - mean**2, 0))
     red, green, blue = (round(float(value), 4) for value in mean)
     spread = tuple(max(round(float(value), 4), 1e-3) for value in std)
     return replace(size, mean=(red, green, blue), std=(spread[0], spread[1], spread[2]))
+
+
+def _is_part(path: Path) -> bool:
+    """Whether this is a part of a data set, and no class that is called so: it holds folders."""
+    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def _sides(path: Path, files: list[Path]) -> dict[Path, int]:

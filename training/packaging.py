@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +38,6 @@ from training.tracking import survive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import nn
@@ -99,8 +100,38 @@ def package(
     if "recipe" not in contract.accepted:
         raise ModelError(f"{source} does not say how it was trained (contract.json, accepted.recipe)")
     folder.mkdir(parents=True, exist_ok=True)
+    # Beside what is there, which may be served: only a version that is whole and passed its gate takes its place.
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=folder) as scratch:
+        contract = _write_version(
+            network,
+            replace(contract, version=version),
+            Path(scratch),
+            cache,
+            precision=precision,
+            max_drop=max_drop,
+            explain_images=explain_images,
+        )
+        remove_engines(folder)
+        (folder / EXPLANATIONS).unlink(missing_ok=True)
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)
+    made = Package(folder, package_directory(folder, store), contract)
+    survive(lambda: _register(made))
+    return made
+
+
+def _write_version(
+    network: nn.Module,
+    contract: Contract,
+    folder: Path,
+    cache: Path,
+    *,
+    precision: str,
+    max_drop: float,
+    explain_images: int,
+) -> Contract:
+    """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
-    remove_engines(folder)
     training, held_out = split_images(recipe_from_dict(contract.accepted["recipe"]), cache)
     logits = predict_logits(network, held_out.images, contract.input).numpy()
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
@@ -122,7 +153,6 @@ def package(
         accepted |= _gate_figures(report)
     contract = replace(
         contract,
-        version=version,
         engine=engine,
         fallback=fallback,
         accepted=accepted,
@@ -131,9 +161,7 @@ def package(
     contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images))
     contracts.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
-    made = Package(folder, package_directory(folder, store), contract)
-    survive(lambda: _register(made))
-    return made
+    return contract
 
 
 def _register(made: Package) -> None:
@@ -161,13 +189,11 @@ def _register(made: Package) -> None:
 
 def _choose_explanation(contract: Contract, network: nn.Module, folder: Path, images: Images) -> Contract:
     """The contract with the layer and method that do best on `images`; the candidates go to `explanations.json`."""
-    path = folder / EXPLANATIONS
-    path.unlink(missing_ok=True)
     if not len(images):
         return contract
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
     choice, report = choose_explanation(network, contract, engine, normalise(images.images, contract.input))
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
 
 
@@ -205,6 +231,7 @@ def _save_half(network: nn.Module, path: Path) -> None:
         for name, value in network.state_dict().items()
     }
     save_file(state, path)
+    path.chmod(0o644)  # safetensors writes for its owner alone
     network.load_state_dict(state)
 
 
@@ -218,8 +245,8 @@ def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_
     predict, tolerance = answers(contract.engine)
     write_reference(
         folder / "reference.json",
-        # Repeated where a small data set holds fewer out.
-        [_encode(pixels) for pixels in np.resize(held_out.images, (REFERENCE_IMAGES, *held_out.images.shape[1:]))],
+        # Of all classes: a folder's pictures stand in their order. Repeated where a small data set holds fewer out.
+        [_encode(held_out.images[index]) for index in np.linspace(0, len(held_out) - 1, REFERENCE_IMAGES).astype(int)],
         predict,
         tolerance=tolerance,
         fallback=answers(contract.fallback) if contract.fallback else None,

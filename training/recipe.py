@@ -28,6 +28,7 @@ class Augmentation:
 # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
 Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)
+LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  # what can be unfrozen
 EVERYTHING = ("",)  # the prefix of every parameter's name
 
 
@@ -194,5 +195,8 @@ def check(recipe: Recipe) -> None:
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
         if not sizes or sizes[0][0] != 0:
             raise TrainingError("sizes must start at share 0, for example [[0.0, 24], [0.5, 32]]")
+    unknown = [name for name in recipe.unfreeze if name.partition(".")[0] not in LAYERS]
+    if unknown:
+        raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
     if not 0 < recipe.validation < 1:
         raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from handlers.contract import Contract
 from handlers.contract import save as save_contract
+from handlers.network import build_network
 from training.curves import plot_curves
 from training.data import divide, load_training_images
 from training.errors import TrainingError
@@ -43,7 +44,9 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 class Run:
     """One training: network, averaged weights, optimiser and progress, in one folder."""
 
-    def __init__(self, recipe: Recipe, folder: Path, cache: Path, team: Team | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, cache: Path, team: Team | None = None, *, begins: bool = True
+    ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.folder = folder
@@ -61,7 +64,10 @@ class Run:
             images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed
         )
         self.architecture = choose_architecture(recipe.architecture, self.input)
-        network = pretrained_network(recipe, self.architecture, images.classes)
+        if begins:
+            network = pretrained_network(recipe, self.architecture, images.classes)
+        else:
+            network = build_network(self.architecture, len(images.classes))  # `restore` fills it
         network = network.to(self.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)

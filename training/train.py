@@ -63,7 +63,7 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         begun = recipe_from_dict(state["recipe"])
         recipe = extended(begun, recipe_from_dict(state["recipe"] | (changes or {})))
         check(recipe)
-        run = Run(recipe, folder, cache, team)
+        run = Run(recipe, folder, cache, team, begins=False)
         run.restore(state)
         return _drive(run, registers=registers)
 

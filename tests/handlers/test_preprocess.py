@@ -38,6 +38,19 @@ def test_truncated_images_are_unreadable(name, share, noise, encode):
         decode_image(data[: int(len(data) * share)])
 
 
+@pytest.mark.parametrize("at", [0, 0.5])
+def test_a_png_with_damaged_pixels_is_unreadable_and_not_black(at, noise, encode):
+    data = bytearray(encode(noise, "PNG"))
+    start = data.index(b"IDAT")
+    (length,) = struct.unpack(">I", data[start - 4 : start])
+    damaged = start + 4 + int(at * length)
+    data[damaged : damaged + 64] = bytes(64)
+    end = start + 4 + length
+    data[end : end + 4] = struct.pack(">I", zlib.crc32(data[start:end]))
+    with pytest.raises(ImageUnreadable):
+        decode_image(bytes(data))
+
+
 @pytest.mark.parametrize("name", ["TIFF", "PPM", "ICO", "TGA"])
 def test_formats_beyond_the_five_are_refused_though_pillow_reads_them(name, noise, encode):
     with pytest.raises(ImageUnreadable):

@@ -106,6 +106,26 @@ def test_folder_without_classes_is_refused(tmp_path):
         ImageFolder.find(tmp_path, "train")
 
 
+def test_hidden_copies_are_no_pictures_of_a_class(tmp_path):
+    for name in ("ants/1.png", "ants/.ipynb_checkpoints/1-checkpoint.png", "bees/1.png", "bees/.2.png"):
+        write_picture(tmp_path / name)
+    assert len(ImageFolder.find(tmp_path, "train").files) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus/1.png", "car/1.png", "train/1.png"):
+        write_picture(tmp_path / name)
+    assert ImageFolder.find(tmp_path, "train").classes == ("bus", "car", "train")
+    assert ImageFolder.find(tmp_path, "test").classes == ("bus", "car", "train")
+
+
+def test_parts_without_the_one_that_is_wanted_are_no_classes(tmp_path):
+    for name in ("train/ants/1.png", "train/bees/1.png", "val/ants/2.png", "val/bees/2.png"):
+        write_picture(tmp_path / name)
+    with pytest.raises(DataError, match="no folder test"):
+        ImageFolder.find(tmp_path, "test")
+
+
 def test_test_part_is_taken_where_there_is_one(tmp_path):
     for name in ("train/ants/1.png", "train/bees/1.png", "test/ants/7.png", "test/bees/8.png", "test/bees/9.png"):
         write_picture(tmp_path / name)

@@ -17,6 +17,7 @@ from training.errors import ModelError
 from training.evaluate import evaluate, measure
 from training.inference import predict_logits
 from training.packaging import Package, package
+from training.quantise import GateRefused
 from training.recipe import Augmentation, Recipe
 from training.registry import register
 from training.releases import fetch_archive, find_release
@@ -208,3 +209,12 @@ def test_packing_again_in_full_precision_drops_the_engine_of_before(run, tmp_pat
     (tmp_path / "openvino-int8.bin").write_bytes(b"of another version")
     made = package(str(run), "1.2.5", tmp_path / "store", tmp_path, cache)
     assert "openvino-int8.bin" not in zipfile.ZipFile(made.archive).namelist()
+
+
+def test_a_refused_package_leaves_the_version_in_its_folder_as_it_was(run, packed, tmp_path, cache):
+    folder = tmp_path / "files"
+    shutil.copytree(packed.folder, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(GateRefused):
+        package(str(run), "1.2.6", tmp_path / "store", folder, cache, precision="int8", max_drop=-1.0)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

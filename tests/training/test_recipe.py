@@ -78,6 +78,12 @@ def test_cycle_with_a_missing_or_mistyped_value_is_refused(cycle):
         recipe_from_dict({"cycles": [cycle]})
 
 
+@pytest.mark.parametrize("name", ["layer5", " layer4", "head"])
+def test_a_layer_that_there_is_not_cannot_be_unfrozen(name):
+    with pytest.raises(TrainingError, match="layer4"):
+        recipes.check(Recipe(unfreeze=("layer3", name)))
+
+
 def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
     factors = [rate_factor(step, 100, warm_up=0.1) for step in range(100)]
     assert max(factors) == factors[10] == 1.0

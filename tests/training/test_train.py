@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,6 +275,14 @@ def test_folder_with_a_training_is_not_overwritten(trained, cache):
 def test_resume_without_a_checkpoint_says_so(tmp_path, cache):
     with pytest.raises(TrainingError, match="no checkpoint"):
         resume(tmp_path, cache)
+
+
+def test_resume_does_without_the_weights_that_the_training_began_with(trained, tmp_path, cache):
+    shutil.copyfile(trained / "best.pth", tmp_path / "begin.pth")
+    recipe = replace(RECIPE, pretrained=str(tmp_path / "begin.pth"), head_epochs=0, epochs=1)
+    train(recipe, tmp_path / "run", cache, registers=False)
+    (tmp_path / "begin.pth").unlink()
+    resume(tmp_path / "run", cache, registers=False)
 
 
 def test_frozen_backbone_keeps_weights_and_batch_norm_statistics(trained, tmp_path, cache):
