@@ -21,7 +21,7 @@ except SettingsError as error:
     raise SystemExit(f"gateway: {error}") from None
 _master = os.getpid()
 
-bind = f"{_settings.host}:{_settings.port}"
+bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
 worker_class = "gateway.worker.GatewayWorker"
 keepalive = _settings.keep_alive_s

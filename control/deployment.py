@@ -81,6 +81,8 @@ class Deployment:
     failed: bool = False
     failures: int = 0
     retry_at: float = 0.0
+    explain_failures: int = 0
+    explain_retry_at: float = 0.0
     loading_since: float | None = None
     load_pids: set[int] = field(default_factory=set)
     dead_since: dict[str, float] = field(default_factory=dict)
@@ -119,6 +121,8 @@ class Deployment:
     def see(self, predict: Registered | None, explain: Registered | None, now: float) -> None:
         """Takes in what TorchServe says of the two entries."""
         self.predict, self.explain = predict, explain
+        if explain is not None and self.explain_failures:  # taken in after all
+            self.explain_failures, self.explains, self.reason = 0, None, None
         if self.routable or self.pending:
             self.busy_until = now
         if self.routable:
@@ -142,7 +146,13 @@ class Deployment:
         self.failed, self.verified, self.verifying, self.reason = True, False, False, reason
         self.explains = None
         self.failures += 1
-        self.retry_at = now + min(_RETRY_MOST_S, _RETRY_FIRST_S * 2.0 ** (self.failures - 1))
+        self.retry_at = now + _pause_s(self.failures)
+
+    def fail_explanations(self, reason: str, now: float) -> None:
+        """Notes that TorchServe did not take the explainers in; predictions go on, and it is tried again later."""
+        self.explains, self.reason = False, reason
+        self.explain_failures += 1
+        self.explain_retry_at = now + _pause_s(self.explain_failures)
 
     def replace(self, wanted: Wanted, now: float) -> None:
         """Takes over a changed wish; other bytes under the same version have to be loaded anew."""
@@ -160,9 +170,14 @@ class Deployment:
         self.verified, self.verifying, self.failed, self.failures = False, False, False, 0
         self.reason, self.loading_since, self.busy_until, self.explains = None, None, None, None
         self.out_since = None
+        self.explain_failures, self.explain_retry_at = 0, 0.0
         self.is_default = False
         self.load_pids.clear()
         self.dead_since.clear()
+
+
+def _pause_s(failures: int) -> float:
+    return min(_RETRY_MOST_S, _RETRY_FIRST_S * 2.0 ** (failures - 1))
 
 
 def next_step(
@@ -210,13 +225,12 @@ def _way_in(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
 def _upkeep(deployment: Deployment, now: float) -> Step:
     """Drift of a verified version. No worker is taken away while it is routable: TorchServe does not drain them."""
     wanted, predict, explain = deployment.wanted, deployment.predict, deployment.explain
-    if explain is None or predict is None:
-        # After predictions are served: loading takes the processor from workers that callers wait for.
-        return Step.REGISTER_EXPLAIN
     drift = {
-        Step.SCALE_PREDICT: predict.min_workers < wanted.workers,
-        Step.SCALE_EXPLAIN: explain.min_workers < wanted.explain_workers,
-        Step.VERIFY_EXPLAIN: deployment.explains is None and explain.ready > 0,
+        # After predictions are served: loading takes the processor from workers that callers wait for.
+        Step.REGISTER_EXPLAIN: explain is None and now >= deployment.explain_retry_at,
+        Step.SCALE_PREDICT: predict is not None and predict.min_workers < wanted.workers,
+        Step.SCALE_EXPLAIN: explain is not None and explain.min_workers < wanted.explain_workers,
+        Step.VERIFY_EXPLAIN: deployment.explains is None and explain is not None and explain.ready > 0,
         Step.SET_DEFAULT: wanted.role == "stable" and not deployment.is_default,
         Step.RECYCLE_PREDICT: now - deployment.dead_since.get("predict", now) >= _RECYCLE_S,
         Step.RECYCLE_EXPLAIN: now - deployment.dead_since.get("explain", now) >= _RECYCLE_S,

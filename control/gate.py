@@ -12,10 +12,11 @@ from control.errors import GateUnusable, Refused
 from gateway.client import Gateway, GatewayProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-_AT_ONCE = 32
+# Of one call: a gateway takes no body above GATEWAY_MAX_BATCH_BYTES.
+_AT_ONCE, _BYTES_AT_ONCE = 32, 8 * 1024 * 1024
 # A gateway looks at plan and agents twice a second; until then it does not know a version that has just been loaded.
 _KNOWN_WITHIN_S = 10.0
 _NOT_YET = {"version_unknown", "not_ready"}
@@ -74,8 +75,7 @@ class Gate:
     def _correct(self, gateway: Gateway, pictures: Sequence[tuple[Path, str]], version: str, new: str) -> int:
         """How many pictures the version classifies right."""
         correct = 0
-        for first in range(0, len(pictures), _AT_ONCE):
-            some = pictures[first : first + _AT_ONCE]
+        for some in _groups(pictures):
             entries = self._ask(gateway, [path for path, _ in some], version, new)
             for (path, label), entry in zip(some, entries, strict=True):
                 if "error" in entry:
@@ -96,3 +96,18 @@ class Gate:
                     new, "the gate", f"no answer from the gateway {self.url} ({type(error).__name__})"
                 ) from error
             time.sleep(0.2)
+
+
+def _groups(pictures: Sequence[tuple[Path, str]]) -> Iterator[list[tuple[Path, str]]]:
+    """The pictures in their order, as many together as fit into one call, one at least."""
+    group: list[tuple[Path, str]] = []
+    size = 0
+    for picture in pictures:
+        own = picture[0].stat().st_size
+        if group and (len(group) == _AT_ONCE or size + own > _BYTES_AT_ONCE):
+            yield group
+            group, size = [], 0
+        group.append(picture)
+        size += own
+    if group:
+        yield group

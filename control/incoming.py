@@ -39,8 +39,11 @@ def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: 
     Raises:
         WouldBreakCallers: it is something.
     """
-    stable = inspect_archive(model_store / plan.stable.archive)
-    differences = contract_differences(stable.contract, archive.contract)
+    try:
+        stable = inspect_archive(model_store / plan.stable.archive)
+        differences = contract_differences(stable.contract, archive.contract)
+    except ArchiveError as error:
+        differences = [f"what callers would notice is unknown, for the stable version's own {error}"]
     if differences and not yes:
         raise WouldBreakCallers(archive.version, differences)
     for difference in differences:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from control.archive import inspect_archive
@@ -141,7 +142,8 @@ class Reconciler:
             deployment = self.deployments.setdefault((model, version), Deployment(out))
             if deployment.wanted.role != "retiring":
                 _log.info("%s %s is out of the plan and retires", model, version)
-                deployment.wanted = out
+                # With its archive, for the plan may name it again before it is gone.
+                deployment.wanted = replace(deployment.wanted, role="retiring", workers=0, explain_workers=0)
 
     def _wishes(self, plan: traffic.Plan) -> Iterable[Wanted]:
         roles: list[tuple[Role, traffic.Release | None]] = [
@@ -195,8 +197,10 @@ class Reconciler:
             deployment.fail(str(error), time.monotonic())
         except ManagementError as error:
             _log.warning("%s %s: %s", wanted.model, wanted.version, error)
-            if step in {Step.REGISTER_PREDICT, Step.REGISTER_EXPLAIN} and error.status >= 400:
+            if step is Step.REGISTER_PREDICT and error.status >= 400:
                 deployment.fail(str(error), time.monotonic())
+            elif step is Step.REGISTER_EXPLAIN and error.status >= 400:
+                deployment.fail_explanations(str(error), time.monotonic())
             else:
                 deployment.reason = str(error)
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
@@ -308,6 +312,8 @@ class Reconciler:
             elif rest := [version for version in others if version != wanted.version]:
                 await self._management.set_default(name, rest[0])
             await self._management.unregister(name, wanted.version)
+        # What is loaded again, because the plan names it again by now, is verified again.
+        deployment.verified, deployment.explains = False, None
         _log.info("%s %s is unregistered", wanted.model, wanted.version)
 
     def _heir(self, wanted: Wanted) -> str:

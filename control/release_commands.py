@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control.settings import home_directory
+from control.settings import home_directory, local_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,13 +46,15 @@ def register(app: typer.Typer) -> None:
 
 def agent_addresses(agents: str) -> list[str]:
     """The agents' addresses in `agents`, or this machine's own agent's."""
-    own = f"http://127.0.0.1:{os.environ.get('AGENT_PORT') or 9100}"
+    own = local_url(os.environ.get("AGENT_HOST", ""), os.environ.get("AGENT_PORT") or 9100)
     return [url.strip().rstrip("/") for url in (agents or own).split(",") if url.strip()]
 
 
 def gateway_addresses(gateways: str) -> list[str]:
     """The gateways' addresses in `gateways`, or this machine's own gateway's."""
-    own = f"http://127.0.0.1:{os.environ.get('PORT') or os.environ.get('GATEWAY_PORT') or 8000}"
+    own = local_url(
+        os.environ.get("GATEWAY_HOST", ""), os.environ.get("PORT") or os.environ.get("GATEWAY_PORT") or 8000
+    )
     return [url.strip().rstrip("/") for url in (gateways or own).split(",") if url.strip()]
 
 

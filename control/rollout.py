@@ -53,7 +53,7 @@ class Rollout:
 
         Raises:
             ArchiveError, WouldBreakCallers, ImpossibleMove, GateUnusable: refused before the plan was touched.
-            Refused: an agent could not load or verify it, or it did not pass the gate; it is out of the plan again.
+            Refused: an agent could not load or verify it, or it did not pass the gate; the plan is as it was before.
         """
         with self._store.lock(f"deploy {what}"):
             plan = self._store.read()
@@ -63,19 +63,22 @@ class Rollout:
                 gate.check(archive.classes)
             release = traffic.Release(archive.version, archive.path.name, archive.sha256)
             loaded = moves.retain(plan, release)
-            if loaded != plan:
+            is_new = moves.role_of(plan, release.version) is None
+            if is_new:  # else it keeps its traffic until it gets another role
                 plan = self._store.write(loaded, f"deploy {release.version}: load")
             self._say(f"{release.version}: loading and verifying")
-            self._wait_until_ready(plan, release.version)
+            self._wait_until_ready(plan, release.version, is_new=is_new)
             self._say(f"{release.version}: every agent computes its reference outputs")
             if gate is not None:
-                self._pass(gate, plan, release.version)
+                self._pass(gate, plan, release.version, is_new=is_new)
             if share is not None:
                 plan = self._route(moves.give_canary(plan, release.version, share), f"canary {release.version}")
             elif shadow:
                 plan = self._route(moves.give_shadow(plan, release.version), f"shadow {release.version}")
             elif stable:
                 plan = self._promote(plan, release.version)
+            elif not is_new and (idle := moves.retain(plan, release)) != plan:
+                plan = self._route(idle, f"{release.version} without traffic")
             return plan
 
     def promote(self, version: str | None = None, *, expected: int | None = None, **facts: str) -> traffic.Plan:
@@ -108,7 +111,7 @@ class Rollout:
             candidate = plan.canary or plan.shadow
             if candidate is not None:
                 release = moves.find(plan, candidate.version)
-                return self._route(moves.retain(plan, release), f"rollback {candidate.version}", **facts)
+                return self._route(moves.retain(plan, release), f"rollback {candidate.version}", self._there(), **facts)
             before = self._store.stable_before(plan)
             if before is None:
                 raise ImpossibleMove(f"{plan.stable.version} is the first stable version: there is none to go back to")
@@ -117,12 +120,11 @@ class Rollout:
                 self._say(f"{before.version} is not loaded any more: loading and verifying it first")
                 loaded = moves.retain(plan, replace(before, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
-                self._wait_until_ready(plan, before.version)
-            # One agent that is down must not keep the others from going back.
-            there = [url for url in self._agents if "error" not in ask_agent(url)]
+                self._wait_until_ready(plan, before.version, is_new=True)
+            there = self._there()
             self._wait_until_serving(plan, before.version, 1, there)
             back = moves.make_stable(plan, before.version, workers=workers)
-            plan = self._route(back, f"rollback to {before.version}", **facts)
+            plan = self._route(back, f"rollback to {before.version}", there, **facts)
             self._tell_registry(plan)
             return plan
 
@@ -155,8 +157,22 @@ class Rollout:
             self._wait(f"scale {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             return plan
 
-    def _pass(self, gate: Gate, plan: traffic.Plan, version: str) -> None:
-        """Returns when the version has passed the gate; otherwise takes it out of the plan again.
+    def _there(self) -> list[str]:
+        """The agents that answer: one that is down must not keep the others from going back."""
+        there = [url for url in self._agents if "error" not in ask_agent(url)]
+        for url in set(self._agents) - set(there):
+            self._say(f"WARNING: {url} does not answer: it follows when it is back")
+        return there
+
+    def _refuse(self, plan: traffic.Plan, version: str, reason: str, *, is_new: bool) -> None:
+        """Takes a version that was refused out of the plan again, if it came in for this."""
+        if is_new:
+            self._store.write(moves.remove(plan, version), f"{version} refused", reason=reason)
+        else:
+            self._store.note(f"{version} refused", reason=reason)
+
+    def _pass(self, gate: Gate, plan: traffic.Plan, version: str, *, is_new: bool) -> None:
+        """Returns when the version has passed the gate; otherwise leaves the plan as it was before.
 
         Raises:
             Refused: it has not.
@@ -165,7 +181,7 @@ class Rollout:
         try:
             accuracies = gate.judge(plan.stable.version, version)
         except Refused as error:
-            self._store.write(moves.remove(plan, version), f"{version} refused", reason=error.reason)
+            self._refuse(plan, version, error.reason, is_new=is_new)
             raise
         self._say(f"{version}: passed the gate, {accuracies}")
         self._store.note(f"{version} passed the gate", gate=str(gate.folder), found=accuracies)
@@ -201,10 +217,10 @@ class Rollout:
             self._say(f"WARNING: MLflow was not told that {stable.version} is stable: {error}")
             self._store.note(f"registry not told of {stable.version}", reason=str(error))
 
-    def _route(self, plan: traffic.Plan, what: str, **facts: str) -> traffic.Plan:
-        """Writes a plan that changes traffic, and waits until every agent follows it (gateways read it themselves)."""
+    def _route(self, plan: traffic.Plan, what: str, agents: Sequence[str] | None = None, **facts: str) -> traffic.Plan:
+        """Writes a plan that changes traffic, and waits until all `agents` follow it (gateways read it themselves)."""
         plan = self._store.write(plan, what, **facts)
-        self._wait(what, lambda _: True, plan, FOLLOW_WITHIN_S)
+        self._wait(what, lambda _: True, plan, FOLLOW_WITHIN_S, agents)
         self._say(f"{what}: done, revision {plan.revision}")
         return plan
 
@@ -215,8 +231,8 @@ class Rollout:
         found = [_find(status, plan.stable.version) for status in map(ask_agent, self._agents)]
         return max((version["predict"]["wanted"] for version in found if version is not None), default=1)
 
-    def _wait_until_ready(self, plan: traffic.Plan, version: str) -> None:
-        """Returns when every agent has it loaded, verified and complete; otherwise takes it out of the plan again.
+    def _wait_until_ready(self, plan: traffic.Plan, version: str, *, is_new: bool) -> None:
+        """Returns when every agent has it loaded, verified and complete; otherwise leaves the plan as it was before.
 
         Raises:
             Refused: an agent gave it up, or it took too long.
@@ -226,17 +242,17 @@ class Rollout:
             found = _find(status, version)
             if found is not None and found["state"] == "failed":
                 raise Refused(version, "loading", found["reason"])
-            if found is not None and found["state"] == "degraded" and found["reason"] and _is_complete(found):
+            if found is not None and found["state"] == "degraded" and found["reason"] and _is_settled(found):
                 raise Refused(version, "verification", found["reason"])
             return found is not None and found["state"] == "ready"
 
         try:
             self._wait(f"load {version}", is_ready, plan, LOAD_WITHIN_S)
         except Refused as error:
-            self._store.write(moves.remove(plan, version), f"{version} refused", reason=error.reason)
+            self._refuse(plan, version, error.reason, is_new=is_new)
             raise
         except NotFollowed as error:
-            self._store.write(moves.remove(plan, version), f"{version} refused", reason=str(error))
+            self._refuse(plan, version, str(error), is_new=is_new)
             raise Refused(version, "loading", str(error)) from error
 
     def _wait_until_serving(self, plan: traffic.Plan, version: str, workers: int, agents: Sequence[str]) -> None:
@@ -286,8 +302,10 @@ def _find(status: dict[str, Any], version: str) -> dict[str, Any] | None:
     return next((found for found in status.get("versions", []) if found["version"] == version), None)
 
 
-def _is_complete(found: dict[str, Any]) -> bool:
-    return all(found[kind]["ready"] >= found[kind]["wanted"] for kind in ("predict", "explain"))
+def _is_settled(found: dict[str, Any]) -> bool:
+    """Whether it has all its workers, or TorchServe did not even take the explainers in."""
+    is_complete = all(found[kind]["ready"] >= found[kind]["wanted"] for kind in ("predict", "explain"))
+    return is_complete or found["explain"]["capacity"] is None
 
 
 def _has_workers(status: dict[str, Any], version: str, workers: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -49,8 +50,10 @@ class ServerLog:
 
     def take(self, line: bytes) -> None:
         """Passes one line on and notes it if it is a worker's complaint."""
-        self._write(line + b"\n")
-        sys.stdout.flush()
+        # A disk that is full must not stop the reading: java would wait for it with everything that it does.
+        with contextlib.suppress(OSError):
+            self._write(line + b"\n")
+            sys.stdout.flush()
         found = _WORKER_LINE.search(line.decode("utf-8", "replace"))
         reason = _REASON.search(found["said"]) if found else None
         if found and reason:

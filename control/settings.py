@@ -122,3 +122,9 @@ def read_agent_settings() -> AgentSettings:
         raise BadSetting(
             f"{PREFIX}{'_'.join(map(str, e['loc']))}".upper() + f": {e['msg']}" for e in error.errors()
         ) from error
+
+
+def local_url(host: str, port: int | str) -> str:
+    """The address at which this machine reaches what listens on `host`."""
+    reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 — nothing is bound
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"

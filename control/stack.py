@@ -25,7 +25,7 @@ import httpx
 
 from control.errors import NoModel, NotAnswering, PortsTaken
 from control.releases import PlanStore, first_plan, with_new_bytes
-from control.settings import AgentSettings, read_agent_settings
+from control.settings import AgentSettings, local_url, read_agent_settings
 from control.supervisor import Part, check_all, stop_all
 from control.torchserve_process import check_installed
 
@@ -56,9 +56,8 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
         ControlError: it cannot run, or a part keeps dying; the text says why.
     """
     settings = read_agent_settings()
-    host = os.environ.get("GATEWAY_HOST") or "127.0.0.1"
     check_installed()
-    refuse_taken_ports(wanted_ports(settings, options), host)
+    refuse_taken_ports(wanted_ports(settings, options), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
     store = PlanStore(options.home)
     prepare_plan(store, options.source, settings.model_store, say)
     parts = stack_parts(settings, options)
@@ -153,7 +152,7 @@ def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
         "AGENT_MANAGEMENT_LOG": str(settings.management_log or logs / "management.log"),
         "GATEWAY_PLAN": str(options.home / "plan.json"),
         "GATEWAY_PORT": str(options.port),
-        "GATEWAY_AGENTS": f"http://127.0.0.1:{settings.port}",
+        "GATEWAY_AGENTS": local_url(settings.host, settings.port),
     }
     gunicorn = ["-m", "gunicorn", "-c", str(_ROOT / "config" / "gunicorn.conf.py"), "gateway.app:create_app()"]
     agent = Part(
@@ -190,12 +189,12 @@ def _wait_for_answer(parts: list[Part], settings: AgentSettings, options: StackO
             if failure := _stable_failure(client, settings):
                 raise NotAnswering(time.monotonic() - began, failure)
             with contextlib.suppress(httpx.HTTPError):
-                url = f"http://127.0.0.1:{options.port}/predict"
-                answer = client.post(url, content=picture, headers={"content-type": "image/png"})
+                url = _gateway_url(options)
+                answer = client.post(f"{url}/predict", content=picture, headers={"content-type": "image/png"})
                 # With keys configured, a refusal comes from a gateway that is up; /readyz says the rest.
                 asks_for_key = answer.status_code == 401
                 if asks_for_key:
-                    answer = client.get(f"http://127.0.0.1:{options.port}/readyz")
+                    answer = client.get(f"{url}/readyz")
                 if answer.status_code == 200:
                     return True
                 reason = f"status {answer.status_code}, {answer.text[:200]}"
@@ -208,15 +207,19 @@ def _wait_for_answer(parts: list[Part], settings: AgentSettings, options: StackO
 def _stable_failure(client: httpx.Client, settings: AgentSettings) -> str | None:
     """Why the stable version cannot be loaded, if the agent has given it up."""
     try:
-        status = client.get(f"http://127.0.0.1:{settings.port}/status").json()
+        status = client.get(f"{local_url(settings.host, settings.port)}/status").json()
     except (httpx.HTTPError, json.JSONDecodeError):
         return None
     failed = [v for v in status["versions"] if v["role"] == "stable" and v["state"] == "failed"]
     return str(failed[0]["reason"]) if failed else None
 
 
+def _gateway_url(options: StackOptions) -> str:
+    return local_url(os.environ.get("GATEWAY_HOST", ""), options.port)
+
+
 def _greeting(options: StackOptions) -> str:
-    address = f"http://127.0.0.1:{options.port}"
+    address = _gateway_url(options)
     picture = next(iter(sorted(Path("tests/samples/cat").glob("*.png"))), Path("picture.png"))
     lines = [
         f"ready: {address}",

@@ -43,6 +43,7 @@ class Callers:
         self._asks = settings.asks_for_keys
         self._file = settings.keys_file
         self._file_seen: tuple[int, int, int] | None = None
+        self._complaint = ""
         try:
             self._fixed_keys = keys.check_names(keys.parse_entry(entry) for entry in settings.keys)
         except keys.KeyFileError as error:
@@ -58,11 +59,14 @@ class Callers:
         """Reads the key file if it has changed; one that cannot be used leaves the keys as they are."""
         if self._file is None or not self._asks:
             return
+        complaint = ""
         try:
             self._read(self._file)
         except (OSError, keys.KeyFileError) as error:
-            reason = str(error) if isinstance(error, keys.KeyFileError) else "it cannot be read"
-            logger.error("key file not taken: %s", reason)  # noqa: TRY400 — the sentence says it all
+            complaint = str(error) if isinstance(error, keys.KeyFileError) else "it cannot be read"
+            if complaint != self._complaint:
+                logger.error("key file not taken: %s", complaint)  # noqa: TRY400 — the sentence says it all
+        self._complaint = complaint
 
     async def admit(self, request: Request, scope: str) -> None:
         """Lets the call pass and notes the caller's name.
@@ -119,7 +123,11 @@ class Callers:
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._file_seen:
             self._file_seen = seen
-            self._keys = keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
+            try:
+                self._keys = keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
+            except OSError:
+                self._file_seen = None  # tried again at each look: what is amiss may be a mode
+                raise
 
 
 def presented_key(request: Request) -> str:

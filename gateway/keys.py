@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def load_keys(path: Path) -> tuple[Key, ...]:
 
 
 def save_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Replaces the file `path` in one step; only its owner may read it.
+    """Replaces the file `path` in one step, by one with its mode; only its owner may read a new one.
 
     Raises:
         KeyFileError: two keys share a name.
@@ -96,6 +97,8 @@ def save_keys(path: Path, keys: Sequence[Key]) -> None:
     # mkstemp makes the file readable by its owner only, before anything is in it.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
+        if path.exists():  # a gateway that runs as somebody else has to go on reading it
+            os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(data, file, indent=2)
             file.write("\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from gateway.options import MAX_TOP_K
 from gateway.refusals import BadJson, BadParameter, BodyTooLarge, EmptyBody, TooManyFiles
 
 OUTPUTS = ("class", "confidence")
+MAX_DIMENSIONS = 8  # of a shape; to multiply a body full of them would take hours
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
         raise BadJson("it cannot be parsed") from error
     if not isinstance(head, dict):
         raise BadJson("it is no object")
-    images = _images(_input(head), memoryview(body)[end:])
-    if len(images) > max_images:
-        raise TooManyFiles(max_images)
+    images = _images(_input(head), memoryview(body)[end:], max_images)
     if any(len(image) > max_image_bytes for image in images):
         raise BodyTooLarge(max_image_bytes)
     parameters = _object(head.get("parameters"), "parameters")
@@ -128,29 +128,31 @@ def _input(head: dict[str, Any]) -> dict[str, Any]:
     return tensor
 
 
-def _images(tensor: dict[str, Any], binary: memoryview) -> list[bytes]:
+def _images(tensor: dict[str, Any], binary: memoryview, most: int) -> list[bytes]:
+    """The tensor's elements, `most` at most: counted while they are read, for a body has room for millions."""
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(side, int) and not isinstance(side, bool) for side in shape):
+        raise BadJson("`shape` is no list of whole numbers")
+    if len(shape) > MAX_DIMENSIONS:
+        raise BadJson(f"`shape` has more than {MAX_DIMENSIONS} dimensions")
     size = _object(tensor.get("parameters"), "parameters").get("binary_data_size")
     if size is not None:
         if isinstance(size, bool) or not isinstance(size, int) or size != len(binary):
             raise BadJson("`binary_data_size` is not the number of bytes after the JSON")
-        images = _unpack(binary)
+        images = _unpack(binary, most)
     else:
-        images = _decode(tensor.get("data"))
-    count = 1
-    shape = tensor.get("shape")
-    if not isinstance(shape, list) or not all(isinstance(side, int) and not isinstance(side, bool) for side in shape):
-        raise BadJson("`shape` is no list of whole numbers")
-    for side in shape:
-        count *= side
-    if not images or count != len(images):
-        raise BadJson(f"`shape` {shape[:8]} does not hold the {len(images)} elements that came")
+        images = _decode(tensor.get("data"), most)
+    if not images or math.prod(shape) != len(images):
+        raise BadJson(f"`shape` {shape} does not hold the {len(images)} elements that came")
     return images
 
 
-def _unpack(binary: memoryview) -> list[bytes]:
-    images = []
+def _unpack(binary: memoryview, most: int) -> list[bytes]:
+    images: list[bytes] = []
     start = 0
     while start < len(binary):
+        if len(images) == most:
+            raise TooManyFiles(most)
         end = start + 4 + int.from_bytes(binary[start : start + 4], "little")
         if end > len(binary):
             raise BadJson("an element is longer than the bytes that are left")
@@ -159,9 +161,11 @@ def _unpack(binary: memoryview) -> list[bytes]:
     return images
 
 
-def _decode(data: object) -> list[bytes]:
+def _decode(data: object, most: int) -> list[bytes]:
     if not isinstance(data, list):
         raise BadJson("`data` is no list")
+    if sum(len(row) if isinstance(row, list) else 1 for row in data) > most:
+        raise TooManyFiles(most)
     flat = [item for row in data for item in (row if isinstance(row, list) else [row])]
     try:
         return [base64.b64decode(item, validate=True) for item in flat]
@@ -176,6 +180,8 @@ def _outputs(head: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[st
         return tuple((name, default) for name in OUTPUTS)
     if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
         raise BadJson("`outputs` is no list of objects")
+    if len(wanted) > len(OUTPUTS):
+        raise BadJson("`outputs` names an output twice")
     chosen = []
     for item in wanted:
         if item.get("name") not in OUTPUTS:

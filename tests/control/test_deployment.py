@@ -96,6 +96,18 @@ def test_a_broken_explainer_leaves_predictions_served(deployment):
     assert (deployment.state, deployment.routable) == ("degraded", True)
 
 
+def test_explainers_that_are_not_taken_in_leave_predictions_served_and_are_tried_later_and_later(deployment):
+    serve(deployment)
+    deployment.see(entry(2), None, 1001)
+    for now, pause in ((1001, 5), (1010, 10), (1030, 20)):
+        assert step(deployment, now) is Step.REGISTER_EXPLAIN
+        deployment.fail_explanations("the disk is full", now)
+        assert (deployment.state, deployment.routable, deployment.reason) == ("degraded", True, "the disk is full")
+        assert step(deployment, now + pause - 0.1) is Step.NOTHING
+    deployment.see(entry(2), entry(1), 1060)
+    assert (deployment.reason, step(deployment, 1060)) == (None, Step.VERIFY_EXPLAIN)
+
+
 def test_workers_that_torchserve_has_given_up_are_started_anew(deployment):
     serve(deployment)
     deployment.see(entry(0, 2), entry(1), 1000)
@@ -144,6 +156,13 @@ def test_a_version_that_never_served_waits_for_nobody(deployment):
     deployment.see(entry(0, 2), None, 1000)
     deployment.fail("it crashed", 1001)
     assert step(deployment, 1001, let_go=False) is Step.UNREGISTER
+
+
+def test_a_retiring_version_that_the_plan_names_again_serves_on(deployment):
+    serve(deployment)
+    deployment.wanted = dataclasses.replace(WANTED, role="retiring", workers=0, explain_workers=0)
+    deployment.replace(WANTED, 1001)
+    assert (deployment.state, deployment.routable) == ("ready", True)
 
 
 def test_other_bytes_under_the_same_version_are_drained_and_loaded_anew(deployment):

@@ -3,9 +3,11 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from control.archive import Archive
 from control.errors import ImpossibleMove, NotFollowed, Refused
 from control.releases import PlanStore
 from control.rollout import Rollout
@@ -74,15 +76,52 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent):
     assert time.monotonic() - began >= 0.5
 
 
-def test_a_roll_back_is_written_though_an_agent_is_down(store, agent, monkeypatch):
-    monkeypatch.setattr("control.rollout.FOLLOW_WITHIN_S", 0.3)
-    there = agent({"1.0": "ready", "2.0": "ready"})
+def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agent, monkeypatch):
+    monkeypatch.setattr("control.rollout.LOAD_WITHIN_S", 0.3)
+    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
     rollout(store, there).promote("2.0")
+    both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, said.append)
     began = time.monotonic()
-    with pytest.raises(NotFollowed, match="The plan stands"):
-        rollout(store, there, "http://127.0.0.1:9").rollback()
-    assert store.read().stable == OLD
+    assert both.rollback().stable == OLD
     assert time.monotonic() - began < 2
+    assert any("http://127.0.0.1:9 does not answer" in line for line in said)
+    with pytest.raises(NotFollowed, match="The plan stands"):
+        both.promote("2.0")
+
+
+def incoming_archive(monkeypatch, version):
+    """What `deploy` finds, without its bytes."""
+    found = Archive(Path(f"m-{version}.mar"), version[0] * 64, {"version": version, "classes": ["a"]}, None)
+    monkeypatch.setattr("control.incoming.fetch", lambda *_: found)
+    monkeypatch.setattr("control.incoming.compare", lambda *_, **__: None)
+
+
+def test_a_canary_keeps_its_callers_and_its_traffic_while_it_is_deployed_with_a_larger_share(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "2.0")
+    moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
+    first = moving.deploy("2.0", share=10)
+    second = moving.deploy("2.0", share=50)
+    assert (second.canary.share, second.canary.salt) == (50, first.canary.salt)
+    assert second.revision == first.revision + 1, "there was no plan in between without it"
+    assert moving.deploy("2.0").canary is None, "without a role it gets no traffic"
+
+
+def test_a_version_that_was_in_the_plan_stays_there_when_it_is_refused(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "2.0")
+    states = {"1.0": "ready", "2.0": "ready"}
+    moving = rollout(store, agent(states))
+    before = moving.deploy("2.0", share=10)
+    states["2.0"] = "failed"
+    with pytest.raises(Refused, match="it crashed"):
+        moving.deploy("2.0", share=50)
+    assert store.read() == before
+
+
+def test_a_new_version_that_is_refused_is_out_of_the_plan_again(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "3.0")
+    with pytest.raises(Refused, match="it crashed"):
+        rollout(store, agent({"1.0": "ready", "3.0": "failed"})).deploy("3.0", share=10)
+    assert [release.version for release in store.read().releases()] == ["1.0", "2.0"]
 
 
 def test_without_a_version_of_before_there_is_no_way_back(store, agent):

@@ -29,6 +29,15 @@ def test_everything_is_passed_on_unchanged(log, passed_on):
     assert b"".join(passed_on) == b"one\ntwo\xff\nthree\n"
 
 
+def test_a_full_disk_stops_neither_reading_nor_reasons():
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    log = ServerLog(full)
+    log.take((PREFIX + "ValueError: too small").encode())
+    assert log.why("cifar10", "2.0.0") == "ValueError: too small"
+
+
 def test_the_handlers_sentence_is_the_reason_and_outlasts_the_traceback(log):
     log.take(f"{PREFIX}Failed to load model cifar10, exception cifar10 cannot be served: outputs differ".encode())
     log.take(f'{PREFIX}    raise RuntimeError(f"{{name}} cannot be served: {{error}}") from error'.encode())

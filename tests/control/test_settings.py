@@ -5,7 +5,7 @@ import pytest
 
 from control.env_example import render
 from control.errors import BadSetting, UnknownSetting
-from control.settings import read_agent_settings
+from control.settings import local_url, read_agent_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,3 +41,17 @@ def test_gateways_are_told_the_advertised_host(monkeypatch):
 
 def test_env_example_is_up_to_date():
     assert (ROOT / ".env.example").read_text() == render(), "run `make env-example`"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("fd00::1", "http://[fd00::1]:80"),
+        ("192.0.2.1", "http://192.0.2.1:80"),
+    ],
+)
+def test_a_server_is_asked_where_it_listens(host, url):
+    assert local_url(host, 80) == url

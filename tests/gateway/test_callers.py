@@ -73,6 +73,38 @@ def test_keys_come_and_go_without_a_restart(make_stand: Callable[..., Stand], tm
     stand.wait_until(lambda: (status(old_secret), status(new_secret)) == (401, 200))
 
 
+def test_a_changed_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [])
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    keys.save_keys(path, [])
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_though_it_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [keys.make_key("a", ["read"])[1]])
+    callers = Callers(Settings(keys_file=path))
+    keys.save_keys(path, [])
+    may_read = False
+
+    def load(path: Path) -> tuple[keys.Key, ...]:
+        if not may_read:
+            raise PermissionError(13, "Permission denied")
+        return ()
+
+    monkeypatch.setattr("gateway.keys.load_keys", load)
+    for _ in range(3):
+        callers.refresh_keys()
+    assert (len(callers._keys), len(caplog.records)) == (1, 1)
+    may_read = True
+    callers.refresh_keys()
+    assert callers._keys == ()
+
+
 def test_a_file_that_breaks_leaves_the_keys_as_they_are(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     secret, key = keys.make_key("a", ["read"])

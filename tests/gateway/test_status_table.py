@@ -387,6 +387,9 @@ def test_an_unhandled_fault_is_500_and_tells_nothing(stand: Stand) -> None:
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":"1","data":["AA=="]}]}',
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":5}}]}',
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}],"outputs":[{"name":"nope"}]}',
+        b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[%b1],"data":["AA=="]}]}' % (b"1," * 1_000_000),
+        b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}],"outputs":[%b]}'
+        % b",".join([b'{"name":"class"}'] * 3),
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}],"parameters":[]}',
         b'{"id":5,"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}]}',
     ],
