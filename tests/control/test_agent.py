@@ -47,7 +47,9 @@ def test_the_status_page_tells_what_each_gateway_reported(agent):
     assert {**heard, "heard_s": 0} == {"id": "g1", "revision": 7, "in_flight": {"1.0.0": 2}, "heard_s": 0}
 
 
-def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent):
+def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent, monkeypatch):
+    monkeypatch.setattr("control.agent._POLLER_GONE_S", 30)
+
     def poll(in_flight):
         agent._reconciler.gateways.take(f'{{"id":"g1","revision":7,"in_flight":{in_flight}}}', time.monotonic())
 

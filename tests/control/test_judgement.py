@@ -1,7 +1,7 @@
 """The statistics against scipy's, the verdicts on counts as a gateway prints them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -11,6 +11,7 @@ from control.judgement import Limits, binomial_at_least, fisher_exact, judge
 LIMITS = Limits(requests=100)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 4000), st.integers(0, 4000))
 def test_fishers_test_is_scipys(failed, good, others_failed, others_good):
     expected = stats.fisher_exact([[failed, good], [others_failed, others_good]], alternative="greater").pvalue
@@ -18,6 +19,7 @@ def test_fishers_test_is_scipys(failed, good, others_failed, others_good):
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 3000), st.floats(0.001, 0.999))
 def test_the_binomial_tail_is_scipys(successes, trials, probability):
     expected = stats.binom.sf(successes - 1, trials, probability)

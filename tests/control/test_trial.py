@@ -1,7 +1,6 @@
 """`promote --auto` against a gateway that is a page of metrics: what is decided, done and written down."""
 
 import json
-import threading
 
 import pytest
 
@@ -27,14 +26,19 @@ def page(stable, failed, canary, canary_failed):
 
 @pytest.fixture
 def gateway(serve):
-    """`gateway(*pages)`: the address of one that answers with these in turn, and then with the last."""
+    """`gateway(*pages)`: the address of one that answers with these in turn, and then with the last.
 
-    def gateway(*pages, key=None):
+    With a `key` it asks for that; `first` is called before the first answer.
+    """
+
+    def gateway(*pages, key=None, first=lambda: None):
         left = list(pages)
 
         def answer(headers):
             if key is not None and headers["authorization"] != f"Bearer {key}":
                 return 401, b""
+            if len(left) == len(pages):
+                first()
             return 200, (left.pop(0) if len(left) > 1 else left[0]).encode()
 
         return serve(answer)
@@ -91,20 +95,16 @@ def test_a_restarted_gateway_leaves_no_verdict(store, gateway):
 
 
 def test_a_plan_that_somebody_changes_meanwhile_leaves_no_verdict(store, gateway):
-    url = gateway(page(0, 0, 0, 0), page(900, 0, 900, 0))
-
     def interfere():
         with store.lock("another"):
             store.write(Plan(0, "m", STABLE, retained=(Release("2.0", "m-2.0.mar", "b" * 64, 1),)), "another")
 
-    timer = threading.Timer(0.2, interfere)
-    timer.start()
+    url = gateway(page(0, 0, 0, 0), page(900, 0, 900, 0), first=interfere)
     said = []
     verdict, _ = settle(
         Rollout(store, [], store.home, said.append), store, None,
         window=Window([url], None, 0.5), limits=Limits(requests=100), say=said.append,
     )  # fmt: skip
-    timer.join()
     assert "the plan was changed" in verdict.reasons[0]
     assert store.read().canary is None
 

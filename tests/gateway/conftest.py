@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 import pytest
@@ -26,7 +28,7 @@ from gateway.app import create_app
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG fake picture"
@@ -186,6 +188,41 @@ class Stand:
             time.sleep(0.01)
 
 
+class JumpingSelector(selectors.SelectSelector):
+    """Does not wait for the next timer: it moves the clock there."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop in which hours pass in milliseconds, always in the same order."""
+
+    def __init__(self) -> None:
+        self.clock = JumpingSelector()
+        super().__init__(self.clock)
+
+    def time(self) -> float:
+        return self.clock.now
+
+
+Run: TypeAlias = "Callable[[Coroutine[Any, Any, Any]], Any]"
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """`run(scene)`: the coroutine's result, in a loop of that kind."""
+
+    def run(scene: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            return runner.run(scene)
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
@@ -283,6 +320,7 @@ class BackendServer(ThreadingHTTPServer):
     """Serves `Backend`; a gateway's worker that is killed leaves its connections behind."""
 
     agent: FakeAgent
+    request_queue_size = 128
 
     def handle_error(self, *args: object) -> None:
         """Silent."""
@@ -313,7 +351,14 @@ def gateway_process(folder: Path, agent: FakeAgent, settings: dict[str, str]) ->
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     agents = f"http://127.0.0.1:{server.server_port}"
-    settings = {"AGENTS": agents, "PLAN": str(folder / "plan.json"), "PORT": port, **settings}
+    # Long, as in `make_stand`.
+    settings = {
+        "AGENTS": agents,
+        "PLAN": str(folder / "plan.json"),
+        "PORT": port,
+        "STATUS_MAX_AGE_S": "60",
+        **settings,
+    }
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **{f"GATEWAY_{name}": value for name, value in settings.items()}}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.admission import Places
 from gateway.errors import Unavailable
+
+if TYPE_CHECKING:
+    from conftest import Run
 
 
 def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
@@ -91,7 +95,7 @@ def test_free_places_are_not_taken_past_those_who_wait() -> None:
     asyncio.run(scene())
 
 
-def test_a_line_that_does_not_end_is_cut_to_a_quarter_until_it_has_been_empty() -> None:
+def test_a_line_that_does_not_end_is_cut_to_a_quarter_until_it_has_been_empty(run: Run) -> None:
     async def scene() -> None:
         places = Places(8, 1.0)
         assert places.take_free(8) == 8
@@ -116,4 +120,4 @@ def test_a_line_that_does_not_end_is_cut_to_a_quarter_until_it_has_been_empty() 
         places.give_back(8)
         await asyncio.gather(*waiting)
 
-    asyncio.run(scene())
+    run(scene())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import selectors
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from gateway.versions import Target
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from conftest import Stand
+    from conftest import Run, Stand
 
 MOST_IMAGES = 4
 REPLICA = Replica("http://agent")
@@ -35,32 +34,6 @@ FATES: dict[str, type[GatewayError] | None] = {
     "one entry short": EngineNonsense,
     "never answered": DeadlinePassed,
 }
-
-
-class JumpingSelector(selectors.SelectSelector):
-    """Does not wait for the next timer: it moves the clock there."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        self.now += timeout or 0.0
-        return super().select(0)
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop in which hours pass in milliseconds, always in the same order."""
-
-    def __init__(self) -> None:
-        self.clock = JumpingSelector()
-        super().__init__(self.clock)
-
-    def time(self) -> float:
-        return self.clock.now
-
-
-def run(scene: Coroutine[Any, Any, Any]) -> Any:
-    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
-        return runner.run(scene)
 
 
 @dataclass
@@ -145,7 +118,7 @@ fates = st.tuples(st.sampled_from([*["answered"] * 4, *FATES]), st.sampled_from(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(calls, max_size=24), st.lists(fates, max_size=12), st.integers(1, 3))
 def test_every_caller_gets_its_own_answer_or_its_rows_failure(
-    planned: list[Planned], fates: list[tuple[str, float]], workers: int
+    run: Run, planned: list[Planned], fates: list[tuple[str, float]], workers: int
 ) -> None:
     upstream = Upstream(fates)
 
@@ -207,7 +180,7 @@ def images_of(upstream: Upstream) -> list[list[str]]:
     return [[image.decode()[:20] for image in images] for _, _, images in upstream.rows]
 
 
-def test_who_comes_while_all_rows_are_away_goes_with_the_next() -> None:
+def test_who_comes_while_all_rows_are_away_goes_with_the_next(run: Run) -> None:
     upstream = Upstream([("answered", 0.1), ("answered", 0.2)])
 
     async def scene() -> None:
@@ -223,7 +196,7 @@ def test_who_comes_while_all_rows_are_away_goes_with_the_next() -> None:
     assert upstream.sent_at == pytest.approx([0.0, 0.01, 0.1, 0.11], abs=1e-6)
 
 
-def test_a_lone_picture_goes_at_once_and_as_it_is() -> None:
+def test_a_lone_picture_goes_at_once_and_as_it_is(run: Run) -> None:
     upstream = Upstream()
     answer = run(lone(upstream))
     assert answer["class"] == "cat"
@@ -234,7 +207,7 @@ async def lone(upstream: Upstream) -> dict[str, Any]:
     return await predict(upstream.shared(), b"cat")
 
 
-def test_a_row_that_does_not_come_back_keeps_nobody_waiting_for_long() -> None:
+def test_a_row_that_does_not_come_back_keeps_nobody_waiting_for_long(run: Run) -> None:
     upstream = Upstream([("never answered", 0.0)])
 
     async def scene() -> float:
@@ -250,7 +223,7 @@ def test_a_row_that_does_not_come_back_keeps_nobody_waiting_for_long() -> None:
     assert run(scene()) == pytest.approx(STALLED_S + 0.01)
 
 
-def test_a_large_picture_goes_alone() -> None:
+def test_a_large_picture_goes_alone(run: Run) -> None:
     upstream = Upstream()
 
     async def scene() -> None:
@@ -262,7 +235,7 @@ def test_a_large_picture_goes_alone() -> None:
     assert images_of(upstream) == [["first"], ["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]
 
 
-def test_a_rows_deadline_is_that_of_who_waits_longest() -> None:
+def test_a_rows_deadline_is_that_of_who_waits_longest(run: Run) -> None:
     upstream = Upstream()
 
     async def scene() -> int:
@@ -277,7 +250,7 @@ def test_a_rows_deadline_is_that_of_who_waits_longest() -> None:
     assert 0 <= options["deadline"] - longest < 500
 
 
-def test_nothing_is_kept_of_calls_that_are_over_however_they_ended() -> None:
+def test_nothing_is_kept_of_calls_that_are_over_however_they_ended(run: Run) -> None:
     async def scene() -> SharedRows:
         shared = Upstream([("failed", 0.01), ("never answered", 0.0)]).shared()
         calls = [predict(shared, b"a", top_k=1 + number % 3, timeout_s=1.0) for number in range(9)]
@@ -293,7 +266,7 @@ def test_nothing_is_kept_of_calls_that_are_over_however_they_ended() -> None:
     assert not shared._lines
 
 
-def test_a_fault_of_ours_reaches_everybody_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_reaches_everybody_in_the_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> list[Any]:
         shared = Upstream().shared()
         monkeypatch.setattr(shared._upstream, "predict", lambda *_, **__: 1 / 0)

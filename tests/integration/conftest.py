@@ -183,6 +183,8 @@ def make_stack():
             "AGENT_GRPC_MANAGEMENT_PORT": str(grpc_management),
             # Gateways here follow within a second and answer within another.
             "AGENT_RETIRE_SETTLE_S": "4",
+            # A machine that stands still for some seconds makes every status old.
+            "GATEWAY_STATUS_MAX_AGE_S": "10",
             **settings,
         }
         stack = Stack(
