@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/[0-4].png"))]
 CLIENTS = 6
 # Between two runs of one picture, whatever batch it is in: far less than between two pictures.
-SAME = 0.02
+SAME = 0.002
 
 
 @dataclass(frozen=True)
