@@ -83,7 +83,7 @@ def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agen
     both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, said.append)
     began = time.monotonic()
     assert both.rollback().stable == OLD
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 2
     assert any("http://127.0.0.1:9 does not answer" in line for line in said)
     with pytest.raises(NotFollowed, match="The plan stands"):
         both.promote("2.0")

@@ -191,7 +191,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
     for revision, version in ((2, "2.0.0"), (3, "1.0.0"), (4, "2.0.0")):
         took.append(put(revision, version))
         assert served() == {version}
-    assert min(took) < 1.0, "the machine may stand still"
+    assert sorted(took)[1] < 1.0, "the machine may stand still once"
 
     (tmp_path / "next.json").write_text('{"schema": 1', encoding="utf-8")
     (tmp_path / "next.json").replace(tmp_path / "plan.json")

@@ -121,6 +121,6 @@ def test_a_dead_registry_costs_seconds(monkeypatch, listens):
         before, began = dict(os.environ), time.monotonic()
         with pytest.raises(RegistryError, match="does not answer") as caught:
             crown("model", "0" * 64, {})
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 4
     assert "secret" not in str(caught.value)
     assert dict(os.environ) == before
