@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
-import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from starlette.types import Scope
 
@@ -53,14 +52,9 @@ class Exchange:
         self.traceparent = ""
         self.row = ""  # the request id under which its image travelled, if it is another's
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage `name`."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
+    def stage(self, name: str) -> Stage:
+        """A context that adds the time spent inside to the stage `name`."""
+        return Stage(self.stages, name)
 
     def carried(self) -> dict[str, str]:
         """What names the request on its way to the model."""
@@ -78,12 +72,28 @@ class Exchange:
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
+class Stage:
+    """Times one stage; a generator's context costs several times as much, and each request has three."""
+
+    __slots__ = ("_name", "_stages", "_started")
+
+    def __init__(self, stages: dict[str, float], name: str) -> None:
+        self._stages = stages
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._stages[self._name] = self._stages.get(self._name, 0.0) + time.perf_counter() - self._started
+
+
 def request_id_of(scope: Scope) -> str:
     """The caller's own x-request-id where it is sane, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and SANE_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()  # as random as a UUID, in a tenth of its time
 
 
 def exchange_of(scope: Scope) -> Exchange:

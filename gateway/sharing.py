@@ -57,11 +57,12 @@ class SharedRows:
             await line.send([call], target)  # as part of this task: one of its own costs turns of the loop
         else:
             line.join(call, target)
-        try:
-            async with deadline.timeout():
-                answer = await call.answer
-        except TimeoutError as error:
-            raise DeadlinePassed(deadline.timeout_s) from error
+            try:
+                async with deadline.timeout():
+                    await call.answer
+            except TimeoutError as error:
+                raise DeadlinePassed(deadline.timeout_s) from error
+        answer = call.answer.result()
         if isinstance(answer, DeadlinePassed):  # the row's, whose time is that of the call with the most
             raise DeadlinePassed(deadline.timeout_s) from answer
         if isinstance(answer, Exception):
