@@ -68,7 +68,7 @@ format: $(STAMP) ## ruff: fix what it can and format
 env-example: $(STAMP) ## write .env.example anew from the settings
 	@$(BIN)/python -m control.env_example > .env.example
 
-clean: ## remove the environment, caches, logs and the local plan; trained models stay
-	rm -rf .venv .gradserve/logs .gradserve/history .gradserve/*.json .gradserve/*.jsonl .gradserve/*.lock build *.egg-info
+clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay
+	rm -rf .venv .gradserve/logs .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

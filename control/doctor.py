@@ -153,7 +153,7 @@ def _mlflow() -> Finding:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=3.0).raise_for_status()
     except httpx.HTTPError as error:
         text = f"{urlsplit(uri).hostname} does not answer ({type(error).__name__})"
-        return Finding("note", "MLflow", text, "serving and roll-back go on without it; training waits for it")
+        return Finding("note", "MLflow", text, "all goes on without it; `train --resume` sends what it lacks")
     return Finding("good", "MLflow", f"{urlsplit(uri).hostname} answers")
 
 

@@ -139,7 +139,8 @@ def config(
 ) -> None:
     """Print every setting in effect and where it comes from: the environment, .env, or its default. Secrets are masked.
 
-    `gradserve up` itself sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway it starts.
+    `gradserve up` itself sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway it starts, and AGENT_PLAN
+    and, unless it is set, AGENT_MANAGEMENT_LOG for the agent.
     """
     rows = settings_in_effect()
     if as_json:

@@ -41,7 +41,7 @@ class AgentSettings(BaseSettings):
     temp: Path | None = None
     """TorchServe's own folder for sockets and unpacked archives (short, wiped at each start). Default: a new one."""
     management_log: Path | None = None
-    """Where every call of TorchServe's management API is written, one JSON object a line. Default: nowhere."""
+    """Where every call of TorchServe's management API is written, one JSON object a line. `up`: GRADSERVE_HOME/logs."""
     inference_host: str = "127.0.0.1"
     """Address TorchServe's inference port binds to."""
     advertised_host: str | None = None

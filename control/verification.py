@@ -1,7 +1,7 @@
 """Whether a loaded version computes what training computed: its own reference inputs, through the real server.
 
-A third place that knows the private wire of design.md section 5 beside gateway and handler, and the smallest: framed
-rows of predictions, one explanation.
+A third place that knows the private wire beside gateway and handler, and the smallest: framed rows of predictions, one
+explanation.
 """
 
 from __future__ import annotations

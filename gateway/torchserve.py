@@ -1,4 +1,4 @@
-"""The one place that knows TorchServe's inference API: the private wire (design.md, section 5) and its failures.
+"""The one place that knows TorchServe's inference API: the private wire and its failures.
 
     POST {inference_url}/predictions/{model}/{version}
     POST {inference_url}/explanations/{model}-explain/{version}
@@ -212,7 +212,7 @@ def translate_transport_error(error: httpx.TransportError) -> GatewayError:
 
 
 def translate_status(status: int, content: bytes) -> GatewayError:
-    """What TorchServe's own error answer (torchserve.md, 1.6) is to a caller."""
+    """What TorchServe's own error answer is to a caller."""
     if status == 413:
         return BodyTooLarge(MAX_ROW_BYTES)
     if status == 404:

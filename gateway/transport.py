@@ -1,6 +1,6 @@
 """One pool of connections to TorchServe: aiohttp's, behind httpx's transport interface.
 
-httpx's own pool collapses under concurrency (design.md, section 7), and the `httpx-aiohttp` package streams every
+httpx's own pool collapses under concurrency, and the `httpx-aiohttp` package streams every
 answer and reports every lost connection as a ConnectTimeout. Answers here are small and always wanted whole, so this
 reads them at once.
 """

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 _EXPLAIN_SUFFIX = "-explain"
 _EXPLAIN_NICENESS = 10
-"""Explanations yield the processor to predictions of the same machine; see design.md section 5."""
+"""Explanations yield the processor to predictions of the same machine."""
 
 
 class ImageHandler:

@@ -1,4 +1,4 @@
-"""Which package may import which: the floors of docs/design.md, held by a test."""
+"""Which package may import which: the floors, held by a test."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""design.md's status table, row by row and route by route; every refusal has the one error shape."""
+"""The status table of docs/gateway.md, row by row and route by route; every refusal has the one error shape."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def test_not_ready_and_draining_agents_are_503(stand: Stand, route: str) -> None
     assert_problem(stand.client.post(route, **body), 503, "not_ready")
 
 
-# torchserve.md, 1.6
+# TorchServe 0.12's own error answers
 TORCHSERVE = [
     (503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"}, 503, "saturated"),
     (503, {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}, 500, "handler_failed"),
