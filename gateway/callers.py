@@ -152,6 +152,8 @@ def address_of(request: Request) -> str:
         return host
     if address.version == 4:
         return host
+    if address.ipv4_mapped is not None:  # how a socket for both families names an IPv4 client
+        return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
@@ -183,5 +185,6 @@ def _limiter(store: str) -> FixedWindowRateLimiter:
     try:
         storage = storage_from_string(f"async+{store}", **options)
     except Exception as error:
-        raise SettingsError(f"GATEWAY_RATE_STORE={mask_passwords(store)} cannot be used: {error}") from error
+        told = mask_passwords(f"GATEWAY_RATE_STORE={store} cannot be used: {error}")  # the library repeats the address
+        raise SettingsError(told) from error
     return FixedWindowRateLimiter(storage)

@@ -52,6 +52,9 @@ class Envelope:
         async def send_enveloped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
+                # No image is needed any more, and the caller may take its time to read.
+                self._parts.body_budget.give_back(exchange.body_bytes)
+                exchange.body_bytes = 0
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
                 headers.append((b"server-timing", exchange.server_timing().encode("ascii")))

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     max_buffered_bytes: int = Field(default=256 * MIB, ge=1)
     """Bytes of bodies that one gateway process holds at a time, over all its requests; above it new ones get 503."""
     body_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a body may take to arrive before the sender is cut off."""
+    """Seconds a body may take to arrive, and an answer to be read, before the caller is cut off."""
     header_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a connection may take to send a request's headers before it is closed."""
     max_header_bytes: int = Field(default=16 * 1024, ge=1024)

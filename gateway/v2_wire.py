@@ -21,6 +21,7 @@ from gateway.options import MAX_TOP_K
 from gateway.refusals import BadJson, BadParameter, BodyTooLarge, EmptyBody, TooManyFiles
 
 OUTPUTS = ("class", "confidence")
+MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON
 MAX_DIMENSIONS = 8  # of a shape; to multiply a body full of them would take hours
 
 
@@ -38,7 +39,8 @@ class ImageFailedError(GatewayError):
     """One image of a V2 call has no answer, so the call has none; `index` says which."""
 
     def __init__(self, index: int, error: dict[str, Any]) -> None:
-        super().__init__(f"Image {index}: {error['detail']}", index=index)
+        headers = {"retry-after": "1"} if error["status"] == 503 else None
+        super().__init__(f"Image {index}: {error['detail']}", headers=headers, index=index)
         self.status = error["status"]
         self.code = error["code"]
 
@@ -56,6 +58,9 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
         if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
             raise BadParameter("inference-header-content-length", header_length, "a number of bytes")
         end = min(int(header_length), end)
+    # Parsed, a member takes 24 times its bytes; base64 holds none of these.
+    if sum(body.count(sign, 0, end) for sign in (b"[", b"{", b",")) > MAX_MEMBERS + MEMBERS_PER_IMAGE * max_images:
+        raise BadJson("it has more members than a call can have")
     try:
         head = orjson.loads(memoryview(body)[:end])
     except orjson.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools that cuts off slow senders and stops without loss.
+"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools that cuts off who dawdles and stops without loss.
 
 After SIGTERM a worker says not ready and asks its connections to close, but goes on accepting and answering for
 `drain_s`; then it accepts no more, finishes what it has and ends.
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # A connection that was accepted just before the end may have its request on the way; it gets this long to say it.
 LINGER_S = 1.0
+# Requests of one connection that may wait behind the one being answered: uvicorn keeps each, 2 kB for its 23 bytes.
+MOST_PIPELINED = 64
 
 
 class OneWrite:
@@ -69,15 +71,20 @@ class OneWrite:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`."""
+    """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`.
+
+    An answer that its caller does not read for `write_timeout_s` is given up.
+    """
 
     header_timeout_s = 10.0
+    write_timeout_s = 10.0
     max_header_bytes = 16 * 1024
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — uvicorn's own
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
-        self._header_bytes = 0  # of the chunks that came before the headers' end
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0  # of the reads since headers ended or a body's part came: headers, or trailers
         self._seen_bytes = 0  # of the parts that the parser has told
         self._wants_headers = True
         self._is_oversized = False
@@ -89,17 +96,18 @@ class GuardedProtocol(HttpToolsProtocol):
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clock."""
+        """Stops the clocks."""
         self._stop_clock()
+        self._stop_write_clock()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, and counts what comes before the headers' end: the parser keeps it without bound."""
+        """Feeds the parser, and counts what is no body: the parser keeps headers and trailers without bound."""
         if self._wants_headers:
             self._start_clock()
-            self._header_bytes += len(data)
+        self._header_bytes += len(data)
         super().data_received(data)
-        if self._wants_headers and self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
+        if self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
             self._is_oversized = True
             self.send_400_response("")
 
@@ -125,6 +133,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._stop_clock()
         super().on_headers_complete()
+        if len(self.pipeline) > MOST_PIPELINED:
+            raise ValueError  # as in `_count`
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of the body, which the application counts."""
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expects the next request's headers: the body is whole."""
@@ -136,6 +151,16 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.more_body:
             self._start_clock()
+
+    def pause_writing(self) -> None:
+        """Starts the clock of a caller who does not read."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stops it."""
+        self._stop_write_clock()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
         """Answers what is no request in the one shape that errors have, and hangs up."""
@@ -168,6 +193,11 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
+
+    def _stop_write_clock(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _hang_up(self) -> None:
         self._header_timer = None
@@ -222,7 +252,11 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         self.config.http = type(
             "Protocol",
             (GuardedProtocol,),
-            {"header_timeout_s": settings.header_timeout_s, "max_header_bytes": settings.max_header_bytes},
+            {
+                "header_timeout_s": settings.header_timeout_s,
+                "write_timeout_s": settings.body_timeout_s,
+                "max_header_bytes": settings.max_header_bytes,
+            },
         )
         # Uvicorn trusts 127.0.0.1's forwarded headers unless told otherwise.
         self.config.proxy_headers = bool(settings.trusted_proxies)

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.requests import Request
 
 from gateway import keys
-from gateway.callers import Callers, parse_quota
+from gateway.callers import Callers, address_of, parse_quota
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -142,3 +143,19 @@ def test_an_impossible_quota_is_refused(quota: str) -> None:
 def test_an_unknown_store_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"GATEWAY_RATE_STORE"):
         Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://"))
+    with pytest.raises(SettingsError) as refused:
+        Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://:s3cret@store:6379/0"))
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("client", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("a unix socket", "a unix socket"),
+    ],
+)
+def test_whose_quota_an_address_is(client: str, counted: str) -> None:
+    assert address_of(Request({"type": "http", "client": (client, 1)})) == counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,44 @@ def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable
     for _ in range(3):
         assert stand.client.post("/predict", content=b"x" * 900).status_code == 200
     assert budget.held == 0
+
+
+def test_a_caller_who_does_not_read_the_answer_holds_no_body(stand: Stand) -> None:
+    budget = stand.app.state.parts.body_budget
+    held: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 900}
+
+    async def send(message: dict[str, Any]) -> None:
+        held.append(budget.held)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "http_version": "1.1",
+    }
+    stand.client.portal.call(stand.app, scope, receive, send)
+    assert held == [0, 0]
+
+
+def test_a_v2_row_without_a_place_says_when_to_try_again(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(chunk_images=1)
+
+    def answer(request: httpx.Request) -> httpx.Response | None:
+        return (
+            httpx.Response(503, content=b'{"type": "ServiceUnavailableException"}') if b"b" in request.content else None
+        )
+
+    stand.torchserve.answer = answer
+    images = [base64.b64encode(image).decode() for image in (b"a", b"b")]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": images}
+    refused = stand.client.post("/v2/models/cifar10/infer", json={"inputs": [tensor]})
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "saturated", "1")
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -391,6 +391,7 @@ def test_an_unhandled_fault_is_500_and_tells_nothing(stand: Stand) -> None:
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}],"outputs":[%b]}'
         % b",".join([b'{"name":"class"}'] * 3),
         b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}],"parameters":[]}',
+        b'{"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":[%b]}]}' % b",".join([b"[]"] * 1_000_000),
         b'{"id":5,"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}]}',
     ],
 )

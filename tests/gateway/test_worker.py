@@ -94,6 +94,35 @@ def test_a_header_without_end_gets_431_before_it_fills_the_memory(gateway: tuple
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
+def test_a_trailer_without_end_is_cut_off_before_it_fills_the_memory(gateway: tuple[str, int]) -> None:
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
+    assert say(gateway[0], head, b"0\r\na: ", *[b"x" * 2000] * 4, pause_s=0.02).startswith(b"HTTP/1.1 431 ")
+    assert say(gateway[0], head, b"0\r\na: b\r\n\r\n", pause_s=0.02).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_that_are_piled_up_on_one_connection_end_it(gateway: tuple[str, int]) -> None:
+    answers = say(gateway[0], b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
+    assert answers.count(b"HTTP/1.1 ") < 100
+    assert answers.endswith(b"}"), "whole answers"
+    assert b'"code":"bad_http"' in answers
+
+
+def test_an_answer_that_nobody_reads_is_given_up(gateway: tuple[str, int]) -> None:
+    host, port = gateway[0].removeprefix("http://").split(":")
+    asked = 50
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((host, int(port)))
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * asked)
+        time.sleep(3)  # five times as long as an answer may take to be read
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(1 << 20):
+                received += chunk
+    assert 0 < received.count(b"HTTP/1.1 200") < asked
+
+
 def test_what_is_no_http_gets_400(gateway: tuple[str, int]) -> None:
     answer = say(gateway[0], b"\x16\x03\x01 hello\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
