@@ -236,6 +236,8 @@ def _foreseen() -> Iterator[None]:
         yield
     except (TrainingError, ContractError, EngineError) as error:
         raise ControlError(str(error)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ControlError(f"the recipe is no TOML: {error}") from error
 
 
 def _speaks() -> bool:

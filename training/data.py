@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from handlers.contract import Input
 from training.errors import DataError
-from training.folder import ImageFolder, normalised_by
+from training.folder import ImageFolder, is_part, normalised_by
 from training.sources import content_sha256, load_cifar10
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ def load_test_images(data: str, cache: Path, size: Input) -> Images:
     return _from_cifar10(cache, path, "test")
 
 
+def has_test_part(data: str) -> bool:
+    """Whether `data` has pictures to report on that are not those to learn from."""
+    kind, path = _kind(data)
+    return kind == "cifar10" or is_part(Path(path) / "test")
+
+
 def _kind(data: str) -> tuple[str, str]:
     kind, _, path = data.partition(":")
     if kind not in {"cifar10", "imagefolder"} or (kind == "imagefolder" and not path):
@@ -97,13 +103,13 @@ def _from_folder(folder: ImageFolder, size: Input) -> Images:
 
 
 def stratified_split(
-    labels: NDArray[np.int64], validation: float, seed: int
+    labels: NDArray[np.int64], validation: float | int, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Indices (training, validation), each class in the same share; the same `seed` gives the same split.
 
     Args:
         labels: (N,) integers.
-        validation: share held out, between 0 and 1.
+        validation: share held out, between 0 and 1; or how many.
         seed: of the shuffle.
 
     Raises:
@@ -114,7 +120,7 @@ def stratified_split(
             np.arange(len(labels)), test_size=validation, stratify=labels, random_state=seed
         )
     except ValueError as error:
-        raise DataError(f"the data cannot be split with {validation:.0%} held out: {error}") from error
+        raise DataError(f"the data cannot be split with {validation} held out: {error}") from error
     return np.sort(training), np.sort(held_out)
 
 
@@ -122,7 +128,7 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> NDArra
     """Indices of `size` pictures with the classes in their shares; all of them when there are no more."""
     if size >= len(labels):
         return np.arange(len(labels))
-    return stratified_split(labels, size / len(labels), seed)[1]
+    return stratified_split(labels, size, seed)[1]
 
 
 def divide(images: Images, *, subset: int, validation: float, seed: int) -> tuple[Images, Images]:

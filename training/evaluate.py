@@ -19,7 +19,7 @@ from handlers.preprocess import normalise
 from training.artifacts import find_model, read_model, weights_sha256
 from training.calibration import expected_calibration_error, reliability
 from training.card import write_card
-from training.data import load_test_images
+from training.data import has_test_part, load_test_images
 from training.errors import ModelError
 from training.explanations import explain, measure_explanation
 from training.looks import record_look
@@ -153,13 +153,17 @@ def evaluate(
 def _identity(folder: Path, contract: Contract, images: Images, data: str) -> dict[str, Any]:
     """What figures are about: model, data, and what they were made with."""
     digest = images.sha256()
-    is_learnt = digest == contract.accepted.get("provenance", {}).get("data_sha256")
+    accepted = contract.accepted
+    # By name too: a folder to which pictures were added since is still mostly what was learnt.
+    is_learnt = digest == accepted.get("provenance", {}).get("data_sha256") or (
+        data == accepted.get("recipe", {}).get("data") and not has_test_part(data)
+    )
     return {
         "model": {
             "name": contract.name,
             "version": contract.version,
             "weights_sha256": weights_sha256(folder),
-            "run_id": contract.accepted.get("run_id", ""),
+            "run_id": accepted.get("run_id", ""),
             "engine": asdict(contract.engine),
         },
         "data": {

@@ -37,8 +37,9 @@ REFERENCE_IMAGES = 32
 _HANDLERS = Path(handlers.__file__).parent
 _ENTRY_NAME = "image_handler.py"
 _CONFIG_NAME = "model-config.yaml"
-# What `evaluate` says about a version comes after its archive, and is no part of what serves.
-_CARD_NAME = "MODEL_CARD.md"
+REFUSED = "gate-refused.json"
+# What `evaluate` says about a version comes after its archive, and is no part of what serves; nor is another's failure.
+_LEFT_OUT = {"MODEL_CARD.md", REFUSED}
 _RESERVED = {"handlers", "MAR-INF", BUILD, _ENTRY_NAME, _CONFIG_NAME}
 
 MODEL_CONFIG = """\
@@ -58,7 +59,7 @@ def package_directory(source: Path, store: Path) -> Path:
 
     Args:
         source: a folder of `contract.json`, `weights.safetensors`, `reference.json` and whatever other files shall
-            travel along; sub-folders, hidden files and `MODEL_CARD.md` do not.
+            travel along; sub-folders, hidden files, `MODEL_CARD.md` and `gate-refused.json` do not.
         store: TorchServe's model store; the archive appears there in one step, its `.sha256` after it.
 
     Raises:
@@ -127,7 +128,7 @@ def _stage(source: Path, stage: Path) -> str:
     stage.mkdir()
     for path in sorted(source.iterdir()):
         # Folders are left out: the store may well be one of them.
-        if path.name.startswith(".") or path.name == _CARD_NAME or not path.is_file():
+        if path.name.startswith(".") or path.name in _LEFT_OUT or not path.is_file():
             continue
         if path.name in _RESERVED:
             raise ExportError(f"{path} has a name that the archive needs for itself: rename it")

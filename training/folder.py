@@ -48,9 +48,9 @@ class ImageFolder:
             DataError: there are not at least two class folders with pictures in each, most files are no pictures, or
                 PATH has a part to train on and not `part`.
         """
-        if _is_part(path / part):
+        if is_part(path / part):
             path = path / part
-        elif _is_part(path / "train"):
+        elif is_part(path / "train"):
             raise DataError(f"{path} has a folder train, but no folder {part} with a folder of pictures for each class")
         if not path.is_dir():
             raise DataError(f"{path} is no folder: pass one that holds a folder of pictures for each class")
@@ -98,7 +98,7 @@ def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
     return replace(size, mean=(red, green, blue), std=(spread[0], spread[1], spread[2]))
 
 
-def _is_part(path: Path) -> bool:
+def is_part(path: Path) -> bool:
     """Whether this is a part of a data set, and no class that is called so: it holds folders."""
     return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 

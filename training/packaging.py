@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,11 +28,11 @@ from handlers.preprocess import decode_for_network, normalise, prepare
 from training.artifacts import find_model, read_model
 from training.calibration import expected_calibration_error, fit_temperature
 from training.data import divide, load_training_images
-from training.errors import ModelError
+from training.errors import DataError, ExportError, ModelError
 from training.explanations import choose_explanation
-from training.export import REFERENCE_IMAGES, package_directory, write_reference
+from training.export import REFERENCE_IMAGES, REFUSED, package_directory, write_reference
 from training.inference import predict_logits
-from training.quantise import MAX_DROP, add_engine, remove_engines
+from training.quantise import GATE, MAX_DROP, GateRefused, add_engine, remove_engines
 from training.recipe import Recipe, recipe_from_dict
 from training.releases import log_release
 from training.tracking import survive
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPLANATIONS = "explanations.json"
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # what a traffic plan takes
 
 # By how much a probability may be off on another machine: far above what other vector instructions and the order of
 # operations change in each precision, far below what a wrong weight or transform changes.
@@ -89,12 +91,14 @@ def package(
         explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the defaults.
 
     Raises:
-        ModelError: there is no such model, or it is a released one, whose version is settled.
-        ExportError: the archive cannot be made.
-        DataError: the held-out images cannot be had.
-        GateRefused: the precision costs more accuracy than `max_drop`.
+        ModelError: there is no such model, or it does not say how it was trained.
+        ExportError: the archive cannot be made, or not by that name.
+        DataError: the held-out images cannot be had, or are others now.
+        GateRefused: the precision costs more accuracy than `max_drop`; the report is `gate-refused.json` in `folder`.
         EngineError: there is no such precision, or its engine cannot run here.
     """
+    if not VERSION.fullmatch(version):
+        raise ExportError(f"{version!r} cannot be a version: use letters, digits, _ . + and -, as in 1.0.1")
     trained = find_model(source)
     contract, network = read_model(trained)
     if "recipe" not in contract.accepted:
@@ -102,17 +106,22 @@ def package(
     folder.mkdir(parents=True, exist_ok=True)
     # Beside what is there, which may be served: only a version that is whole and passed its gate takes its place.
     with tempfile.TemporaryDirectory(prefix=".packing-", dir=folder) as scratch:
-        contract = _write_version(
-            network,
-            replace(contract, version=version),
-            Path(scratch),
-            cache,
-            precision=precision,
-            max_drop=max_drop,
-            explain_images=explain_images,
-        )
+        try:
+            contract = _write_version(
+                network,
+                replace(contract, version=version),
+                Path(scratch),
+                cache,
+                precision=precision,
+                max_drop=max_drop,
+                explain_images=explain_images,
+            )
+        except GateRefused:
+            (Path(scratch) / GATE).replace(folder / REFUSED)
+            raise
         remove_engines(folder)
-        (folder / EXPLANATIONS).unlink(missing_ok=True)
+        for name in (EXPLANATIONS, REFUSED):
+            (folder / name).unlink(missing_ok=True)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
     made = Package(folder, package_directory(folder, store), contract)
@@ -132,10 +141,15 @@ def _write_version(
 ) -> Contract:
     """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
-    training, held_out = split_images(recipe_from_dict(contract.accepted["recipe"]), cache)
+    accepted = contract.accepted
+    training, held_out = split_images(
+        recipe_from_dict(accepted["recipe"]), cache, sha256=accepted.get("provenance", {}).get("data_sha256")
+    )
     logits = predict_logits(network, held_out.images, contract.input).numpy()
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
-    accepted = contract.accepted | _acceptance(logits, held_out.labels, eager.temperature)
+    # Of a version that is packed again: what its engine and its heatmaps were measured with does not hold for this one.
+    accepted = {name: fact for name, fact in accepted.items() if not name.startswith(("engine_", "explain_"))}
+    accepted |= _acceptance(logits, held_out.labels, eager.temperature)
     accepted["explainer_disagreement"] = 0.0  # one network answers and explains
     engine, fallback = eager, None
     if precision != "fp32":
@@ -197,9 +211,18 @@ def _choose_explanation(contract: Contract, network: nn.Module, folder: Path, im
     return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
 
 
-def split_images(recipe: Recipe, cache: Path) -> tuple[Images, Images]:
-    """The images that a training by `recipe` learnt from, and those held out, which decide all about its model."""
+def split_images(recipe: Recipe, cache: Path, *, sha256: str | None = None) -> tuple[Images, Images]:
+    """The images that a training by `recipe` learnt from, and those held out, which decide all about its model.
+
+    Raises:
+        DataError: they cannot be had, or are not those with the hash `sha256`: divided anew, most would be learnt ones.
+    """
     images, _ = load_training_images(recipe.data, cache)
+    if sha256 is not None and images.sha256() != sha256:
+        raise DataError(
+            f"the pictures of {recipe.data} are not those that the model was trained with, what was held out is lost: "
+            "bring them back, or train again"
+        )
     return divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)
 
 

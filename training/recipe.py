@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -30,6 +31,8 @@ Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)
 LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  # what can be unfrozen
 EVERYTHING = ("",)  # the prefix of every parameter's name
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of a model: part of file names and addresses
+KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 
 
 @dataclass(frozen=True)
@@ -136,21 +139,32 @@ def recipe_from_dict(data: dict[str, Any]) -> Recipe:
     """The recipe that `data` (from `recipe_to_dict` or a TOML file) describes; what it leaves out has its default.
 
     Raises:
-        TrainingError: a name is unknown.
+        TrainingError: a name is unknown, or a value has the wrong form.
     """
     known = {item.name for item in fields(Recipe)}
     if unknown := set(data) - known:
         raise TrainingError(f"unknown hyper-parameters {sorted(unknown)}: use some of {', '.join(sorted(known))}")
     values = dict(data)
-    if "sizes" in values:
-        values["sizes"] = _sizes(values["sizes"])
-    if "cycles" in values:
-        values["cycles"] = tuple(_cycle(cycle) for cycle in values["cycles"])
-    if "unfreeze" in values:
-        values["unfreeze"] = tuple(values["unfreeze"])
-    if "augmentation" in values:
-        values["augmentation"] = Augmentation(**values["augmentation"])
-    return Recipe(**values)
+    try:
+        if "sizes" in values:
+            values["sizes"] = _sizes(values["sizes"])
+        if "cycles" in values:
+            values["cycles"] = tuple(_cycle(cycle) for cycle in values["cycles"])
+        if "unfreeze" in values:
+            values["unfreeze"] = tuple(values["unfreeze"])
+        if "augmentation" in values:
+            values["augmentation"] = Augmentation(**values["augmentation"])
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"a hyper-parameter has the wrong form ({error}): training/released.toml shows the right ones"
+        ) from error
+    recipe = Recipe(**values)
+    for part in (recipe, recipe.augmentation):
+        for item in fields(part):
+            value = getattr(part, item.name)
+            if not isinstance(value, KINDS.get(str(item.type), object)):
+                raise TrainingError(f"{item.name} = {value!r} is no {item.type}")
+    return recipe
 
 
 def _sizes(pairs: Any) -> Sizes:  # noqa: ANN401 - from TOML or JSON
@@ -190,6 +204,10 @@ def check(recipe: Recipe) -> None:
     Raises:
         TrainingError: a hyper-parameter is out of its range; the message says which.
     """
+    if not NAME.fullmatch(recipe.name):
+        raise TrainingError(
+            f"the model's name {recipe.name!r} will be part of files and addresses: use letters, digits, _ . - (--name)"
+        )
     if min(recipe.epochs, *(cycle.epochs for cycle in recipe.cycles), recipe.batch_size) < 1:
         raise TrainingError("epochs, in each cycle too, and batch_size must be at least 1")
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):

@@ -162,6 +162,7 @@ class Run:
         """Writes the checkpoint `last.pt`, whole or not at all, then what follows from it."""
         state = {
             "recipe": recipe_to_dict(self.recipe),
+            "data_sha256": self.data_sha256,
             "phase": self.phase,
             "epoch": self.epoch,
             "network": self.network.state_dict(),
@@ -176,7 +177,16 @@ class Run:
             self._write_files()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to where the checkpoint was written."""
+        """Goes back to where the checkpoint was written.
+
+        Raises:
+            TrainingError: the data is not what it was then.
+        """
+        if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # earlier code wrote none
+            raise TrainingError(
+                f"the pictures of {self.recipe.data} are not those that the training in {self.folder} began with: "
+                "bring them back, or start anew with --output"
+            )
         self.phase, self.epoch = state["phase"], state["epoch"]
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])

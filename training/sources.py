@@ -201,7 +201,8 @@ def _read_verified(path: Path, published: Published) -> dict[str, Split]:
 
 def _read_files(path: Path) -> dict[str, Split]:
     if path.is_dir():
-        return _decode(lambda name: next(path.rglob(name)).read_bytes(), {file.name for file in path.rglob("*")})
+        files = {file.name: file for file in path.rglob("*") if file.is_file()}
+        return _decode(lambda name: files[name].read_bytes(), set(files))
     with tarfile.open(path) as archive:  # members are read, never extracted: no path of theirs is followed
         members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
 

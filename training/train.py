@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import time
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from training.augment import training_loader
 from training.errors import TrainingError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from training.parallel import Team
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,17 +35,15 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) 
     alias `challenger`. Under `torchrun`, every process calls this.
 
     Raises:
-        TrainingError: the folder holds a run already, or the recipe cannot be followed.
+        TrainingError: the folder holds a run already, is being trained in, or the recipe cannot be followed.
         DataError: the data cannot be had.
     """
     check(recipe)
-    with join_team() as team:
-        if team.is_first:
-            if (folder / "last.pt").exists():
-                raise TrainingError(
-                    f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
+    with join_team() as team, _alone(folder, team):
+        if team.is_first and (folder / "last.pt").exists():
+            raise TrainingError(
+                f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
+            )
         return _drive(Run(recipe, folder, cache, team), registers=registers)
 
 
@@ -56,9 +59,10 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         registers: as in `train`.
 
     Raises:
-        TrainingError: there is no checkpoint, or `changes` would change what was done.
+        TrainingError: there is no checkpoint, another process trains in the folder, the data has changed, or `changes`
+            would change what was done.
     """
-    with join_team() as team:
+    with join_team() as team, _alone(folder, team):
         state = team.from_first(_checkpoint(folder) if team.is_first else None)
         begun = recipe_from_dict(state["recipe"])
         recipe = extended(begun, recipe_from_dict(state["recipe"] | (changes or {})))
@@ -68,10 +72,28 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         return _drive(run, registers=registers)
 
 
+@contextmanager
+def _alone(folder: Path, team: Team) -> Iterator[None]:
+    """Makes the folder, and keeps other trainings out of it."""
+    if not team.is_first:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(folder / ".lock", timeout=0))
+        except Timeout as error:
+            raise TrainingError(f"another process trains in {folder}: wait for it, or stop it") from error
+        yield
+
+
 def _checkpoint(folder: Path) -> dict[str, Any]:
     if not (folder / "last.pt").exists():
         raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
-    state: dict[str, Any] = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{folder}/last.pt cannot be read ({error}): start anew with --output") from error
     return state
 
 

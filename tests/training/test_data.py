@@ -42,6 +42,11 @@ def test_subset_keeps_the_classes_shares(cifar10_labels):
     assert np.bincount(cifar10_labels[subset]).tolist() == [200] * 10
 
 
+@pytest.mark.parametrize("size", [1700, 3400, 7000])
+def test_subset_has_just_as_many_pictures(cifar10_labels, size):
+    assert len(stratified_subset(cifar10_labels, size, seed=0)) == size
+
+
 def test_split_that_leaves_a_class_out_is_refused():
     with pytest.raises(DataError, match="cannot be split"):
         stratified_split(np.array([0, 0, 0, 1]), 0.2, seed=0)

@@ -13,7 +13,7 @@ from handlers.engines import softmax
 from training.artifacts import read_model
 from training.calibration import expected_calibration_error, fit_temperature
 from training.data import load_training_images
-from training.errors import ModelError
+from training.errors import DataError, ExportError, ModelError
 from training.evaluate import evaluate, measure
 from training.inference import predict_logits
 from training.packaging import Package, package
@@ -217,4 +217,34 @@ def test_a_refused_package_leaves_the_version_in_its_folder_as_it_was(run, packe
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(GateRefused):
         package(str(run), "1.2.6", tmp_path / "store", folder, cache, precision="int8", max_drop=-1.0)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    report = json.loads((folder / "gate-refused.json").read_text())
+    assert "agreement_by_class" in report, "what to decide by whether the bound may be raised"
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "gate-refused.json"} == before
+    again = package(str(run), "1.2.7", tmp_path / "store", folder, cache)
+    assert not (folder / "gate-refused.json").exists()
+    assert not any(name.startswith("gate") for name in zipfile.ZipFile(again.archive).namelist())
+
+
+def test_packing_a_packed_version_again_keeps_no_figures_of_its_engine(run, tmp_path, cache):
+    first = package(str(run), "1", tmp_path / "s", tmp_path / "a", cache, precision="int8", max_drop=1.0)
+    assert "engine_agreement" in first.contract.accepted
+    again = package(str(first.folder), "2", tmp_path / "s", tmp_path / "b", cache)
+    assert not {name for name in again.contract.accepted if name.startswith("engine_")}
+
+
+@pytest.mark.parametrize("version", ["../1", "1 0", ""])
+def test_version_that_no_plan_takes_is_refused(run, tmp_path, cache, version):
+    with pytest.raises(ExportError, match="version"):
+        package(str(run), version, tmp_path / "store", tmp_path / "files", cache)
+
+
+def test_pictures_that_were_added_since_do_not_make_learnt_ones_held_out_or_test(tmp_path, cache):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(SAMPLES, pictures)
+    recipe = Recipe(data=f"imagefolder:{pictures}", epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0)
+    trained = train(recipe, tmp_path / "run", cache, registers=False)
+    shutil.copyfile(SAMPLES / "cat" / "0.png", pictures / "dog" / "another.png")
+    with pytest.raises(DataError, match="not those that the model was trained with"):
+        package(str(trained), "1", tmp_path / "store", tmp_path / "files", cache)
+    report = evaluate(str(trained), recipe.data, cache, tmp_path, looks=tmp_path / "looks.jsonl", explained=0)
+    assert report["data"]["part"] == "training"

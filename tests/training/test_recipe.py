@@ -28,6 +28,28 @@ def test_mistyped_hyper_parameter_is_refused_with_the_known_ones():
         recipe_from_dict({"epoch": 3})
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sizes": [24, 32]},
+        {"epochs": "30"},
+        {"unfreeze": 5},
+        {"augmentation": {"magnitud": 9}},
+        {"augmentation": {"erasing": "often"}},
+        {"cycles": [5]},
+    ],
+)
+def test_value_of_the_wrong_form_is_refused(wrong):
+    with pytest.raises(TrainingError):
+        recipe_from_dict(wrong)
+
+
+@pytest.mark.parametrize("name", ["my model", "../up", "", "a" * 65, "ünï"])
+def test_name_that_no_archive_could_have_is_refused_before_the_training(name):
+    with pytest.raises(TrainingError, match="--name"):
+        recipes.check(Recipe(name=name))
+
+
 def test_from_scratch_there_is_one_phase_that_trains_everything():
     (phase,) = Recipe(pretrained="none").phases()
     assert phase.trains("conv1.weight")

@@ -165,6 +165,15 @@ def test_extracted_folder_is_taken_as_well(tmp_path):
     assert len(load_local(tmp_path, tmp_path)["train"].labels) == 50
 
 
+@pytest.mark.parametrize("missing", ["test_batch.bin", "data_batch_2.bin"])
+def test_folder_that_lacks_a_file_is_refused(tmp_path, missing):
+    for name, content in binary_files().items():
+        if name != missing:
+            (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorruptData, match="complete CIFAR-10"):
+        load_local(tmp_path, tmp_path)
+
+
 def test_cut_off_local_file_is_refused_by_name(tmp_path):
     path = pack(binary_files(), tmp_path / "local.tar.gz")
     path.write_bytes(path.read_bytes()[:20_000])

@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from mlflow import MlflowClient
 
 from handlers.contract import load as load_contract
@@ -270,6 +271,31 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 def test_folder_with_a_training_is_not_overwritten(trained, cache):
     with pytest.raises(TrainingError, match="--resume"):
         train(RECIPE, trained, cache)
+
+
+def test_two_trainings_do_not_share_a_folder(trained, cache):
+    with FileLock(trained / ".lock"):
+        with pytest.raises(TrainingError, match="another process"):
+            resume(trained, cache)
+        with pytest.raises(TrainingError, match="another process"):
+            train(RECIPE, trained, cache)
+
+
+def test_checkpoint_that_cannot_be_read_is_named(tmp_path, cache):
+    (tmp_path / "last.pt").write_bytes(b"PK torn")
+    with pytest.raises(TrainingError, match=r"last\.pt cannot be read"):
+        resume(tmp_path, cache)
+
+
+def test_resume_with_other_pictures_is_refused(tmp_path, cache):
+    shutil.copytree(SAMPLES, tmp_path / "pictures")
+    recipe = replace(RECIPE, data=f"imagefolder:{tmp_path}/pictures", epochs=1)
+    train(recipe, tmp_path / "run", cache, registers=False)
+    written = (tmp_path / "run" / "contract.json").read_bytes()
+    shutil.copyfile(SAMPLES / "cat" / "0.png", tmp_path / "pictures" / "dog" / "another.png")
+    with pytest.raises(TrainingError, match="not those that the training"):
+        resume(tmp_path / "run", cache, registers=False)
+    assert (tmp_path / "run" / "contract.json").read_bytes() == written
 
 
 def test_resume_without_a_checkpoint_says_so(tmp_path, cache):
