@@ -62,14 +62,17 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         TrainingError: there is no checkpoint, another process trains in the folder, the data has changed, or `changes`
             would change what was done.
     """
-    with join_team() as team, _alone(folder, team):
-        state = team.from_first(_checkpoint(folder) if team.is_first else None)
-        begun = recipe_from_dict(state["recipe"])
-        recipe = extended(begun, recipe_from_dict(state["recipe"] | (changes or {})))
-        check(recipe)
-        run = Run(recipe, folder, cache, team, begins=False)
-        run.restore(state)
-        return _drive(run, registers=registers)
+    with join_team() as team:
+        if team.is_first and not (folder / "last.pt").exists():
+            raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
+        with _alone(folder, team):
+            state = team.from_first(_checkpoint(folder) if team.is_first else None)
+            begun = recipe_from_dict(state["recipe"])
+            recipe = extended(begun, recipe_from_dict(state["recipe"] | (changes or {})))
+            check(recipe)
+            run = Run(recipe, folder, cache, team, begins=False)
+            run.restore(state)
+            return _drive(run, registers=registers)
 
 
 @contextmanager
@@ -88,8 +91,6 @@ def _alone(folder: Path, team: Team) -> Iterator[None]:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    if not (folder / "last.pt").exists():
-        raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
     try:
         state: dict[str, Any] = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:

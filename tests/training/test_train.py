@@ -301,6 +301,9 @@ def test_resume_with_other_pictures_is_refused(tmp_path, cache):
 def test_resume_without_a_checkpoint_says_so(tmp_path, cache):
     with pytest.raises(TrainingError, match="no checkpoint"):
         resume(tmp_path, cache)
+    with pytest.raises(TrainingError, match="no checkpoint"):
+        resume(tmp_path / "mistyped", cache)
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_resume_does_without_the_weights_that_the_training_began_with(trained, tmp_path, cache):
