@@ -14,6 +14,7 @@ from handlers.preprocess import normalise
 
 # After handlers.network, which declares what torchvision's import needs.
 from torchvision.transforms import RandAugment, RandomErasing  # isort: skip
+from torchvision.transforms.v2 import CutMix  # isort: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +45,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         grey = [round(255 * mean) for mean in size.mean]
         self._randaugment = _QuickRandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
         self._erase = RandomErasing(augmentation.erasing, scale=(0.02, 0.25), value=0)
+        self._cutmix = CutMix(num_classes=len(images.classes))
 
     def __len__(self) -> int:
         """How many pictures there are."""
@@ -55,7 +57,10 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return images[0], labels[0]
 
     def __getitems__(self, items: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """An augmented batch: pictures (N, 3, H, W) float32, normalised, and labels (N,) int64."""
+        """An augmented batch: pictures (N, 3, H, W) float32, normalised, and labels (N,) int64.
+
+        Where the batch is mixed, its labels are (N, classes) float32, the share of each class.
+        """
         epoch = items[0][0]
         indices = np.array([index for _, index in items])
         flips = (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
@@ -66,7 +71,17 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             images = torch.from_numpy(normalise(np.stack(pixels), self.size))
             if self.augmentation.erasing:
                 images = torch.stack([self._erased(*picture) for picture in zip(images, seeds, strict=True)])
-        return images, torch.from_numpy(self.images.labels[indices])
+            labels = torch.from_numpy(self.images.labels[indices])
+            if self._is_mixed(seeds[0]):
+                images, labels = self._cutmix(images, labels)
+        return images, labels
+
+    def _is_mixed(self, seeds: tuple[int, int]) -> bool:
+        """Whether the batch that begins with the picture of these seeds is; how follows from the second seed."""
+        if not self.augmentation.cutmix:
+            return False
+        torch.default_generator.manual_seed(seeds[1])
+        return float(torch.rand(())) < self.augmentation.cutmix
 
     def _vary(self, padded: NDArray[np.uint8], is_flipped: bool, seeds: tuple[int, int]) -> NDArray[np.uint8]:  # noqa: FBT001
         """A cut-out (H, W, 3) of the padded picture, flipped or not, after RandAugment."""
@@ -134,7 +149,7 @@ def training_loader(
     rank: int = 0,
     processes: int = 1,
 ) -> tuple[DataLoader[tuple[torch.Tensor, torch.Tensor]], EpochBatches]:
-    """A loader of batches (N, 3, H, W) float32 with labels (N,), and its sampler, whose `epoch` the loop sets.
+    """A loader of batches (N, 3, H, W) float32 with their labels, and its sampler, whose `epoch` the loop sets.
 
     `batch_size` counts the pictures of all `processes`; the loader yields the part of process `rank`.
     """

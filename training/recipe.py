@@ -17,12 +17,15 @@ class Augmentation:
     Every picture is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
     the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations`
     operations of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then
-    random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896).
+    random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896). With probability
+    `cutmix`, a batch's pictures then get a rectangle of their neighbours and a share of their labels (Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899).
     """
 
     operations: int = 2
     magnitude: int = 9
     erasing: float = 0.0
+    cutmix: float = 0.0
 
 
 # (share of the epochs from which it holds, picture size; 0: the contract's): small pictures teach much for little.
@@ -30,6 +33,7 @@ class Augmentation:
 Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)
 LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  # what can be unfrozen
+MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 EVERYTHING = ("",)  # the prefix of every parameter's name
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of a model: part of file names and addresses
 KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
@@ -39,12 +43,13 @@ KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 class Cycle:
     """A warm restart: another cosine, from the averaged weights that the training had reached.
 
-    Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
+    Without an `augmentation` of its own it has the recipe's. Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
     """
 
     epochs: int
     rate: float
     sizes: Sizes = FULL_SIZE
+    augmentation: Augmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,23 @@ class Recipe:
     def phases(self) -> tuple[Phase, ...]:
         """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
         if self.pretrained == "none":
-            first = [Phase("all", self.epochs, self.rate, EVERYTHING, self.sizes)]
+            first = [Phase("all", self.epochs, self.rate, EVERYTHING, self.sizes, self.augmentation)]
         else:
             trained = EVERYTHING if "all" in self.unfreeze else (*self.unfreeze, "fc")
             first = [
-                Phase("head", self.head_epochs, self.head_rate, ("fc",), self.sizes),
-                Phase("top", self.epochs, self.rate, trained, self.sizes),
+                Phase("head", self.head_epochs, self.head_rate, ("fc",), self.sizes, self.augmentation),
+                Phase("top", self.epochs, self.rate, trained, self.sizes, self.augmentation),
             ]
         again = [
-            Phase(f"cycle {number}", cycle.epochs, cycle.rate, first[-1].trained, cycle.sizes, restarts=True)
+            Phase(
+                f"cycle {number}",
+                cycle.epochs,
+                cycle.rate,
+                first[-1].trained,
+                cycle.sizes,
+                cycle.augmentation or self.augmentation,
+                restarts=True,
+            )
             for number, cycle in enumerate(self.cycles, start=2)
         ]
         return tuple(phase for phase in (*first, *again) if phase.epochs)
@@ -110,7 +123,8 @@ class Phase:
     epochs: int
     rate: float
     trained: tuple[str, ...]
-    sizes: Sizes = FULL_SIZE
+    sizes: Sizes
+    augmentation: Augmentation
     restarts: bool = False
 
     def trains(self, parameter: str) -> bool:
@@ -159,7 +173,8 @@ def recipe_from_dict(data: dict[str, Any]) -> Recipe:
             f"a hyper-parameter has the wrong form ({error}): training/released.toml shows the right ones"
         ) from error
     recipe = Recipe(**values)
-    for part in (recipe, recipe.augmentation):
+    parts: list[Recipe | Augmentation] = [recipe, *_augmentations(recipe)]
+    for part in parts:
         for item in fields(part):
             value = getattr(part, item.name)
             if not isinstance(value, KINDS.get(str(item.type), object)):
@@ -177,7 +192,18 @@ def _cycle(data: dict[str, Any]) -> Cycle:
         raise TrainingError(f"unknown hyper-parameters of a cycle {sorted(unknown)}: use some of {sorted(known)}")
     if missing := {"epochs", "rate"} - set(data):
         raise TrainingError(f"a cycle needs epochs and rate; one has no {' and no '.join(sorted(missing))}")
-    return Cycle(int(data["epochs"]), float(data["rate"]), _sizes(data.get("sizes", FULL_SIZE)))
+    augmentation = data.get("augmentation")
+    return Cycle(
+        int(data["epochs"]),
+        float(data["rate"]),
+        _sizes(data.get("sizes", FULL_SIZE)),
+        augmentation and Augmentation(**augmentation),
+    )
+
+
+def _augmentations(recipe: Recipe) -> list[Augmentation]:
+    cycles = [cycle.augmentation for cycle in recipe.cycles if cycle.augmentation]
+    return [recipe.augmentation, *cycles]
 
 
 def extended(begun: Recipe, wanted: Recipe) -> Recipe:
@@ -213,6 +239,11 @@ def check(recipe: Recipe) -> None:
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
         if not sizes or sizes[0][0] != 0:
             raise TrainingError("sizes must start at share 0, for example [[0.0, 24], [0.5, 32]]")
+    for augmentation in _augmentations(recipe):
+        if not (0 <= augmentation.erasing <= 1 and 0 <= augmentation.cutmix <= 1):
+            raise TrainingError("erasing and cutmix are probabilities: between 0 and 1")
+        if not (augmentation.operations >= 0 and 0 <= augmentation.magnitude <= MAGNITUDES):
+            raise TrainingError(f"RandAugment takes operations from 0 and a magnitude of 0 to {MAGNITUDES}")
     unknown = [name for name in recipe.unfreeze if name.partition(".")[0] not in LAYERS]
     if unknown:
         raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")

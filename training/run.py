@@ -259,7 +259,8 @@ class Run:
         self.optimiser.step()
         if self.recipe.average:
             self.averaged.update_parameters(self.network)
-        hits = (logits.detach().argmax(1) == labels).sum()
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
+        hits = (logits.detach().argmax(1) == classes).sum()
         return torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from torch import Tensor
+    from torch.utils.data import DataLoader
+
+    from training.augment import EpochBatches
     from training.parallel import Team
+    from training.recipe import Augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -162,19 +167,13 @@ def _register(run: Run, recorder: Recorder) -> None:
 
 
 def _epochs(run: Run) -> Iterator[None]:
-    recipe = run.recipe
-    loader, batches = training_loader(
-        run.training_images,
-        run.input,
-        recipe.augmentation,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        seed=recipe.seed,
-        rank=run.team.rank,
-        processes=run.team.processes,
-    )
     here = environment()
+    augmentation = None
     while not run.is_finished:
+        phase = run.recipe.phases()[run.phase]
+        if phase.augmentation != augmentation:
+            augmentation = phase.augmentation
+            loader, batches = _loader(run, augmentation)
         started = time.perf_counter()
         figures = run.train_epoch(loader, batches) | run.validate()
         run.history.append(figures | {"epoch_seconds": time.perf_counter() - started})
@@ -188,3 +187,17 @@ def _epochs(run: Run) -> Iterator[None]:
                 len(run.history), figures["loss"], figures["validation_accuracy"], run.best, figures["images_per_s"],
             )  # fmt: skip
         yield
+
+
+def _loader(run: Run, augmentation: Augmentation) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochBatches]:
+    recipe = run.recipe
+    return training_loader(
+        run.training_images,
+        run.input,
+        augmentation,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        seed=recipe.seed,
+        rank=run.team.rank,
+        processes=run.team.processes,
+    )
