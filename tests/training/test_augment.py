@@ -49,6 +49,34 @@ def test_randaugment_varies_pictures_as_torchvisions_own_does():
         np.testing.assert_array_equal(*varied)
 
 
+def of_one_colour(labels: np.ndarray) -> Images:
+    """Pictures that shifts and flips leave alone: all pixels of one are 20 times its label."""
+    pixels = np.broadcast_to((20 * labels)[:, None, None, None], (len(labels), 32, 32, 3))
+    return Images(pixels.astype(np.uint8), labels, PICTURES.classes)
+
+
+def test_mixed_pictures_have_of_each_class_the_share_that_their_label_says():
+    images = of_one_colour(PICTURES.labels)
+    loader, _ = training_loader(images, CIFAR10_INPUT, Augmentation(0, cutmix=1.0), batch_size=64, workers=0, seed=0)
+    pictures, labels = next(iter(loader))
+    classes = (pictures[:, 0] * CIFAR10_INPUT.std[0] + CIFAR10_INPUT.mean[0]).mul(255 / 20).round().long()
+    shares = torch.stack([(classes == label).float().mean((1, 2)) for label in range(10)], dim=1)
+    torch.testing.assert_close(labels, shares)
+    assert len(labels[labels > 0]) > 64
+
+
+def test_batches_are_mixed_as_often_as_asked_and_the_same_ones_whoever_makes_them():
+    augmentation = Augmentation(0, cutmix=0.5)
+    mixed = []
+    for workers in (0, 2):
+        loader, _ = training_loader(PICTURES, CIFAR10_INPUT, augmentation, batch_size=2, workers=workers, seed=0)
+        mixed.append([labels.ndim == 2 for _, labels in loader])
+    assert mixed[0] == mixed[1]
+    assert 8 < sum(mixed[0]) < 24
+    for alone, shared in zip(batches_of(0, 0, augmentation), batches_of(2, 0, augmentation), strict=True):
+        assert torch.equal(alone, shared)
+
+
 def test_every_picture_is_flipped_in_every_second_epoch():
     """Seen on pictures whose left half is black: a shift of 4 pixels cannot move that to the right."""
     half = np.zeros((64, 32, 32, 3), np.uint8)

@@ -8,12 +8,14 @@ from gateway import traffic
 from training import recipe as recipes
 from training.errors import TrainingError
 from training.packaging import VERSION
-from training.recipe import Cycle, Recipe, extended, rate_factor, recipe_from_dict, recipe_to_dict
+from training.recipe import Augmentation, Cycle, Recipe, extended, rate_factor, recipe_from_dict, recipe_to_dict
 
 
 def test_recipe_survives_its_stored_form():
     recipe = Recipe(
-        sizes=((0.0, 24), (0.5, 32)), unfreeze=("layer4",), cycles=(Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),)))
+        sizes=((0.0, 24), (0.5, 32)),
+        unfreeze=("layer4",),
+        cycles=(Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),), Augmentation(1, 5, cutmix=0.5))),
     )
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
 
@@ -39,6 +41,8 @@ def test_mistyped_hyper_parameter_is_refused_with_the_known_ones():
         {"augmentation": {"magnitud": 9}},
         {"augmentation": {"erasing": "often"}},
         {"cycles": [5]},
+        {"cycles": [{"epochs": 3, "rate": 0.1, "augmentation": {"erasing": "often"}}]},
+        {"cycles": [{"epochs": 3, "rate": 0.1, "augmentation": {"mixup": 0.5}}]},
     ],
 )
 def test_value_of_the_wrong_form_is_refused(wrong):
@@ -87,6 +91,12 @@ def test_cycles_train_what_the_last_phase_did_and_start_from_the_averaged_weight
     assert not first.restarts
 
 
+def test_cycle_has_the_recipes_augmentation_unless_it_names_its_own():
+    own = Augmentation(2, 7, cutmix=0.5)
+    recipe = Recipe(augmentation=Augmentation(1, 5), cycles=(Cycle(4, 0.05), Cycle(8, 0.02, augmentation=own)))
+    assert [phase.augmentation for phase in recipe.phases()] == [recipe.augmentation, recipe.augmentation, own]
+
+
 def test_begun_training_takes_further_cycles_and_other_workers():
     begun = Recipe(cycles=(Cycle(4, 0.05),))
     wanted = replace(begun, workers=3, cycles=(*begun.cycles, Cycle(8, 0.02)))
@@ -122,7 +132,16 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sizes": ((0.5, 32),)}, {"validation": 1.0}, {"batch_size": 0}, {"cycles": (Cycle(0, 0.1),)}]
+    "wrong",
+    [
+        {"sizes": ((0.5, 32),)},
+        {"validation": 1.0},
+        {"batch_size": 0},
+        {"cycles": (Cycle(0, 0.1),)},
+        {"augmentation": Augmentation(erasing=2.0)},
+        {"augmentation": Augmentation(magnitude=31)},
+        {"cycles": (Cycle(1, 0.1, augmentation=Augmentation(cutmix=-0.1)),)},
+    ],
 )
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(TrainingError):

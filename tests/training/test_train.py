@@ -102,14 +102,16 @@ def test_mlflow_holds_the_pictures_learnt_from_and_held_out_as_inputs(trained):
 
 def test_phases_are_nested_runs_with_their_own_parameters_and_epochs(trained, tmp_path, cache):
     recipe = replace(
-        RECIPE, pretrained=str(trained / "best.pth"), head_epochs=2, epochs=1, rate=0.01, cycles=(Cycle(1, 0.005),)
-    )
-    folder = train(replace(recipe, sizes=((0.0, 8),)), tmp_path / "phases", cache, registers=False)
+        RECIPE, pretrained=str(trained / "best.pth"), head_epochs=2, epochs=1, rate=0.01,
+        cycles=(Cycle(1, 0.005, augmentation=Augmentation(1, 9)),),
+    )  # fmt: skip
+    folder = train(recipe, tmp_path / "phases", cache, registers=False)
     client = MlflowClient(tracking_uri())
     parent = load_contract(folder / "contract.json").accepted["run_id"]
     nested = nested_runs(client, parent)
     assert [run.info.run_name for run in nested] == ["head", "top", "cycle 2"]
     assert [run.data.params["rate"] for run in nested] == ["0.1", "0.01", "0.005"]
+    assert [run.data.params["augmentation.magnitude"] for run in nested] == ["5", "5", "9"]
     assert [run.data.params["trained"] for run in nested] == ["fc", "layer3,layer4,fc", "layer3,layer4,fc"]
     assert [steps_of(client, run.info.run_id) for run in nested] == [[1, 2], [3], [4]]
     assert {run.info.status for run in nested} == {"FINISHED"}
@@ -229,7 +231,7 @@ def test_training_killed_at_each_file_it_writes_ends_as_an_unbroken_one(tmp_path
 
 @pytest.mark.usefixtures("one_thread")
 def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(tmp_path, cache):
-    planned = replace(RECIPE, epochs=1, cycles=(Cycle(2, 0.05, ((0.0, 8),)),))
+    planned = replace(RECIPE, epochs=1, cycles=(Cycle(2, 0.05, ((0.0, 8),), Augmentation(2, 7, cutmix=0.5)),))
     whole = train(planned, tmp_path / "whole", cache, registers=False)
     extended = train(replace(planned, cycles=()), tmp_path / "extended", cache, registers=False)
     resume(extended, cache, changes={"cycles": recipe_to_dict(planned)["cycles"]}, registers=False)
