@@ -18,10 +18,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
+from gateway.acceptor import Acceptor
 from gateway.problems import raw_problem
 from gateway.refusals import BadHttp, HeadersTooLarge
 
 if TYPE_CHECKING:
+    import socket
     from types import FrameType
 
     from uvicorn.config import Config
@@ -218,6 +220,18 @@ class DrainingServer(Server):
         super().__init__(config)
         self._parts = parts
         self._drained_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the application, then accepts from the sockets."""
+        await super().startup(sockets=[])  # or uvicorn would accept from them itself
+
+        def make_protocol() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+            return protocol
+
+        self.servers.extend(Acceptor(listener, make_protocol) for listener in sockets or [])  # type: ignore[misc]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second SIGINT ends at once."""

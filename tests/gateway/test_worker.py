@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import threading
@@ -152,6 +153,36 @@ def test_metrics_add_up_over_the_workers(gateway: tuple[str, int]) -> None:
     assert [count() for _ in range(6)] == [first] * 6, "whichever worker is asked"
 
 
+def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_files_for_them(
+    start_gateway: Callable[..., tuple[str, int]], make_agent: type[FakeAgent], tmp_path: Path
+) -> None:
+    agent = make_agent()
+    base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="2")
+    wait_until(lambda: len(agent.processes) == 2, 20)
+    time.sleep(0.2)  # they ask the agent just before they listen
+    address = ("127.0.0.1", int(base.rsplit(":", 1)[1]))
+    before = {pid: sockets_of(pid) for pid in workers_of(master)}
+    with contextlib.ExitStack() as opened:
+
+        def connect(count: int) -> list[socket.socket]:
+            return [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(count)]
+
+        connect(32)
+        wait_until(lambda: sum(map(sockets_of, before)) == sum(before.values()) + 32, 10)
+        assert min(sockets_of(pid) - count for pid, count in before.items()) >= 6
+
+        limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in before}
+        for pid, (_, hard) in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(files_of(pid)), hard))
+        late = connect(4)
+        wait_until(lambda: "no connection accepted: Too many open files" in (tmp_path / "log").read_text(), 10)
+        for pid, limit in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        for connection in late:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
 def test_a_reload_under_load_loses_no_request(start_gateway: Callable[..., tuple[str, int]]) -> None:
     base, master = start_gateway(WORKERS="2", DRAIN_S="4")
     before = workers_of(master)
@@ -283,6 +314,14 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
     assert abs(len(at_10) - 200) <= 3.29 * math.sqrt(2000 * 0.1 * 0.9)
     assert abs(len(at_20) - 400) <= 3.29 * math.sqrt(2000 * 0.2 * 0.8)
     assert at_10 <= at_20
+
+
+def sockets_of(pid: int) -> int:
+    return sum(str(file.readlink()).startswith("socket:") for file in files_of(pid))
+
+
+def files_of(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/fd").iterdir())
 
 
 def workers_of(master: int) -> set[int]:
