@@ -17,4 +17,4 @@ def test_the_operators_side_starts_without_torch_mlflow_or_training(module):
 
 
 def test_the_agent_needs_nothing_of_the_gateways_web_framework():
-    assert not {"fastapi", "aiohttp", "orjson", "gunicorn"} & loaded_after("import control.agent")
+    assert not {"fastapi", "httptools", "orjson", "gunicorn"} & loaded_after("import control.agent")

@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import aiohttp
 import httpx
 import pytest
 
+from gateway import transport as transports
 from gateway.agents import Replica
 from gateway.errors import DeadlinePassed, EngineBroke, EngineNonsense, GatewayError, Unavailable
 from gateway.torchserve import Deadline, TorchServe, join_frames, translate_transport_error
-from gateway.transport import ERRORS, PooledTransport
+from gateway.transport import PooledTransport
 from gateway.versions import Target
 
 ANSWER = b'{"results":[{"class":"cat","confidence":0.9,"top":[]}]}'
@@ -33,11 +33,6 @@ def test_every_transport_error_of_httpx_has_its_answer(kind: type[httpx.Transpor
     assert isinstance(error, GatewayError)
     assert error.status in {502, 503}
     assert "secret" not in error.detail
-
-
-@pytest.mark.parametrize("kind", sorted({aiohttp.ClientError, *subclasses(aiohttp.ClientError)}, key=str))
-def test_every_error_of_aiohttp_becomes_one_of_httpx(kind: type[aiohttp.ClientError]) -> None:
-    assert any(base in ERRORS for base in kind.__mro__)
 
 
 def test_frames_are_big_endian_lengths_and_bytes() -> None:
@@ -132,3 +127,139 @@ def test_a_failing_socket_has_its_answer(serve: Serve | None, kind: type[Gateway
 
 def test_a_silent_torchserve_is_left_at_the_deadline() -> None:
     assert isinstance(call(sleep, timeout_s=0.1)[0], DeadlinePassed)
+
+
+class Peer:
+    """A server that answers by `script`, one entry for each request of a connection, and counts its connections."""
+
+    def __init__(self, *script: bytes) -> None:
+        self.script = script
+        self.connections = 0
+        self.bodies: list[bytes] = []
+        self.tasks: set[asyncio.Task[Any] | None] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.tasks.add(asyncio.current_task())
+        for said in self.script:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (asyncio.IncompleteReadError, ConnectionError):
+                break
+            size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+            self.bodies.append(await reader.readexactly(size))
+            for byte in range(0, len(said), 7):  # answers come in pieces
+                writer.write(said[byte : byte + 7])
+                await asyncio.sleep(0)
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+def said(body: bytes, *headers: bytes) -> bytes:
+    return b"\r\n".join([b"HTTP/1.1 200 OK", b"content-length: %d" % len(body), *headers, b"", body])
+
+
+def talk(peer: Peer, scene: Callable[[PooledTransport, str], Any]) -> Any:
+    """What `scene` gives with a transport and the peer's address."""
+
+    async def run() -> Any:
+        server = await asyncio.start_server(peer, "127.0.0.1", 0)
+        transport = PooledTransport()
+        try:
+            return await scene(transport, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        finally:
+            await transport.aclose()
+            server.close()
+            await asyncio.gather(*filter(None, peer.tasks))
+
+    return asyncio.run(run())
+
+
+async def post(transport: PooledTransport, url: str, body: bytes) -> bytes:
+    return (await transport.handle_async_request(httpx.Request("POST", url, content=body))).content
+
+
+def test_calls_one_after_the_other_share_a_connection() -> None:
+    peer = Peer(said(b"one"), said(b"two"), said(b"three"))
+
+    async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+        return [await post(transport, url, body) for body in (b"1", b"2", b"3")]
+
+    assert talk(peer, scene) == [b"one", b"two", b"three"]
+    assert (peer.connections, peer.bodies) == (1, [b"1", b"2", b"3"])
+
+
+def test_calls_at_the_same_time_have_a_connection_each() -> None:
+    peer = Peer(said(b"one"))
+
+    async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+        return await asyncio.gather(*(post(transport, url, b"x") for _ in range(20)))
+
+    assert talk(peer, scene) == [b"one"] * 20
+    assert peer.connections == 20
+
+
+def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again() -> None:
+    for peer in (Peer(said(b"one", b"connection: close"), said(b"stale")), Peer(said(b"one"))):
+
+        async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+            first = await post(transport, url, b"1")
+            await asyncio.sleep(0.05)
+            return [first, await post(transport, url, b"2")]
+
+        assert talk(peer, scene) == [b"one", b"one"]
+        assert peer.connections == 2
+
+
+def test_what_comes_unasked_is_nobodys_answer() -> None:
+    peer = Peer(said(b"one") + said(b"late"), said(b"never"))
+
+    async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+        first = await post(transport, url, b"1")
+        await asyncio.sleep(0.05)
+        return [first, await post(transport, url, b"2")]
+
+    assert talk(peer, scene) == [b"one", b"one"]
+
+
+def test_a_call_that_was_given_up_leaves_no_answer_for_the_next() -> None:
+    peer = Peer(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", b"two")
+
+    async def scene(transport: PooledTransport, url: str) -> bytes:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await post(transport, url, b"1")
+        peer.script = (said(b"own"),)
+        return await post(transport, url, b"2")
+
+    assert talk(peer, scene) == b"own"
+    assert peer.connections == 2
+
+
+def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "IDLE_S", 0.05)
+    peer = Peer(said(b"one"), said(b"two"))
+
+    async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+        first = await post(transport, url, b"1")
+        await asyncio.sleep(0.1)
+        return [first, await post(transport, url, b"2")]
+
+    assert talk(peer, scene) == [b"one", b"one"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (httpx.Request("POST", "https://127.0.0.1:1/", content=b"x"), httpx.UnsupportedProtocol),
+        (httpx.Request("POST", "http://a:1/", headers=[(b"x", b"1\r\ny: 2")], content=b"x"), httpx.LocalProtocolError),
+        (httpx.Request("POST", "http://127.0.0.1:1/", content=b"x"), httpx.ConnectError),
+    ],
+)
+def test_what_cannot_be_sent_is_an_error_of_httpx_that_names_the_request(
+    request_: httpx.Request, kind: type[httpx.TransportError]
+) -> None:
+    with pytest.raises(kind) as raised:
+        asyncio.run(PooledTransport().handle_async_request(request_))
+    assert raised.value.request is request_
