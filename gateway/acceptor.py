@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from ssl import SSLContext
 
 logger = logging.getLogger(__name__)
 # Time for another process to wake up and take the next connection; it bounds a process to 1000 new ones per second.
@@ -25,9 +26,12 @@ EXHAUSTED_PAUSE_S = 1.0
 class Acceptor:
     """Accepts from a listening, non-blocking socket; to uvicorn it is one of its servers."""
 
-    def __init__(self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol], *, ssl: SSLContext | None = None
+    ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
+        self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._accepting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -66,6 +70,6 @@ class Acceptor:
     async def _connect(self, connection: socket.socket) -> None:
         connection.settimeout(0)
         try:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection)
+            await self._loop.connect_accepted_socket(self._make_protocol, connection, ssl=self._ssl)
         except OSError:
             connection.close()  # the caller has gone

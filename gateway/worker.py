@@ -231,7 +231,15 @@ class DrainingServer(Server):
             )
             return protocol
 
-        self.servers.extend(Acceptor(listener, make_protocol) for listener in sockets or [])  # type: ignore[misc]
+        acceptors = [Acceptor(listener, make_protocol, ssl=self.config.ssl) for listener in sockets or []]
+        self.servers.extend(acceptors)  # type: ignore[arg-type]  # as good as servers for all that uvicorn does
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accepts no more; what is just being accepted is a connection before uvicorn ends all there are."""
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second SIGINT ends at once."""
