@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from typing import TypeAlias
 
 import httpx
-from httptools import HttpParserError, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 # Firewalls forget connections on which nothing is said.
 IDLE_S = 60.0
@@ -68,24 +68,28 @@ class PooledTransport(httpx.AsyncBaseTransport):
         return None
 
     def _keep(self, origin: Origin, connection: Connection) -> None:
-        connections = self._idle[origin]
         connection.idle_since = now = asyncio.get_running_loop().time()
         if connection.is_open:
-            connections.append(connection)
-        while connections and connections[0].idle_since <= now - IDLE_S:
-            connections.popleft().close()
+            self._idle[origin].append(connection)
+        for connections in self._idle.values():  # other origins' too: one that is gone is not asked again
+            while connections and connections[0].idle_since <= now - IDLE_S:
+                connections.popleft().close()
 
 
 class Connection(asyncio.Protocol):
     """One connection, with at most one request on its way."""
 
     def __init__(self) -> None:
-        self.is_open = False
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._parser: HttpResponseParser | None = None
         self._parts: list[bytes] = []
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be asked."""
+        return self._transport is not None and not self._transport.is_closing()
 
     async def ask(self, message: tuple[bytes, bytes]) -> tuple[int, bytes]:
         """Sends a request's head and body, and gives the answer's status and body.
@@ -107,18 +111,15 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection."""
-        self.is_open = False
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps the transport."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's is one without being its subclass
-        self.is_open = True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 — asyncio's signature
         """A request on its way has no answer."""
-        self.is_open = False
         self._fail(httpx.ReadError("the connection ended before the answer"))
 
     def data_received(self, data: bytes) -> None:
@@ -128,8 +129,14 @@ class Connection(asyncio.Protocol):
                 self.close()  # nobody asked
             else:
                 self._parser.feed_data(data)
-        except HttpParserError:
+        except (HttpParserError, HttpParserUpgrade):
+            self.close()  # also where a whole answer came before it
             self._fail(httpx.RemoteProtocolError("no HTTP answer"))
+
+    def on_message_begin(self) -> None:
+        """Ends the connection when an answer begins behind the one that was asked for."""
+        if self._parser is None:
+            self.close()
 
     def on_body(self, part: bytes) -> None:
         """Takes a part of the answer's body from the parser."""
@@ -141,9 +148,11 @@ class Connection(asyncio.Protocol):
         if parser is None or self._answer is None or self._answer.done():
             self.close()  # nobody waits any more, or a second answer came
             return
-        if not parser.should_keep_alive():
+        # An answer may come before the request has gone, when it is refused for its size.
+        if self._transport is None or self._transport.get_write_buffer_size() or not parser.should_keep_alive():
             self.close()
         self._answer.set_result((parser.get_status_code(), b"".join(self._parts)))
+        self._parts = []
 
     def _fail(self, error: httpx.TransportError) -> None:
         if self._answer is not None and not self._answer.done():

@@ -34,7 +34,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     An item is asked for as (epoch, index): the epoch travels with the index, so that persistent loader workers need no
     message. All randomness comes from (seed, epoch, index): a picture is the same whichever worker or process makes it,
-    and in a resumed training too.
+    and in a resumed training too. Only what CutMix joins are the pictures that one process has of a batch.
     """
 
     def __init__(self, images: Images, size: Input, augmentation: Augmentation, seed: int) -> None:

@@ -104,7 +104,7 @@ class Recipe:
                 cycle.rate,
                 first[-1].trained,
                 cycle.sizes,
-                cycle.augmentation or self.augmentation,
+                self.augmentation if cycle.augmentation is None else cycle.augmentation,
                 restarts=True,
             )
             for number, cycle in enumerate(self.cycles, start=2)
@@ -197,12 +197,12 @@ def _cycle(data: dict[str, Any]) -> Cycle:
         int(data["epochs"]),
         float(data["rate"]),
         _sizes(data.get("sizes", FULL_SIZE)),
-        augmentation and Augmentation(**augmentation),
+        None if augmentation is None else Augmentation(**augmentation),
     )
 
 
 def _augmentations(recipe: Recipe) -> list[Augmentation]:
-    cycles = [cycle.augmentation for cycle in recipe.cycles if cycle.augmentation]
+    cycles = [cycle.augmentation for cycle in recipe.cycles if cycle.augmentation is not None]
     return [recipe.augmentation, *cycles]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
 from gateway import transport as transports
 from gateway.agents import Replica
@@ -40,6 +41,7 @@ def test_frames_are_big_endian_lengths_and_bytes() -> None:
 
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
+Talk = Callable[["Peer", Callable[[PooledTransport, str], Any]], Any]
 
 
 def call(serve: Serve | None, *, timeout_s: float = 5.0, image: bytes = b"x") -> tuple[Any, list[bytes]]:
@@ -130,7 +132,13 @@ def test_a_silent_torchserve_is_left_at_the_deadline() -> None:
 
 
 class Peer:
-    """A server that answers by `script`, one entry for each request of a connection, and counts its connections."""
+    """A server that answers by `script`, one entry for each request of a connection, and counts its connections.
+
+    An answer goes out in pieces, unless it `is_whole`; `is_early`, before the body is read.
+    """
+
+    is_whole = False
+    is_early = False
 
     def __init__(self, *script: bytes) -> None:
         self.script = script
@@ -147,10 +155,16 @@ class Peer:
             except (asyncio.IncompleteReadError, ConnectionError):
                 break
             size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-            self.bodies.append(await reader.readexactly(size))
-            for byte in range(0, len(said), 7):  # answers come in pieces
-                writer.write(said[byte : byte + 7])
+            if not self.is_early:
+                self.bodies.append(await reader.readexactly(size))
+            step = len(said) if self.is_whole else 7
+            for byte in range(0, len(said), step):
+                if writer.is_closing():
+                    break
+                writer.write(said[byte : byte + step])
                 await asyncio.sleep(0)
+            if self.is_early:
+                await asyncio.sleep(0.2)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
@@ -160,27 +174,33 @@ def said(body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join([b"HTTP/1.1 200 OK", b"content-length: %d" % len(body), *headers, b"", body])
 
 
-def talk(peer: Peer, scene: Callable[[PooledTransport, str], Any]) -> Any:
-    """What `scene` gives with a transport and the peer's address."""
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def talk(request: pytest.FixtureRequest) -> Talk:
+    """`talk(peer, scene)`: what `scene` gives with a transport and the peer's address."""
 
-    async def run() -> Any:
-        server = await asyncio.start_server(peer, "127.0.0.1", 0)
-        transport = PooledTransport()
-        try:
-            return await scene(transport, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
-        finally:
-            await transport.aclose()
-            server.close()
-            await asyncio.gather(*filter(None, peer.tasks))
+    def talk(peer: Peer, scene: Callable[[PooledTransport, str], Any]) -> Any:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(converse(peer, scene))
 
-    return asyncio.run(run())
+    return talk
+
+
+async def converse(peer: Peer, scene: Callable[[PooledTransport, str], Any]) -> Any:
+    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+    transport = PooledTransport()
+    try:
+        return await scene(transport, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    finally:
+        await transport.aclose()
+        server.close()
+        await asyncio.gather(*filter(None, peer.tasks))
 
 
 async def post(transport: PooledTransport, url: str, body: bytes) -> bytes:
     return (await transport.handle_async_request(httpx.Request("POST", url, content=body))).content
 
 
-def test_calls_one_after_the_other_share_a_connection() -> None:
+def test_calls_one_after_the_other_share_a_connection(talk: Talk) -> None:
     peer = Peer(said(b"one"), said(b"two"), said(b"three"))
 
     async def scene(transport: PooledTransport, url: str) -> list[bytes]:
@@ -190,7 +210,7 @@ def test_calls_one_after_the_other_share_a_connection() -> None:
     assert (peer.connections, peer.bodies) == (1, [b"1", b"2", b"3"])
 
 
-def test_calls_at_the_same_time_have_a_connection_each() -> None:
+def test_calls_at_the_same_time_have_a_connection_each(talk: Talk) -> None:
     peer = Peer(said(b"one"))
 
     async def scene(transport: PooledTransport, url: str) -> list[bytes]:
@@ -200,7 +220,7 @@ def test_calls_at_the_same_time_have_a_connection_each() -> None:
     assert peer.connections == 20
 
 
-def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again() -> None:
+def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again(talk: Talk) -> None:
     for peer in (Peer(said(b"one", b"connection: close"), said(b"stale")), Peer(said(b"one"))):
 
         async def scene(transport: PooledTransport, url: str) -> list[bytes]:
@@ -212,8 +232,11 @@ def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again() -> N
         assert peer.connections == 2
 
 
-def test_what_comes_unasked_is_nobodys_answer() -> None:
-    peer = Peer(said(b"one") + said(b"late"), said(b"never"))
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize("late", [said(b"late"), said(b"late")[:9], b"garbage"])
+def test_what_comes_unasked_is_nobodys_answer(talk: Talk, late: bytes, is_whole: bool) -> None:
+    peer = Peer(said(b"one") + late, said(b"never"))
+    peer.is_whole = is_whole
 
     async def scene(transport: PooledTransport, url: str) -> list[bytes]:
         first = await post(transport, url, b"1")
@@ -223,7 +246,20 @@ def test_what_comes_unasked_is_nobodys_answer() -> None:
     assert talk(peer, scene) == [b"one", b"one"]
 
 
-def test_a_call_that_was_given_up_leaves_no_answer_for_the_next() -> None:
+def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not_used_again(talk: Talk) -> None:
+    peer = Peer(said(b"too large"))
+    peer.is_early = True
+
+    async def scene(transport: PooledTransport, url: str) -> list[bytes]:
+        first = await post(transport, url, bytes(50_000_000))
+        peer.is_early = False
+        return [first, await post(transport, url, b"2")]
+
+    assert talk(peer, scene) == [b"too large"] * 2
+    assert (peer.connections, peer.bodies) == (2, [b"2"])
+
+
+def test_a_call_that_was_given_up_leaves_no_answer_for_the_next(talk: Talk) -> None:
     peer = Peer(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", b"two")
 
     async def scene(transport: PooledTransport, url: str) -> bytes:
@@ -237,7 +273,7 @@ def test_a_call_that_was_given_up_leaves_no_answer_for_the_next() -> None:
     assert peer.connections == 2
 
 
-def test_a_connection_that_was_idle_for_long_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_was_idle_for_long_is_not_trusted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "IDLE_S", 0.05)
     peer = Peer(said(b"one"), said(b"two"))
 

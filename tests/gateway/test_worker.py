@@ -159,7 +159,7 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
     agent = make_agent()
     base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="2")
     wait_until(lambda: len(agent.processes) == 2, 20)
-    time.sleep(0.2)  # they ask the agent just before they listen
+    time.sleep(0.5)  # they ask the agent just before they listen, and close the connection that asked if they were up
     address = ("127.0.0.1", int(base.rsplit(":", 1)[1]))
     before = {pid: sockets_of(pid) for pid in workers_of(master)}
     with contextlib.ExitStack() as opened:
@@ -168,7 +168,7 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
             return [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(count)]
 
         connect(32)
-        wait_until(lambda: sum(map(sockets_of, before)) == sum(before.values()) + 32, 10)
+        wait_until(lambda: sum(map(sockets_of, before)) >= sum(before.values()) + 32, 10)
         assert min(sockets_of(pid) - count for pid, count in before.items()) >= 6
 
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in before}
@@ -317,7 +317,11 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
 
 
 def sockets_of(pid: int) -> int:
-    return sum(str(file.readlink()).startswith("socket:") for file in files_of(pid))
+    count = 0
+    for file in files_of(pid):
+        with contextlib.suppress(FileNotFoundError):
+            count += str(file.readlink()).startswith("socket:")
+    return count
 
 
 def files_of(pid: int) -> list[Path]:
