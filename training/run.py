@@ -72,6 +72,7 @@ class Run:
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.network = self.team.share_statistics(self.network)
+        self.begun: dict[str, Tensor] = {}  # the weights that the cycle began with
         self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
         self._enter_phase()
         self.history: list[dict[str, float]] = []
@@ -167,6 +168,7 @@ class Run:
             "epoch": self.epoch,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "begun": self.begun,
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
             "environments": self.environments,
@@ -190,6 +192,7 @@ class Run:
         self.phase, self.epoch = state["phase"], state["epoch"]
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
+        self.begun = {key: value.to(self.device) for key, value in state.get("begun", {}).items()}
         if self.epoch:  # or the phase is about to begin, with a new one
             self._enter_phase()
             self.optimiser.load_state_dict(state["optimiser"])
@@ -230,9 +233,19 @@ class Run:
 
     def _begin_phase(self, phase: Phase) -> None:
         if phase.restarts and self.recipe.average:
-            self.network.load_state_dict(self.averaged.module.state_dict())
+            self.begun = self._blended(phase.blend)
+            self.network.load_state_dict(self.begun)
             self.averaged.n_averaged.zero_()
         self._enter_phase()
+
+    def _blended(self, share: float) -> dict[str, Tensor]:
+        """A copy of the averaged weights, of which `share` are those that the last cycle began with."""
+        if share and not self.begun:
+            raise TrainingError(f"{self.folder} was trained by earlier code, which kept nothing to blend: leave it out")
+        return {
+            key: torch.lerp(value, self.begun[key], share) if share and value.is_floating_point() else value.clone()
+            for key, value in self.averaged.module.state_dict().items()
+        }
 
     def _enter_phase(self) -> None:
         """Makes the phase's optimiser, and what averages its gradients over the processes."""
