@@ -43,8 +43,8 @@ KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 class Cycle:
     """A warm restart: another cosine, from the averaged weights that the training had reached.
 
-    Without an `augmentation` of its own it has the recipe's. With `blend`, it begins with that share of the weights that
-    the cycle before began with: two minima's mean is often better than either (Izmailov et al. 2018,
+    Without an `augmentation` of its own it has the recipe's. With `blend`, it begins with that share of the weights
+    that the cycle before began with: two minima's mean is often better than either (Izmailov et al. 2018,
     https://arxiv.org/abs/1803.05407). Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
     """
 
@@ -245,17 +245,26 @@ def check(recipe: Recipe) -> None:
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
         if not sizes or sizes[0][0] != 0:
             raise TrainingError("sizes must start at share 0, for example [[0.0, 24], [0.5, 32]]")
-    if any(not 0 <= cycle.blend < 1 for cycle in recipe.cycles) or (recipe.cycles and recipe.cycles[0].blend):
-        raise TrainingError("blend is a share from 0 to 1, and not for the first cycle: none before it has begun")
-    if not recipe.average and any(cycle.blend for cycle in recipe.cycles):
-        raise TrainingError("blend mixes averaged weights: set average above 0")
+    _check_blends(recipe)
     for augmentation in _augmentations(recipe):
-        if not (0 <= augmentation.erasing <= 1 and 0 <= augmentation.cutmix <= 1):
-            raise TrainingError("erasing and cutmix are probabilities: between 0 and 1")
-        if not (augmentation.operations >= 0 and 0 <= augmentation.magnitude <= MAGNITUDES):
-            raise TrainingError(f"RandAugment takes operations from 0 and a magnitude of 0 to {MAGNITUDES}")
+        _check_augmentation(augmentation)
     unknown = [name for name in recipe.unfreeze if name.partition(".")[0] not in LAYERS]
     if unknown:
         raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
     if not 0 < recipe.validation < 1:
         raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+
+
+def _check_blends(recipe: Recipe) -> None:
+    blends = [cycle.blend for cycle in recipe.cycles]
+    if any(not 0 <= blend < 1 for blend in blends) or any(blends[:1]):
+        raise TrainingError("blend is a share from 0 to 1, and not for the first cycle: none before it has begun")
+    if any(blends) and not recipe.average:
+        raise TrainingError("blend mixes averaged weights: set average above 0")
+
+
+def _check_augmentation(augmentation: Augmentation) -> None:
+    if not (0 <= augmentation.erasing <= 1 and 0 <= augmentation.cutmix <= 1):
+        raise TrainingError("erasing and cutmix are probabilities: between 0 and 1")
+    if not (augmentation.operations >= 0 and 0 <= augmentation.magnitude <= MAGNITUDES):
+        raise TrainingError(f"RandAugment takes operations from 0 and a magnitude of 0 to {MAGNITUDES}")

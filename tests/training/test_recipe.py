@@ -15,7 +15,7 @@ def test_recipe_survives_its_stored_form():
     recipe = Recipe(
         sizes=((0.0, 24), (0.5, 32)),
         unfreeze=("layer4",),
-        cycles=(Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),), Augmentation(1, 5, cutmix=0.5))),
+        cycles=(Cycle(4, 0.05), Cycle(8, 0.02, ((0.0, 24),), Augmentation(1, 5, cutmix=0.5), 0.25)),
     )
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
 
@@ -141,6 +141,9 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
         {"augmentation": Augmentation(erasing=2.0)},
         {"augmentation": Augmentation(magnitude=31)},
         {"cycles": (Cycle(1, 0.1, augmentation=Augmentation(cutmix=-0.1)),)},
+        {"cycles": (Cycle(1, 0.1, blend=0.5),)},
+        {"cycles": (Cycle(1, 0.1), Cycle(1, 0.1, blend=1.0))},
+        {"cycles": (Cycle(1, 0.1), Cycle(1, 0.1, blend=0.5)), "average": 0.0},
     ],
 )
 def test_impossible_recipes_are_refused(wrong):

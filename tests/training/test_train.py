@@ -238,6 +238,18 @@ def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(
     assert_same_training(whole, extended)
 
 
+def test_cycle_that_blends_begins_with_a_mean_of_two_beginnings(tmp_path, cache):
+    recipe = replace(RECIPE, epochs=1, cycles=(Cycle(1, 0.05), Cycle(1, 0.01, blend=0.25)))
+    folder = train(replace(recipe, cycles=recipe.cycles[:1]), tmp_path / "run", cache, registers=False)
+    before = torch.load(folder / "last.pt", weights_only=True)
+    resume(folder, cache, changes={"cycles": recipe_to_dict(recipe)["cycles"]}, registers=False)
+    begun = torch.load(folder / "last.pt", weights_only=True)["begun"]
+    for key in ("conv1.weight", "bn1.running_mean", "fc.bias"):
+        wanted = 0.25 * before["begun"][key] + 0.75 * before["averaged"][f"module.{key}"]
+        torch.testing.assert_close(begun[key], wanted)
+    assert not torch.equal(begun["fc.bias"], before["begun"]["fc.bias"])
+
+
 def test_resumed_training_takes_no_other_hyper_parameters(trained, cache):
     with pytest.raises(TrainingError, match="cannot change rate"):
         resume(trained, cache, changes={"rate": 0.3})
