@@ -47,7 +47,7 @@ class Settings(BaseSettings):
 
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a request may take in all. A caller may ask for less with the header `x-timeout-ms`, never for more."""
-    in_flight_predict: int = Field(default=20, ge=1)
+    in_flight_predict: int = Field(default=16, ge=1)
     """Predictions that one gateway process has in flight; more wait, then get 503."""
     in_flight_explain: int = Field(default=4, ge=1)
     """Explanations that one gateway process has in flight at TorchServe."""
