@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _HEAD = """\
 # Settings of the local stack, one place each. Copy to .env and uncomment what you change; `gradserve` reads .env in the
 # working directory, and what is set in the environment wins. Unknown AGENT_* and GATEWAY_* names are refused at start.
+# `gradserve up` sets GATEWAY_PLAN, GATEWAY_AGENTS and AGENT_PLAN itself (GRADSERVE_HOME moves the plan). With another
+# AGENT_MODEL_STORE give `gradserve package` the same `--store`.
 # Written by `make env-example`: change the settings, not this file.
 
 # Folder of the traffic plan, its history and the logs.

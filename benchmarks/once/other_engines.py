@@ -36,7 +36,9 @@ from handlers.archive import load_network
 from handlers.contract import Engine
 from handlers.engines import build_engine
 from handlers.preprocess import normalise
+from training.artifacts import weights_sha256
 from training.data import load_test_images, load_training_images
+from training.looks import record_look
 from training.tracking import environment
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ CALIBRATION_IMAGES = 256
 SECONDS = 0.4
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parents[1] / "results" / "other_engines.json"
+LOOKS = Path(__file__).parents[2] / "results" / "test_looks.jsonl"
 
 
 def main() -> None:
@@ -99,6 +102,16 @@ def main() -> None:
     report |= {"load_average": os.getloadavg()[0], "environment": environment()}
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    record_look(
+        LOOKS,
+        "benchmarks/once/other_engines.py: accuracy of each engine",
+        model=report["model"],
+        weights_sha256=weights_sha256(chosen.folder),
+        commit=report["environment"]["git_commit"],
+        data="cifar10",
+        images=len(batch),
+        accuracy={name: row["accuracy"] for name, row in report["engines"].items()},
+    )
     for name, row in report["engines"].items():
         speeds = " ".join(f"{row['images_per_s'][n]:8.0f} ({row['times_as_fast'][n]:.2f}x)" for n in map(str, BATCHES))
         print(f"{name:32s} {speeds}  {row['accuracy']:.2%}")
