@@ -12,11 +12,17 @@ from typing import Any
 
 from gateway.callers import Callers
 from gateway.logs import logging_config
-from gateway.settings import SettingsError, load_settings
+from gateway.settings import Settings, SettingsError, load_settings
+
+
+def _load() -> Settings:
+    settings = load_settings()
+    Callers(settings)  # keys and quotas, too, are refused here and not by each worker
+    return settings
+
 
 try:
-    _settings = load_settings()
-    Callers(_settings)  # keys and quotas, too, are refused here and not by each worker
+    _settings = _load()
 except SettingsError as error:
     raise SystemExit(f"gateway: {error}") from None
 _master = os.getpid()
@@ -44,6 +50,21 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         lambda folder: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == _master else None,
         os.environ["PROMETHEUS_MULTIPROC_DIR"],
     )
+
+
+def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
+    """Lets a reload (HUP) be refused: one that fails would end Gunicorn, with all that its workers have in hand."""
+    reload = server.handle_hup
+
+    def reload_if_possible() -> None:
+        try:
+            _load()
+        except SettingsError as error:
+            logging.getLogger("gateway").error("not reloaded, and as it was: %s", error)  # noqa: TRY400 — it says it all
+        else:
+            reload()
+
+    server.handle_hup = reload_if_possible
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gunicorn's hook

@@ -92,6 +92,7 @@ def create_app(
         predict=predict,
         explain=Places(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
+        timeout_s=settings.timeout_s,
     )
     parts = Parts(
         settings,
@@ -99,7 +100,9 @@ def create_app(
         versions,
         dataplane,
         BodyBudget(settings.max_buffered_bytes),
-        Callers(settings),
+        # Gunicorn's configuration refuses an unusable key file. One that breaks later must not end a new worker, and
+        # with it the gateway.
+        Callers(settings, waits_for_file=True),
         metrics,
         Shadow(
             versions,

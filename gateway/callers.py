@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.storage import storage_from_string
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STORE_TIMEOUT_S = 0.25
+TIDY_S = 5.0
 
 
 class Callers:
@@ -35,11 +37,13 @@ class Callers:
 
     Quotas are fixed windows: the cheapest of the library's strategies (10 µs a hit), and exact over each window.
 
+    With `waits_for_file` a key file that cannot be used is no error: until it can, its keys are unknown.
+
     Raises:
         SettingsError: keys, quotas or their store cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, waits_for_file: bool = False) -> None:
         self._asks = settings.asks_for_keys
         self._file = settings.keys_file
         self._file_seen: tuple[int, int, int] | None = None
@@ -49,7 +53,9 @@ class Callers:
         except keys.KeyFileError as error:
             raise SettingsError(f"GATEWAY_KEYS: {error}") from error
         self._keys = self._fixed_keys
-        if self._asks and self._file is not None:
+        if waits_for_file:
+            self.refresh_keys()
+        elif self._asks and self._file is not None:
             self._read_first(self._file)
         self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
         self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
@@ -174,14 +180,29 @@ def parse_quota(name: str, quota: str) -> RateLimitItem | None:
     return item
 
 
+class TidyMemoryStorage(MemoryStorage):
+    """The library's memory store, which drops what has expired once in a while.
+
+    Itself it walks all callers after each hit: 11 ms for 50,000 of them, in which nobody is answered.
+    """
+
+    _tidied_at = 0.0
+
+    async def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 — the name that it calls
+        now = time.monotonic()
+        if now - self._tidied_at > TIDY_S:
+            self._tidied_at = now
+            await super()._MemoryStorage__schedule_expiry()  # type: ignore[misc]
+
+
 def _limiter(store: str) -> FixedWindowRateLimiter:
-    options: dict[str, Any] = {}
-    if not store.startswith("memory:"):
-        options = {
-            "implementation": "redispy",
-            "socket_timeout": STORE_TIMEOUT_S,
-            "socket_connect_timeout": STORE_TIMEOUT_S,
-        }
+    if store.startswith("memory:"):
+        return FixedWindowRateLimiter(TidyMemoryStorage())
+    options: dict[str, Any] = {
+        "implementation": "redispy",
+        "socket_timeout": STORE_TIMEOUT_S,
+        "socket_connect_timeout": STORE_TIMEOUT_S,
+    }
     try:
         storage = storage_from_string(f"async+{store}", **options)
     except Exception as error:

@@ -33,7 +33,10 @@ class GatewayProblem(Exception):
 
 
 class Gateway:
-    """Calls one gateway; refused calls (429, 503) are sent again after Retry-After, `retries` times at most."""
+    """Calls one gateway; refused calls (429, 503) are sent again after Retry-After, `retries` times at most.
+
+    Where that is more than `timeout_s`, as for a quota by the day, the refusal is raised instead.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Gateway:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
         self._retries = retries
+        self._longest_pause_s = timeout_s
         self._sleep = sleep
 
     def __enter__(self) -> Gateway:
@@ -138,9 +142,11 @@ class Gateway:
     def _post(self, path: str, params: dict[str, Any], **body: Any) -> httpx.Response:  # noqa: ANN401 — httpx's own
         for attempt in range(self._retries + 1):
             answer = self._http.post(path, params=params, **body)
-            if answer.status_code not in RETRIED or attempt == self._retries:
+            least_s = _least_pause_s(answer, attempt)
+            if answer.status_code not in RETRIED or attempt == self._retries or least_s > self._longest_pause_s:
                 break
-            self._sleep(_pause_s(answer, attempt))
+            # Callers that were refused together should not come back together.
+            self._sleep(least_s * random.uniform(1.0, 1.5))  # noqa: S311 — no secret
         return _checked(answer)
 
     @staticmethod
@@ -162,11 +168,9 @@ def _checked(answer: httpx.Response) -> httpx.Response:
     raise GatewayProblem(answer.status_code, problem if isinstance(problem, dict) else {})
 
 
-def _pause_s(answer: httpx.Response, attempt: int) -> float:
+def _least_pause_s(answer: httpx.Response, attempt: int) -> float:
     asked = answer.headers.get("retry-after", "")
-    least = float(asked) if asked.isdigit() else 0.5 * 2**attempt
-    # Callers that were refused together should not come back together.
-    return least * random.uniform(1.0, 1.5)  # noqa: S311 — no secret
+    return float(asked) if asked.isdigit() else 0.5 * 2.0**attempt
 
 
 def _bytes(image: Path | bytes) -> bytes:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import GatewayError
+from gateway.errors import DeadlinePassed, GatewayError
 from gateway.sharing import SharedRows
 from gateway.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
 
@@ -41,13 +41,21 @@ class DataPlane:
     """
 
     def __init__(
-        self, versions: Versions, upstream: TorchServe, *, predict: Places, explain: Places, chunk_images: int
+        self,
+        versions: Versions,
+        upstream: TorchServe,
+        *,
+        predict: Places,
+        explain: Places,
+        chunk_images: int,
+        timeout_s: float,
     ) -> None:
         self.predict_places = predict
         self.explain_places = explain
         self._versions = versions
         self._upstream = upstream
         self._chunk_images = chunk_images
+        self._timeout_s = timeout_s
         self._shared = SharedRows(upstream, chunk_images)
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
@@ -131,6 +139,10 @@ class DataPlane:
                 self.explain_places.give_back(1)
 
     def _choose(self, kind: Kind, ask: Ask) -> Target:
+        left_s = ask.deadline.left_s()
+        if left_s <= 0:
+            raise DeadlinePassed(ask.deadline.timeout_s)
+        ask.exchange.is_hurried = left_s < self._timeout_s / 2
         target = self._versions.choose(kind, ask.version, ask.exchange.caller)
         ask.exchange.model, ask.exchange.version = target.model, target.version
         return target

@@ -26,6 +26,7 @@ class Exchange:
         "caller",
         "code",
         "entries",
+        "is_hurried",
         "model",
         "request_id",
         "route",
@@ -49,6 +50,7 @@ class Exchange:
         self.version = ""
         self.caller = ""
         self.entries: Sequence[dict[str, Any]] = ()  # a prediction's, for the metrics
+        self.is_hurried = False  # the caller left the version little time: that none is left is not its fault
         self.traceparent = ""
         self.row = ""  # the request id under which its image travelled, if it is another's
 

@@ -107,7 +107,9 @@ class Metrics:
             self._counter(self._refused, exchange.code).inc()
         if exchange.version:
             kind = KINDS.get(route, "batch")
-            self._counter(self._versions, exchange.version, kind, exchange.code or "ok").inc()
+            hurried = exchange.is_hurried and exchange.code == "deadline_passed"
+            outcome = "caller_deadline" if hurried else exchange.code or "ok"
+            self._counter(self._versions, exchange.version, kind, outcome).inc()
             if not exchange.code:
                 self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
         for entry in exchange.entries:

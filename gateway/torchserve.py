@@ -65,6 +65,10 @@ class Deadline:
         self.unix_ms = int((time.time() + timeout_s) * 1000)
         self.at = asyncio.get_running_loop().time() + timeout_s
 
+    def left_s(self) -> float:
+        """Seconds until then."""
+        return self.at - asyncio.get_running_loop().time()
+
     def timeout(self) -> asyncio.Timeout:
         """A context that ends with TimeoutError at the deadline."""
         return asyncio.timeout_at(self.at)

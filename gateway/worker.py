@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
@@ -24,6 +25,7 @@ from gateway.refusals import BadHttp, HeadersTooLarge
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from types import FrameType
 
     from uvicorn.config import Config
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 LINGER_S = 1.0
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each, 2 kB for its 23 bytes.
 MOST_PIPELINED = 64
+BEAT_S = 5.0
 
 
 class OneWrite:
@@ -67,9 +70,28 @@ class OneWrite:
         return getattr(self._transport, name)
 
     def _send(self) -> None:
-        if self._unsent:
+        # To a connection that is lost uvloop raises, and not to speak to it is no fault of the answer.
+        if self._unsent and not self._transport.is_closing():
             self._transport.write(b"".join(self._unsent))
-            self._unsent.clear()
+        self._unsent.clear()
+
+
+class RestOfRequest:
+    """Hears a parser that is told a request's headers a second time, and passes on what comes after them."""
+
+    def __init__(self, protocol: GuardedProtocol) -> None:
+        self.is_past_headers = False
+        self.on_body = protocol.on_body
+        self.on_message_complete = protocol.on_message_complete
+        for name in ("on_message_begin", "on_url", "on_header", "on_headers_complete"):
+            setattr(self, name, self._later(getattr(protocol, name)))
+
+    def _later(self, callback: Callable[..., None]) -> Callable[..., None]:
+        def call(*told: bytes) -> None:
+            if self.is_past_headers:
+                callback(*told)
+
+        return call
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -90,10 +112,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._seen_bytes = 0  # of the parts that the parser has told
         self._wants_headers = True
         self._is_oversized = False
+        self._offers_upgrade = False
+        self._read = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the first request's clock."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # the clock of `pause_writing` begins with the first unsent byte
         self.transport = OneWrite(transport)  # type: ignore[assignment]  # as good as one for all that uvicorn does
         self._start_clock()
 
@@ -108,6 +133,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._wants_headers:
             self._start_clock()
         self._header_bytes += len(data)
+        self._read = data
         super().data_received(data)
         if self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
             self._is_oversized = True
@@ -135,6 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._stop_clock()
         super().on_headers_complete()
+        self._offers_upgrade = self.parser.should_upgrade()
         if len(self.pipeline) > MOST_PIPELINED:
             raise ValueError  # as in `_count`
 
@@ -145,6 +172,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Expects the next request's headers: the body is whole."""
+        if self._offers_upgrade:
+            return  # the parser believes that what follows is another protocol; see `_unsupported_upgrade_warning`
         self._wants_headers = True
         super().on_message_complete()
 
@@ -179,7 +208,22 @@ class GuardedProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Says nothing: a request that offers an upgrade is answered as it is, and anyone can send thousands."""
+        """Reads on: a request that offers an upgrade is answered as it is. Java's client offers h2c.
+
+        Uvicorn calls this where the parser has stopped, at the end of the headers, and would take the body for a
+        request of its own. So a new parser hears how long the body is, and goes on.
+        """
+        self._offers_upgrade = False
+        stopped_at: int = sys.exception().args[0]  # type: ignore[union-attr]  # httptools' HttpParserUpgrade
+        framing = {b"content-length", b"transfer-encoding"}
+        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in framing]
+        rest = RestOfRequest(self)
+        self.parser = HttpRequestParser(rest)
+        version = self.scope["http_version"].encode()
+        self.parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (version, b"".join(lines)))
+        rest.is_past_headers = True
+        self._read = self._read[stopped_at:]
+        super().data_received(self._read)
 
     def _count(self, size: int) -> None:
         self._seen_bytes += size
@@ -239,7 +283,17 @@ class DrainingServer(Server):
         for server in self.servers:
             server.close()
             await server.wait_closed()
-        await super().shutdown(sockets)
+        beating = asyncio.create_task(self._beat())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            beating.cancel()
+
+    async def _beat(self) -> None:
+        """Tells Gunicorn's master that this worker lives: uvicorn does so only before it shuts down."""
+        while self.config.callback_notify is not None:
+            await self.config.callback_notify()
+            await asyncio.sleep(BEAT_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second SIGINT ends at once."""

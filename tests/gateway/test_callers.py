@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
 import pytest
+from limits.aio.storage import MemoryStorage
 from starlette.requests import Request
 
 from gateway import keys
-from gateway.callers import Callers, address_of, parse_quota
+from gateway.callers import Callers, TidyMemoryStorage, address_of, parse_quota
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -132,6 +134,20 @@ def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) 
     client = make_stand(keys=(f"a:{'0' * 64}:read",), rate_per_address="2/hour").client
     statuses = [client.get("/models", headers={"x-api-key": "guess"}).status_code for _ in range(3)]
     assert statuses == [401, 401, 429]
+
+
+def test_many_callers_do_not_make_each_hit_dearer() -> None:
+    async def walks(storage: MemoryStorage) -> int:
+        tasks = []
+        for who in range(200):
+            await storage.incr(f"caller {who}", 60)
+            await asyncio.sleep(0)
+            if storage.timer not in tasks:
+                tasks.append(storage.timer)
+        return len(tasks)
+
+    assert asyncio.run(walks(MemoryStorage())) > 100, "what the library's own does"
+    assert asyncio.run(walks(TidyMemoryStorage())) == 1
 
 
 @pytest.mark.parametrize("quota", ["often", "0/minute", "-1/minute", "5 per parsec"])

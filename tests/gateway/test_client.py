@@ -75,6 +75,18 @@ def test_what_may_have_been_worked_on_is_not_sent_again(status: int) -> None:
     assert len(calls) == 1
 
 
+def test_a_quota_by_the_day_is_not_slept_through() -> None:
+    calls = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        calls.append(request)
+        return httpx.Response(429, headers={"retry-after": "86000"}, json={"code": "quota_exceeded"})
+
+    with pytest.raises(GatewayProblem, match="429 quota_exceeded"):
+        Gateway("http://g", transport=httpx.MockTransport(refuse), sleep=lambda _: pytest.fail("slept")).predict(b"x")
+    assert len(calls) == 1
+
+
 def test_a_proxys_page_is_a_problem_too() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
     with pytest.raises(GatewayProblem, match="502 unknown"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ import pytest
 from gateway.logs import JsonFormatter, logging_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
     from conftest import Stand
 
 
@@ -101,6 +105,21 @@ def test_a_versions_failures_are_counted_as_its_own_and_not_timed(stand: Stand, 
     call(b"bad:image_unreadable")
     outcome = "ok" if kind == "batch" else "image_unreadable"
     assert metric(stand, "gateway_version_requests_total", **by_version, outcome=outcome) == 1
+
+
+@pytest.mark.parametrize(("timeout_ms", "outcome"), [(100, "caller_deadline"), (600, "deadline_passed")])
+def test_a_callers_own_hurry_is_no_fault_of_the_version(
+    make_stand: Callable[..., Stand], timeout_ms: int, outcome: str
+) -> None:
+    async def never(_request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    stand = make_stand(upstream=never, timeout_s=1.0)
+    headers = {"x-timeout-ms": str(timeout_ms)}
+    assert stand.client.post("/predict", content=b"image-of-dog", headers=headers).status_code == 504
+    assert metric(stand, "gateway_version_requests_total", version="1.0.0", outcome=outcome) == 1
+    assert metric(stand, "gateway_version_requests_total", version="1.0.0") == 1
 
 
 def test_a_request_refused_before_a_version_was_chosen_is_no_versions(stand: Stand) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -18,6 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import uvloop
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from gateway import keys
+from gateway.worker import GuardedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -331,3 +338,92 @@ def files_of(pid: int) -> list[Path]:
 def workers_of(master: int) -> set[int]:
     children = Path(f"/proc/{master}/task/{master}/children").read_text(encoding="ascii")
     return {int(pid) for pid in children.split()}
+
+
+UPGRADE = b"host: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AA\r\n"
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_request_that_offers_an_upgrade_keeps_its_body(
+    gateway: tuple[str, int], pause_s: float, *, chunked: bool
+) -> None:
+    inner = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"  # read as a request, it would be answered as one
+    size = b"transfer-encoding: chunked\r\n" if chunked else b"content-length: %d\r\n" % len(inner)
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner) if chunked else inner
+    head = b"POST /predict?top_k=2 HTTP/1.1\r\n" + UPGRADE + size + b"\r\n"
+    bare = b"GET /readyz HTTP/1.1\r\n" + UPGRADE + b"\r\n"
+    last = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    answer = say(gateway[0], head, body[:7], body[7:] + bare + head + body + last, pause_s=pause_s)
+    assert answer.count(b"HTTP/1.1 200 OK") == answer.count(b"HTTP/1.1 ") == 4
+    assert answer.count(b'"class"') >= 2, "both predictions"
+
+
+def test_a_short_answer_that_nobody_reads_is_given_up() -> None:
+    """Short: less than what uvloop keeps unsent before it tells."""
+
+    async def answer(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"60000")]})
+        await send({"type": "http.response.body", "body": b"x" * 60_000})
+
+    class Impatient(GuardedProtocol):
+        write_timeout_s = 0.2
+
+    async def held() -> int:
+        config = Config(answer, log_config=None, lifespan="off", ws="none", http=Impatient)
+        config.load()
+        state = ServerState()
+        with socket.socket() as listener, socket.socket() as caller:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            server = await asyncio.get_running_loop().create_server(
+                lambda: Impatient(config=config, server_state=state, app_state={}), sock=listener
+            )
+            caller.connect(listener.getsockname())
+            caller.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await asyncio.sleep(0.1)
+            assert len(state.connections) == 1
+            await asyncio.sleep(1.0)
+            server.close()
+            return len(state.connections)
+
+    assert uvloop.run(held()) == 0
+
+
+def test_callers_who_hang_up_leave_no_traceback(start_gateway: Callable[..., tuple[str, int]], tmp_path: Path) -> None:
+    base, _ = start_gateway(tmp_path, WORKERS="1")
+    host, port = base.removeprefix("http://").split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx" * 3)
+    time.sleep(0.5)
+    assert httpx.get(f"{base}/livez").status_code == 200
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_key_file_that_breaks_stops_neither_a_reload_nor_a_new_worker(
+    start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = keys.make_key("a", ["read"])
+    keys.save_keys(path, [key])
+    whole = path.read_text(encoding="utf-8")
+    base, master = start_gateway(tmp_path, WORKERS="1", KEYS_FILE=str(path))
+
+    def status() -> int:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{base}/models", headers={"x-api-key": secret}).status_code
+        return 0
+
+    path.write_text("{", encoding="utf-8")
+    before = workers_of(master)
+    os.kill(master, signal.SIGHUP)
+    wait_until(lambda: "not reloaded" in (tmp_path / "log").read_text(), 10)
+    assert workers_of(master) == before
+    assert status() == 200, "the keys are as they were"
+    os.kill(before.copy().pop(), signal.SIGKILL)
+    wait_until(lambda: status() == 401, 30)  # by a worker that has never seen the keys
+    path.write_text(whole, encoding="utf-8")
+    wait_until(lambda: status() == 200, 10)
