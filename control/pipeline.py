@@ -47,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def train(  # noqa: PLR0917 - every option is an argument
     config: Annotated[
-        Path | None, typer.Option(help="TOML file of hyper-parameters, such as training/released.toml.", exists=True)
+        Path | None,
+        typer.Option(
+            help="TOML file of hyper-parameters, such as training/released.toml.", exists=True, dir_okay=False
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
@@ -236,7 +239,7 @@ def _foreseen() -> Iterator[None]:
         yield
     except (TrainingError, ContractError, EngineError) as error:
         raise ControlError(str(error)) from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ControlError(f"the recipe is no TOML: {error}") from error
 
 

@@ -122,6 +122,8 @@ class ServedModel:
         return {"contract": contracts.to_dict(self.contract), **self.facts}
 
     def _decode(self, job: _Job) -> None:
+        # For each picture: a row of large ones takes seconds, and TorchServe kills a worker that is busy for too long.
+        job.row.check_deadline()
         size = self.contract.input
         if job.row.kind == "explain":
             job.target, job.method = self._choices(job.row.options)

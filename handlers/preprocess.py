@@ -28,6 +28,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
 """50 megapixels are 200 MB once decoded; above that a few requests would fill a worker's memory."""
 
+MAX_SCANNED = 16 * MAX_PIXELS
+"""Pixels times scans of a JPEG, each of which goes over all pixels: a second's work. Progressive ones have ten or so,
+hostile ones thousands."""
+
 DRAFT_FACTOR = 2
 """A large JPEG is decoded at 1/2, 1/4 or 1/8, to no less than twice the network's size: the filter still averages."""
 
@@ -36,6 +40,8 @@ Image.MAX_IMAGE_PIXELS = None
 # It warns of oddities in metadata; the pixels decide. Once for the process: for each picture it would cost 0.03 ms.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
+_JPEGS = {"JPEG", "MPO"}
+_START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
 # Source: EXIF 2.32, tag 274: how to turn the stored rows so that the picture stands upright.
 _TURNS = {
@@ -67,7 +73,7 @@ def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, i
 
     Raises:
         ImageTooLarge: the header announces more than 50 megapixels; nothing has been decoded.
-        ImageUnreadable: no such image, damaged, truncated, or without pixels.
+        ImageUnreadable: no such image, damaged, truncated, without pixels, or a JPEG of too many scans.
     """
     if not data:
         raise ImageUnreadable("the image is empty")
@@ -129,6 +135,8 @@ def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> Picture:
             raise ImageUnreadable("the image has no pixels")
         if width * height > MAX_PIXELS:
             raise ImageTooLarge(width, height, MAX_PIXELS)
+        if image.format in _JPEGS and width * height * file.getvalue().count(_START_OF_SCAN) > MAX_SCANNED:
+            raise ImageUnreadable("the JPEG has too many scans")
         turn = _TURNS.get(_orientation(image))
         turned = turn is not None and turn not in {
             Image.Transpose.FLIP_LEFT_RIGHT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from handlers.engines import softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_BINS = 15  # Source: Guo et al. 2017, section 2, https://arxiv.org/abs/1706.04599
 
@@ -26,8 +29,12 @@ class Reliability(NamedTuple):
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The temperature that gives the logits (N, K) the smallest negative log-likelihood on the labels (N,).
 
+    It is 1 where every answer is right: then no confidence is too high for them, and too little is known.
     Source: Guo et al. 2017, section 4.2, https://arxiv.org/abs/1706.04599
     """
+    if (logits.argmax(axis=1) == labels).all():
+        logger.warning("all %d held-out pictures are answered right: the confidences stay uncalibrated", len(labels))
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         chosen = softmax(logits, float(np.exp(log_temperature)))[np.arange(len(labels)), labels]

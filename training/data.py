@@ -128,6 +128,9 @@ def stratified_subset(labels: NDArray[np.int64], size: int, seed: int) -> NDArra
     """Indices of `size` pictures with the classes in their shares; all of them when there are no more."""
     if size >= len(labels):
         return np.arange(len(labels))
+    most = len(labels) - len(np.unique(labels))
+    if size > most:
+        raise DataError(f"a subset of {size} leaves out less than a picture of each class: take {most}, or all")
     return stratified_split(labels, size, seed)[1]
 
 
@@ -146,4 +149,10 @@ def divide(images: Images, *, subset: int, validation: float, seed: int) -> tupl
     if subset:
         images = images.pick(stratified_subset(images.labels, subset, seed))
     learnt, held_out = stratified_split(images.labels, validation, seed)
+    for what, labels in (("learn from", images.labels[learnt]), ("hold out", images.labels[held_out])):
+        if missing := [name for label, name in enumerate(images.classes) if label not in labels]:
+            raise DataError(
+                f"there is no picture of {', '.join(missing)} to {what} (of {len(labels)}): "
+                "add some, or change --validation or --subset"
+            )
     return images.pick(learnt), images.pick(held_out)

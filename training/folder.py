@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 SMALLEST, LARGEST = 32, 224  # ResNet-18's last feature map is 1 pixel wide at 32, and ImageNet's size is 224
 
 
@@ -54,7 +55,12 @@ class ImageFolder:
             raise DataError(f"{path} has a folder train, but no folder {part} with a folder of pictures for each class")
         if not path.is_dir():
             raise DataError(f"{path} is no folder: pass one that holds a folder of pictures for each class")
-        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        folders = _folders(path)
+        if parts := [entry.name for entry in folders if entry.name.lower() in PARTS and is_part(entry)]:
+            raise DataError(
+                f"{path} holds {', '.join(parts)} with folders in it, which is no class: the pictures to learn from "
+                "belong into train, a folder a class, those to measure on into test"
+            )
         files = [
             (file, label)
             for label, folder in enumerate(folders)
@@ -100,7 +106,11 @@ def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
 
 def is_part(path: Path) -> bool:
     """Whether this is a part of a data set, and no class that is called so: it holds folders."""
-    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    return path.is_dir() and bool(_folders(path))
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _sides(path: Path, files: list[Path]) -> dict[Path, int]:
@@ -112,6 +122,8 @@ def _sides(path: Path, files: list[Path]) -> dict[Path, int]:
         except RequestError as error:
             # What follows the colon is advice for those who send pictures.
             logger.warning("skipped %s: %s", file, error.detail.partition(":")[0])
+        except OSError as error:
+            logger.warning("skipped %s: %s", file, error.strerror)
     bad = [file for file in files if file not in sides]
     if 2 * len(bad) > len(files):
         raise DataError(f"{len(bad)} of {len(files)} files in {path} are no pictures, {bad[0]} for one")

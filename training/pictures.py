@@ -25,6 +25,8 @@ SAMPLES = 8
 
 _SHOWN_SIZE = (128, 128)  # a small picture's dots stay visible
 _HEAT = 0.55
+_LARGEST_INCHES = 33.0
+_MOST_COUNTED = 50  # classes whose counts still fit into the confusion matrix's cells
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def plot_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: P
     """Draws the confusion matrix into the PNG `path`; colours are shares of the true class."""
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.0, 0.62 * len(classes) + 1.5)
+    side = min(max(4.0, 0.62 * len(classes) + 1.5), _LARGEST_INCHES)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -50,6 +52,8 @@ def plot_confusion(confusion: list[list[int]], classes: tuple[str, ...], path: P
     axes.set_xlabel("answered")
     axes.set_ylabel("true")
     for (row, column), count in np.ndenumerate(counts):
+        if len(classes) > _MOST_COUNTED:
+            break
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     figure.savefig(path, dpi=120)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from handlers import contract as contracts
-from handlers.network import build_network
+from handlers.network import ARCHITECTURES, build_network
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -27,8 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 def choose_architecture(name: str, size: Input) -> str:
-    """The architecture's name; `auto` takes the one with the fine stem for pictures of up to 64 pixels."""
+    """The architecture's name; `auto` takes the one with the fine stem for pictures of up to 64 pixels.
+
+    Raises:
+        TrainingError: there is none of that name.
+    """
     if name != "auto":
+        if name not in ARCHITECTURES:
+            raise TrainingError(f"architecture is auto, {' or '.join(ARCHITECTURES)}, not {name!r}")
         return name
     return "resnet18_small" if max(size.height, size.width) <= 64 else "resnet18"
 
@@ -42,7 +48,7 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
     head is kept where the contract beside the file names the same `classes`.
 
     Raises:
-        TrainingError: the weights cannot be fetched or read.
+        TrainingError: the weights cannot be fetched or read, or have learnt pictures that this training holds out.
     """
     network: nn.Module = build_network(architecture, len(classes))
     if recipe.pretrained == "none":
@@ -75,6 +81,31 @@ def _classes_of(weights: Path) -> tuple[str, ...]:
         return contracts.load(weights.with_name("contract.json")).classes
     except (OSError, contracts.ContractError):
         return ()
+
+
+def check_split(recipe: Recipe, data_sha256: str) -> None:
+    """Refuses weights that have learnt from the same pictures by another division.
+
+    What is held out decides about epoch, temperature and engine: it would have been learnt.
+
+    Raises:
+        TrainingError: they have.
+    """
+    if recipe.pretrained in {"none", "imagenet"}:
+        return
+    try:
+        accepted = contracts.load(Path(recipe.pretrained).with_name("contract.json")).accepted
+    except (OSError, contracts.ContractError):
+        return
+    before = accepted.get("recipe", {})
+    names = ("subset", "validation", "seed")
+    differs = any(before.get(name) != getattr(recipe, name) for name in names)
+    if accepted.get("provenance", {}).get("data_sha256") == data_sha256 and differs:
+        same = " ".join(f"--{name} {before.get(name)}" for name in names)
+        raise TrainingError(
+            f"{recipe.pretrained} has learnt from some of the pictures that this training would hold out: divide them "
+            f"as it did ({same}), or begin with other weights"
+        )
 
 
 def _imagenet_state() -> dict[str, Tensor]:

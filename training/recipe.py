@@ -33,6 +33,7 @@ class Augmentation:
 Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)
 LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  # what can be unfrozen
+BLOCK = re.compile(r"layer[1-4]\.[01]")  # a part of a layer, which can be too
 MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 EVERYTHING = ("",)  # the prefix of every parameter's name
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of a model: part of file names and addresses
@@ -243,16 +244,31 @@ def check(recipe: Recipe) -> None:
     if min(recipe.epochs, *(cycle.epochs for cycle in recipe.cycles), recipe.batch_size) < 1:
         raise TrainingError("epochs, in each cycle too, and batch_size must be at least 1")
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
-        if not sizes or sizes[0][0] != 0:
-            raise TrainingError("sizes must start at share 0, for example [[0.0, 24], [0.5, 32]]")
+        starts = [start for start, _ in sizes]
+        if not sizes or starts[0] != 0 or starts != sorted(starts) or min(size for _, size in sizes) < 0:
+            raise TrainingError("sizes must start at share 0 and go on in order, for example [[0.0, 24], [0.5, 32]]")
+    _check_ranges(recipe)
     _check_blends(recipe)
     for augmentation in _augmentations(recipe):
         _check_augmentation(augmentation)
-    unknown = [name for name in recipe.unfreeze if name.partition(".")[0] not in LAYERS]
+    unknown = [name for name in recipe.unfreeze if name not in LAYERS and not BLOCK.fullmatch(name)]
     if unknown:
         raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
     if not 0 < recipe.validation < 1:
         raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    if min(recipe.workers, recipe.subset, recipe.head_epochs) < 0:
+        raise TrainingError("workers, subset and head_epochs are numbers from 0")
+    rates = (recipe.rate, recipe.head_rate, *(cycle.rate for cycle in recipe.cycles))
+    if not all(0 < rate < math.inf for rate in rates):
+        raise TrainingError("each rate must be above 0")
+    shares = {name: getattr(recipe, name) for name in ("momentum", "label_smoothing", "average", "warm_up")}
+    if wrong := [name for name, share in shares.items() if not 0 <= share < 1]:
+        raise TrainingError(f"{' and '.join(wrong)}: from 0, and below 1")
+    if not 0 <= recipe.weight_decay < math.inf:
+        raise TrainingError("weight_decay must be 0 or more")
 
 
 def _check_blends(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@ A run is a folder. `last.pt`, the checkpoint of every epoch, is written first an
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from training.data import divide, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.parallel import Team
-from training.pretrained import choose_architecture, pretrained_network
+from training.pretrained import check_split, choose_architecture, pretrained_network
 from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from training.augment import EpochBatches
+
+logger = logging.getLogger(__name__)
 
 FILES = ("best.pth", "contract.json", "history.json", "curves.png")
 
@@ -65,6 +68,8 @@ class Run:
         )
         self.architecture = choose_architecture(recipe.architecture, self.input)
         if begins:
+            _compare_sizes(recipe, self.input.height)
+            check_split(recipe, self.data_sha256)
             network = pretrained_network(recipe, self.architecture, images.classes)
         else:
             network = build_network(self.architecture, len(images.classes))  # `restore` fills it
@@ -319,6 +324,15 @@ def _means(sums: Tensor) -> tuple[float, float, float]:
 def _figures(sums: Tensor, per_s: float) -> dict[str, str]:
     loss, accuracy, seen = _means(sums)
     return {"loss": f"{loss:.3f}", "acc": f"{accuracy:.3f}", "img_s": f"{seen * per_s:.0f}"}
+
+
+def _compare_sizes(recipe: Recipe, full: int) -> None:
+    for phase in recipe.phases():
+        if (last := phase.sizes[-1][1]) not in {0, full}:
+            logger.warning(
+                "%r ends at %d pixels, and what is served has %d: end its sizes there (or at 0), or leave them out",
+                phase.name, last, full,
+            )  # fmt: skip
 
 
 def _uses_bf16(precision: str, device: torch.device) -> bool:

@@ -135,7 +135,9 @@ def _record(run: Run, recorder: Recorder) -> bool:
 def _close(run: Run, recorder: Recorder, status: str, *, registers: bool) -> None:
     is_whole = status == "FINISHED"
     files = [run.folder / name for name in FILES if is_whole]
-    recorded = _record(run, recorder) and recorder.finish(status, files)
+    # A training that was cut off stands in the middle of an epoch: its checkpoint stays that of the last whole one.
+    reached = _record(run, recorder) if is_whole else recorder.update(run.history)
+    recorded = reached and recorder.finish(status, files)
     if recorded and is_whole and registers:
         recorded = survive(lambda: _register(run, recorder))
     if not recorded:

@@ -12,7 +12,7 @@ from PIL import Image
 from handlers.build import ArchiveError
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
-from handlers.preprocess import normalise, prepare
+from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, Row, join_frames
 
 EXPLAIN = {"explain": "True"}
@@ -162,6 +162,22 @@ def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model
     row = Row("explain", Options(deadline=int(time.time() * 1000) + 40), [encode(noise)])
     (answer,) = ServedModel(model.contract, Slow(), model.load_explainer).answer([row])
     assert json.loads(answer.body)["results"][0]["error"]["code"] == "deadline_passed"
+
+
+def test_pictures_of_a_row_are_decoded_only_while_somebody_waits(model, encode, monkeypatch):
+    """A row of many that are slow to decode would hold the worker until TorchServe kills it."""
+    decoded = []
+
+    def slow(data, size):
+        decoded.append(data)
+        time.sleep(0.05)
+        return decode_for_network(data, size)
+
+    monkeypatch.setattr("handlers.model.decode_for_network", slow)
+    row = Row("predict", Options(deadline=int(time.time() * 1000) + 120), [encode(Image.new("RGB", (32, 32)))] * 16)
+    (answer,) = ServedModel(model.contract, model.engine, model.load_explainer).answer([row])
+    assert {entry["error"]["code"] for entry in json.loads(answer.body)["results"]} == {"deadline_passed"}
+    assert len(decoded) < 6
 
 
 def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encode, caplog):

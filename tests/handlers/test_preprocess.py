@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -72,6 +73,18 @@ def test_a_header_of_more_than_50_megapixels_is_refused_before_anything_is_decod
 def test_a_header_of_200_megapixels_gets_the_same_answer_not_pillows_own():
     with pytest.raises(ImageTooLarge):
         decode_image(png_header(20_000, 10_000))
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_before_anything_is_decoded():
+    """Each scan goes over all pixels: 40 kB of them took as long as 50 pictures."""
+    file = io.BytesIO()
+    Image.new("RGB", (4000, 2500), RED).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    assert decode_image(whole).size == (4000, 2500)
+    last = whole.rindex(b"\xff\xda")
+    hostile = whole[:last] + whole[last:-2] * 100 + whole[-2:]
+    with pytest.raises(ImageUnreadable, match="too many scans"):
+        decode_image(hostile)
 
 
 @pytest.mark.parametrize("size", [(0, 10), (10, 0)])

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from handlers.contract import Input
-from training.data import load_test_images, load_training_images, stratified_split, stratified_subset
+from training.data import Images, divide, load_test_images, load_training_images, stratified_split, stratified_subset
 from training.errors import DataError
 from training.folder import ImageFolder
 
@@ -136,3 +136,47 @@ def test_test_part_is_taken_where_there_is_one(tmp_path):
         write_picture(tmp_path / name)
     _, size = load_training_images(f"imagefolder:{tmp_path}", tmp_path)
     assert len(load_test_images(f"imagefolder:{tmp_path}", tmp_path, size)) == 3
+
+
+@pytest.mark.parametrize("parts", [("ants", "bees", "test"), ("Train", "Test"), ("training", "validation")])
+def test_parts_under_other_names_are_no_classes(tmp_path, parts):
+    for part in parts:
+        inner = ("ants", "bees") if part.lower().startswith(("t", "v")) else (".",)
+        for name in inner:
+            write_picture(tmp_path / part / name / "1.png")
+    with pytest.raises(DataError, match=f"{max(parts)} with folders in it"):
+        ImageFolder.find(tmp_path, "train")
+
+
+def test_a_class_called_train_may_have_hidden_folders(tmp_path):
+    for name in ("bus/1.png", "train/1.png", "train/.ipynb_checkpoints/1.png"):
+        write_picture(tmp_path / name)
+    assert ImageFolder.find(tmp_path, "train").classes == ("bus", "train")
+
+
+def test_a_file_that_cannot_be_read_is_named_and_skipped(tmp_path, caplog, monkeypatch):
+    for name in ("ants/1.png", "ants/2.png", "bees/1.png"):
+        write_picture(tmp_path / name)
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == "2.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert len(ImageFolder.find(tmp_path, "train").files) == 2
+    assert f"skipped {tmp_path}/ants/2.png: Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize(("subset", "validation", "missing"), [(0, 0.2, "hold out"), (0, 0.9, "learn from")])
+def test_a_class_that_would_be_on_one_side_only_is_refused_by_name(subset, validation, missing):
+    labels = np.repeat([0, 1, 2], [500, 498, 2])
+    images = Images(np.zeros((1000, 8, 8, 3), np.uint8), labels, ("ants", "bees", "wasps"))
+    with pytest.raises(DataError, match=f"no picture of wasps to {missing}"):
+        divide(images, subset=subset, validation=validation, seed=0)
+
+
+def test_a_subset_of_nearly_all_says_how_many_can_be_taken(cifar10_labels):
+    with pytest.raises(DataError, match="take 49990, or all"):
+        stratified_subset(cifar10_labels, 49_995, seed=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from handlers.build import digest
 from handlers.engines import softmax
@@ -17,6 +18,7 @@ from training.errors import DataError, ExportError, ModelError
 from training.evaluate import evaluate, measure
 from training.inference import predict_logits
 from training.packaging import Package, package
+from training.pictures import plot_confusion
 from training.quantise import GateRefused
 from training.recipe import Augmentation, Recipe
 from training.registry import register
@@ -55,6 +57,19 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy():
 def test_calibration_error_weighs_bins_by_their_pictures():
     """One of 10 pictures is answered with 1.0 and wrongly, the rest with 1.0 and rightly."""
     assert expected_calibration_error(one_hot([0] * 10), np.array([1] + [0] * 9)) == pytest.approx(0.1)
+
+
+def test_pictures_that_are_all_right_say_nothing_about_confidence(caplog):
+    logits = np.tile(np.float32([[2.0, 0.0], [0.0, 2.0]]), (20, 1))
+    assert fit_temperature(logits, np.tile([0, 1], 20)) == 1.0
+    assert "uncalibrated" in caplog.text
+
+
+def test_confusion_of_many_classes_is_drawn(tmp_path):
+    classes = tuple(f"class {number}" for number in range(900))
+    plot_confusion(np.eye(900, dtype=int).tolist(), classes, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 5000
 
 
 def test_fitted_temperature_undoes_overconfidence():

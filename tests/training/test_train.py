@@ -312,6 +312,32 @@ def test_resume_with_other_pictures_is_refused(tmp_path, cache):
     assert (tmp_path / "run" / "contract.json").read_bytes() == written
 
 
+def test_a_training_that_is_cut_off_in_an_epoch_keeps_the_last_whole_ones_checkpoint(tmp_path, cache, monkeypatch):
+    """Also where MLflow, away until then, answers just as it ends, and the run gets its id."""
+    folder = tmp_path / "run"
+    whole = Run.train_epoch
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
+
+    def interrupted(run, loader, batches):
+        figures = whole(run, loader, batches)
+        if not run.history:
+            return figures
+        interrupted.checkpoint = (folder / "last.pt").read_bytes()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, folder, cache, registers=False)
+    assert (folder / "last.pt").read_bytes() == interrupted.checkpoint
+
+
+def test_weights_that_have_learnt_what_would_be_held_out_are_refused(trained, tmp_path, cache):
+    recipe = replace(RECIPE, pretrained=str(trained / "best.pth"), validation=0.3)
+    with pytest.raises(TrainingError, match=r"--subset 0 --validation 0\.2 --seed 0"):
+        train(recipe, tmp_path / "run", cache, registers=False)
+
+
 def test_resume_without_a_checkpoint_says_so(tmp_path, cache):
     with pytest.raises(TrainingError, match="no checkpoint"):
         resume(tmp_path, cache)
