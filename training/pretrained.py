@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from handlers.network import ARCHITECTURES, build_network
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
-    from handlers.contract import Input
+    from handlers.contract import Contract, Input
     from training.recipe import Recipe
 
 # After handlers.network, which declares what torchvision's import needs.
@@ -77,10 +77,15 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
 
 def _classes_of(weights: Path) -> tuple[str, ...]:
     """The classes that the contract beside the weights names; none where there is no contract."""
+    contract = _contract_of(weights)
+    return contract.classes if contract else ()
+
+
+def _contract_of(weights: Path) -> Contract | None:
     try:
-        return contracts.load(weights.with_name("contract.json")).classes
+        return contracts.load(weights.with_name("contract.json"))
     except (OSError, contracts.ContractError):
-        return ()
+        return None
 
 
 def check_split(recipe: Recipe, data_sha256: str) -> None:
@@ -91,12 +96,7 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
     Raises:
         TrainingError: they have.
     """
-    if recipe.pretrained in {"none", "imagenet"}:
-        return
-    try:
-        accepted = contracts.load(Path(recipe.pretrained).with_name("contract.json")).accepted
-    except (OSError, contracts.ContractError):
-        return
+    accepted = ancestor(recipe).get("accepted", {})
     before = accepted.get("recipe", {})
     names = ("subset", "validation", "seed")
     differs = any(before.get(name) != getattr(recipe, name) for name in names)
@@ -106,6 +106,14 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
             f"{recipe.pretrained} has learnt from some of the pictures that this training would hold out: divide them "
             f"as it did ({same}), or begin with other weights"
         )
+
+
+def ancestor(recipe: Recipe) -> dict[str, Any]:
+    """Which model of ours the recipe begins with, and what it was accepted with; empty where it is none."""
+    contract = None if recipe.pretrained in {"none", "imagenet"} else _contract_of(Path(recipe.pretrained))
+    if contract is None:
+        return {}
+    return {"name": contract.name, "version": contract.version, "accepted": contract.accepted}
 
 
 def _imagenet_state() -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class Cycle:
     """A warm restart: another cosine, from the averaged weights that the training had reached.
 
     Without an `augmentation` of its own it has the recipe's. With `blend`, it begins with that share of the weights
-    that the cycle before began with: two minima's mean is often better than either (Izmailov et al. 2018,
+    that the phase before began with: two minima's mean is often better than either (Izmailov et al. 2018,
     https://arxiv.org/abs/1803.05407). Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
     """
 
@@ -273,8 +273,10 @@ def _check_ranges(recipe: Recipe) -> None:
 
 def _check_blends(recipe: Recipe) -> None:
     blends = [cycle.blend for cycle in recipe.cycles]
-    if any(not 0 <= blend < 1 for blend in blends) or any(blends[:1]):
-        raise TrainingError("blend is a share from 0 to 1, and not for the first cycle: none before it has begun")
+    if any(not 0 <= blend < 1 for blend in blends):
+        raise TrainingError("blend is a share, from 0 and below 1")
+    if recipe.pretrained == "none" and any(blends[:1]):
+        raise TrainingError("blend of the first cycle would mix in the random weights that the training began with")
     if any(blends) and not recipe.average:
         raise TrainingError("blend mixes averaged weights: set average above 0")
 

@@ -22,12 +22,13 @@ from tqdm import tqdm
 from handlers.contract import Contract
 from handlers.contract import save as save_contract
 from handlers.network import build_network
+from training.convolution import use_patches
 from training.curves import plot_curves
 from training.data import divide, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.parallel import Team
-from training.pretrained import check_split, choose_architecture, pretrained_network
+from training.pretrained import ancestor, check_split, choose_architecture, pretrained_network
 from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
 
 if TYPE_CHECKING:
@@ -67,17 +68,21 @@ class Run:
             images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed
         )
         self.architecture = choose_architecture(recipe.architecture, self.input)
+        self.ancestor: dict[str, Any] = {}  # what the first weights were, where they are of a model of ours
         if begins:
             _compare_sizes(recipe, self.input.height)
             check_split(recipe, self.data_sha256)
             network = pretrained_network(recipe, self.architecture, images.classes)
+            self.ancestor = ancestor(recipe)
         else:
             network = build_network(self.architecture, len(images.classes))  # `restore` fills it
         network = network.to(self.device)
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
         self.network = self.team.share_statistics(self.network)
-        self.begun: dict[str, Tensor] = {}  # the weights that the cycle began with
+        if self.bf16 and self.device.type == "cpu":
+            use_patches(self.network)
+        self.begun: dict[str, Tensor] = {}  # the weights that the phase began with
         self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
         self._enter_phase()
         self.history: list[dict[str, float]] = []
@@ -177,6 +182,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
             "environments": self.environments,
+            "ancestor": self.ancestor,
             "run_id": self.run_id,
         }
         _write_whole(state, self.folder / "last.pt")
@@ -203,6 +209,7 @@ class Run:
             self.optimiser.load_state_dict(state["optimiser"])
         self.history, self.run_id = state["history"], state["run_id"]
         self.environments = state.get("environments", [])  # earlier code wrote none
+        self.ancestor = state.get("ancestor", {})  # likewise
 
     def _write_files(self) -> None:
         recipe = self.recipe
@@ -229,7 +236,8 @@ class Run:
                 "run_id": self.run_id,
                 "recipe": recipe_to_dict(recipe),
                 "provenance": provenance,
-            },
+            }
+            | ({"ancestor": self.ancestor} if self.ancestor else {}),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         save_contract(contract, self.folder / "contract.json")
@@ -237,14 +245,15 @@ class Run:
         plot_curves(self.history, self.folder / "curves.png")
 
     def _begin_phase(self, phase: Phase) -> None:
-        if phase.restarts and self.recipe.average:
+        if self.recipe.average:
             self.begun = self._blended(phase.blend)
-            self.network.load_state_dict(self.begun)
-            self.averaged.n_averaged.zero_()
+            if phase.restarts:
+                self.network.load_state_dict(self.begun)
+                self.averaged.n_averaged.zero_()
         self._enter_phase()
 
     def _blended(self, share: float) -> dict[str, Tensor]:
-        """A copy of the averaged weights, of which `share` are those that the last cycle began with."""
+        """A copy of the averaged weights, of which `share` are those that the last phase began with."""
         if share and not self.begun:
             raise TrainingError(f"{self.folder} was trained by earlier code, which kept nothing to blend: leave it out")
         return {
