@@ -33,8 +33,7 @@ def write_card(contract: Contract, report: dict[str, Any]) -> str:
         "## Explanations",
         _explanations(contract, report),
         "## Training",
-        _training(accepted.get("provenance", {})),
-        _table("hyper-parameter", _flat(accepted.get("recipe", {}))),
+        *_trainings(accepted),
         "## Data",
         _data(report, accepted),
         "## Limits",
@@ -140,6 +139,18 @@ def _measured_explanation(measured: dict[str, Any], part: str) -> str:
         f"([Adebayo et al. 2018](https://arxiv.org/abs/1810.03292)): {randomised}. Heatmaps of different pictures: "
         f"{measured['stranger_similarity']:.2f}."
     )
+
+
+def _trainings(accepted: dict[str, Any]) -> list[str]:
+    """The model's training, then those of the models that it began with, the last one first."""
+    parts = [_training(accepted.get("provenance", {})), _table("hyper-parameter", _flat(accepted.get("recipe", {})))]
+    ancestor = accepted.get("ancestor")
+    if not ancestor:
+        return parts
+    name = f"{ancestor['name']} {ancestor['version']}"
+    return [
+        f"It began with the weights of {name}.", *parts, f"### {name}, before that", *_trainings(ancestor["accepted"])
+    ]  # fmt: skip
 
 
 def _training(provenance: dict[str, Any]) -> str:

@@ -26,23 +26,23 @@ class PatchConvolution(nn.Conv2d):
     def of(cls, layer: nn.Conv2d) -> PatchConvolution:
         """This layer with the weights of `layer`, which it shares."""
         stride = (layer.stride[0], layer.stride[1])
-        own = cls(layer.in_channels, layer.out_channels, 3, stride=stride, padding=1, bias=False)
+        own = cls(layer.in_channels, layer.out_channels, 3, stride=stride, padding=1, bias=False, device="meta")
         own.weight = layer.weight
         return own.train(layer.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """`images` (N, C, H, W) convolved, (N, out, H', W'), in their own precision."""
-        if images.dtype != torch.bfloat16 or -(-images.shape[2] // self.stride[0]) > _LARGEST_MAP:
+        if images.dtype != torch.bfloat16 or -(-max(images.shape[2:]) // self.stride[0]) > _LARGEST_MAP:
             return super().forward(images)
         product: Tensor = _PatchProduct.apply(images, self.weight.to(torch.bfloat16), self.stride[0])  # type: ignore[no-untyped-call]
         return product
 
 
 def use_patches(network: nn.Module) -> None:
-    """Replaces the 3×3 convolutions in `network` by those that multiply patches."""
+    """Replaces the 3×3 convolutions in `network`, a ResNet-18, by those that multiply patches."""
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3) and child.padding == (1, 1):
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (3, 3):
                 setattr(module, name, PatchConvolution.of(child))
 
 

@@ -1,7 +1,7 @@
 import json
 import shutil
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from handlers.build import digest
+from handlers.contract import load as load_contract
 from handlers.engines import softmax
 from training.artifacts import read_model
 from training.calibration import expected_calibration_error, fit_temperature
+from training.card import write_card
 from training.data import load_training_images
 from training.errors import DataError, ExportError, ModelError
 from training.evaluate import evaluate, measure
@@ -140,6 +142,18 @@ def test_every_look_adds_a_line_and_pictures_that_were_learnt_from_are_no_test(r
     assert other["data"]["part"] == "test"
     assert looks.read_text().startswith(first)
     assert [json.loads(line)["images"] for line in looks.read_text().splitlines()] == [100, 99]
+
+
+def test_card_tells_of_the_models_that_a_training_began_with(run, evaluation):
+    contract = load_contract(run / "contract.json")
+    before = {"recipe": {"rate": 0.7}, "provenance": {**contract.accepted["provenance"], "epochs": 76}}
+    ancestor = {"name": "cifar10", "version": "0.5.0", "accepted": before}
+    card = write_card(replace(contract, accepted=contract.accepted | {"ancestor": ancestor}), evaluation.report)
+    own, earlier = card.split("### cifar10 0.5.0, before that")
+    assert "It began with the weights of cifar10 0.5.0." in own
+    assert "| epochs | `76` |" in earlier
+    assert "| rate | `0.7` |" in earlier
+    assert "began with the weights" not in evaluation.folder.joinpath("card.md").read_text()
 
 
 def test_explanations_are_measured_for_file_and_card(run, evaluation):

@@ -160,3 +160,7 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(TrainingError):
         recipes.check(Recipe(**wrong))
+
+
+def test_first_cycle_can_blend_with_weights_that_have_learnt():
+    recipes.check(Recipe(pretrained="runs/best.pth", cycles=(Cycle(1, 0.1, blend=0.5),)))

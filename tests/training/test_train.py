@@ -250,6 +250,24 @@ def test_cycle_that_blends_begins_with_a_mean_of_two_beginnings(tmp_path, cache)
     assert not torch.equal(begun["fc.bias"], before["begun"]["fc.bias"])
 
 
+def test_training_from_a_model_of_ours_names_it_and_can_blend_with_it(trained, tmp_path, cache):
+    shutil.copytree(trained, tmp_path / "start")
+    recipe = replace(
+        RECIPE, pretrained=str(tmp_path / "start" / "best.pth"), head_epochs=0, epochs=1, unfreeze=("all",),
+        cycles=(Cycle(1, 0.01, blend=0.5),),
+    )  # fmt: skip
+    planned = train(replace(recipe, cycles=()), tmp_path / "run", cache, registers=False)
+    averaged = torch.load(planned / "last.pt", weights_only=True)["averaged"]
+    shutil.rmtree(tmp_path / "start")
+    resume(planned, cache, changes={"cycles": recipe_to_dict(recipe)["cycles"]}, registers=False)
+    begun = torch.load(planned / "last.pt", weights_only=True)["begun"]
+    for key in ("conv1.weight", "bn1.running_mean"):
+        torch.testing.assert_close(begun[key], (weights(trained)[key] + averaged[f"module.{key}"]) / 2)
+    ancestor = load_contract(planned / "contract.json").accepted["ancestor"]
+    assert (ancestor["name"], ancestor["version"]) == ("cifar10", "0")
+    assert ancestor["accepted"] == load_contract(trained / "contract.json").accepted
+
+
 def test_resumed_training_takes_no_other_hyper_parameters(trained, cache):
     with pytest.raises(TrainingError, match="cannot change rate"):
         resume(trained, cache, changes={"rate": 0.3})
