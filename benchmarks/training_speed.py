@@ -2,8 +2,8 @@
 
 Ours does what a training does: augmentation in the loader's process, resizing, label smoothing, averaged weights,
 progress. The bare one takes normalised tensors of the right size from memory and does nothing else; it runs in each of
-a few settings, of which the one with the highest median counts. All are timed in turn within each round; shares are
-medians over rounds of shares within a round.
+a few settings, with the convolutions of `training.convolution` and with torch's own, of which the one with the highest
+median counts. All are timed in turn within each round; shares are medians over rounds of shares within a round.
 
     python benchmarks/training_speed.py [--rounds 5]
 """
@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from handlers.network import build_network
 from handlers.preprocess import normalise
 from training.augment import training_loader
+from training.convolution import use_patches
 from training.recipe import Recipe, recipe_from_dict
 from training.run import Run
 from training.tracking import environment
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 STEPS = {16: 12, 32: 5}  # per round, by picture size: the smallest and the largest of the released recipe
 WANTED = 0.9  # of the bare loop's images/s
+PATCHES = "patch"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 ROOT = Path(__file__).parents[1]
@@ -74,8 +76,10 @@ def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str
     images = interpolate(torch.from_numpy(normalise(run.training_images.images, run.input)), (size, size))
     labels = torch.from_numpy(run.training_images.labels)
     settings = {
-        f"{layout}, {'fused' if fused else 'foreach'} SGD": BareLoop(run, images, labels, layout, fused)
-        for layout, fused in product(LAYOUTS, (False, True))
+        f"{layout}, {sgd} SGD, {convolutions} convolutions": BareLoop(
+            run, images, labels, layout, fused=sgd == "fused", patches=convolutions == PATCHES
+        )
+        for layout, sgd, convolutions in product(LAYOUTS, ("foreach", "fused"), ("torch's", PATCHES))
     }
     rates: dict[str, list[float]] = {"ours": [], **{name: [] for name in settings}}
     for turn in range(rounds + 1):
@@ -105,7 +109,9 @@ def our_rounds(run: Run) -> Iterator[float]:
 class BareLoop:
     """The shortest loop that trains this network: pictures in memory, no augmentation, nothing recorded."""
 
-    def __init__(self, run: Run, images: torch.Tensor, labels: torch.Tensor, layout: str, fused: bool) -> None:  # noqa: FBT001
+    def __init__(
+        self, run: Run, images: torch.Tensor, labels: torch.Tensor, layout: str, *, fused: bool, patches: bool
+    ) -> None:
         self.bf16 = run.bf16
         self.batch_size = run.recipe.batch_size
         self.device = run.device
@@ -114,6 +120,8 @@ class BareLoop:
         self.labels = labels.to(run.device)
         network = build_network(run.architecture, len(run.training_images.classes))
         self.network = network.to(run.device).to(memory_format=self.layout).train()
+        if patches:
+            use_patches(self.network)
         parameters = self.network.parameters()
         self.optimiser = torch.optim.SGD(
             parameters, lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused, foreach=not fused
@@ -152,6 +160,7 @@ def summarise(sizes: dict[int, dict[str, list[float]]], recipe: Recipe, rounds: 
             "bare_images_per_s": medians,
             "bare_setting": best,
             "share": round(float(np.median(np.divide(rates["ours"], rates[best]))), 3),
+            "patches_times_torchs": round(_gain_of_patches(rates, medians), 3),
         }
     return {
         "batch_size": recipe.batch_size,
@@ -164,13 +173,22 @@ def summarise(sizes: dict[int, dict[str, list[float]]], recipe: Recipe, rounds: 
     }
 
 
+def _gain_of_patches(rates: dict[str, list[float]], medians: dict[str, float]) -> float:
+    """The bare loop's images/s with patches, times those with torch's convolutions, each in its best setting."""
+    with_patches, without = (
+        max((name for name in medians if (PATCHES in name) is wanted), key=medians.__getitem__)
+        for wanted in (True, False)
+    )
+    return float(np.median(np.divide(rates[with_patches], rates[without])))
+
+
 def show(report: dict) -> None:
     """Prints the table."""
     for size, row in report["sizes"].items():
         bare = row["bare_images_per_s"][row["bare_setting"]]
         print(
             f"{size:>3} pixels: ours {row['ours_images_per_s']:7.1f} images/s, bare {bare:7.1f} with "
-            f"{row['bare_setting']} ({row['share']:.1%})"
+            f"{row['bare_setting']} ({row['share']:.1%}); patches {row['patches_times_torchs']:.2f}x torch's"
         )
     print(f"at least {WANTED:.0%}: {'reached' if report['wanted']['reached'] else 'MISSED'}")
 

@@ -53,7 +53,15 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
-    """Lets a reload (HUP) be refused: one that fails would end Gunicorn, with all that its workers have in hand."""
+    """Looks at what is really listened on: `--bind` and GUNICORN_CMD_ARGS go before this file.
+
+    And lets a reload (HUP) be refused: one that fails would end Gunicorn, with all that its workers have in hand.
+    """
+    addresses = [listener.sock.getsockname() for listener in server.LISTENERS]
+    try:
+        _settings.check_addresses([address[0] for address in addresses if isinstance(address, tuple)])
+    except ValueError as error:
+        raise SystemExit(f"gateway: {error}") from None
     reload = server.handle_hup
 
     def reload_if_possible() -> None:

@@ -53,29 +53,50 @@ def train(  # noqa: PLR0917 - every option is an argument
         ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
+        str | None,
+        typer.Option(
+            help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.", show_default="cifar10"
+        ),
     ] = None,
     pretrained: Annotated[
-        str | None, typer.Option(help="none (from scratch), imagenet, or PATH of a run's best.pth.")
+        str | None,
+        typer.Option(
+            help="none (from scratch), imagenet, or a model of ours: PATH of a run, runs:/ID or models:/NAME@alias.",
+            show_default="none",
+        ),
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Epochs of the last phase, or all from scratch; without the recipe's cycles."),
+        typer.Option(
+            min=1, help="Epochs of the last phase, or all from scratch; without the recipe's cycles.", show_default="30"
+        ),
     ] = None,
     head_epochs: Annotated[
-        int | None, typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.")
+        int | None,
+        typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.", show_default="3"),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
-    head_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.", show_default="0.1")] = None,
+    head_rate: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.", show_default="0.1")
+    ] = None,
     unfreeze: Annotated[
-        str | None, typer.Option(help="Layers that the last phase of a transfer trains, with commas; or all.")
+        str | None,
+        typer.Option(
+            help="Layers that the last phase of a transfer trains, with commas; or all.", show_default="layer3,layer4"
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.")] = None,
-    subset: Annotated[int | None, typer.Option(min=0, help="Use only so many training pictures; 0: all.")] = None,
-    validation: Annotated[float | None, typer.Option(help="Share of the pictures held out, 0 to 1.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of split, weights, order and augmentation.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures per step.", show_default="128")] = None,
+    subset: Annotated[
+        int | None, typer.Option(min=0, help="Use only so many training pictures; 0: all.", show_default="0")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of the pictures held out, 0 to 1.", show_default="0.2")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.", show_default="1")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", show_default="auto")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of split, weights, order and augmentation.", show_default="0")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="The model's name.", show_default="cifar10, or the folder's name")
     ] = None,
@@ -98,6 +119,8 @@ def train(  # noqa: PLR0917 - every option is an argument
     from training import train as training  # noqa: PLC0415 - imports torch
     from training.recipe import recipe_from_dict  # noqa: PLC0415 - with the line above
 
+    if resume is not None and output is not None:
+        raise ControlError("--resume goes on in the training's own folder: leave --output out")
     _show_progress()
     given = {
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
@@ -111,18 +134,23 @@ def train(  # noqa: PLR0917 - every option is an argument
         if epochs is not None:
             settings["cycles"] = []
         if resume is not None:
-            folder = training.resume(resume, cache, changes=settings)
+            folder = resume
+            _tell_road(folder)
+            training.resume(folder, cache, changes=settings)
         else:
             kind, _, path = str(settings.get("data", "")).partition(":")
             if kind == "imagefolder":
                 settings.setdefault("name", _name_of(Path(path)))
             folder = output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-            training.train(recipe_from_dict(settings), folder, cache)
+            recipe = recipe_from_dict(settings)
+            _tell_road(folder)
+            training.train(recipe, folder, cache)
     if not _speaks():
         return
     best = json.loads((folder / "contract.json").read_text(encoding="utf-8"))["accepted"]["validation_accuracy"]
     console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
-    console.print(f"next: gradserve evaluate {folder}   or: gradserve package {folder} --version 1.0.1")
+    console.print(f"next: gradserve evaluate {folder} --output {folder}/evaluation")
+    console.print(f"  or: gradserve package {folder} --version 1.0.1")
 
 
 def evaluate(  # noqa: PLR0917 - every option is an argument
@@ -130,8 +158,12 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
         STORE / "released"
     ),
     data: Annotated[
-        str, typer.Option(help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
-    ] = "cifar10",
+        str | None,
+        typer.Option(
+            help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.",
+            show_default="what it learnt from",
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the figures (JSON) and pictures.")] = RESULTS,
     card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
     explain_images: Annotated[
@@ -241,6 +273,11 @@ def _foreseen() -> Iterator[None]:
         raise ControlError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ControlError(f"the recipe is no TOML: {error}") from error
+
+
+def _tell_road(folder: Path) -> None:
+    if _speaks():
+        console.print(f"training in {folder}; if it is cut off: gradserve train --resume {folder}", soft_wrap=True)
 
 
 def _speaks() -> bool:

@@ -3,6 +3,7 @@
 All processes listen on one socket. Whichever wakes first would take all that wait: 32 clients that connect together
 mostly end up in one process, whose places are then full while the other's are empty. So each takes one and leaves the
 socket alone for a moment. When that goes on, so many come that they are shared anyway: it takes more at a time.
+A process that holds as many connections as it may takes none until some have ended.
 """
 
 from __future__ import annotations
@@ -30,10 +31,16 @@ class Acceptor:
     """Accepts from a listening, non-blocking socket; to uvicorn it is one of its servers."""
 
     def __init__(
-        self, listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol], *, ssl: SSLContext | None = None
+        self,
+        listener: socket.socket,
+        make_protocol: Callable[[], asyncio.Protocol],
+        has_room: Callable[[], bool],
+        *,
+        ssl: SSLContext | None = None,
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
+        self._has_room = has_room
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._accepting: set[asyncio.Task[None]] = set()
@@ -61,6 +68,8 @@ class Acceptor:
         pause_s = PAUSE_S
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
+                if not self._has_room():
+                    break  # who comes now waits in the listener's queue, or for another process
                 connection, _address = self._listener.accept()
                 task = self._loop.create_task(self._connect(connection))
                 self._accepting.add(task)

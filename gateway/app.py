@@ -134,6 +134,7 @@ def create_app(
             await asyncio.to_thread(parts.tracer.close)
         await agents.close()
         await torchserve.close()
+        await parts.callers.close()
 
     app = FastAPI(
         title="gradserve",

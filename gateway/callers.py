@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage
+from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.storage import storage_from_string
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STORE_TIMEOUT_S = 0.25
+STORE_PAUSE_S = 5.0  # a store that failed is left alone for so long: each try costs a call its whole timeout
 TIDY_S = 5.0
 
 
@@ -60,6 +62,7 @@ class Callers:
         self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
         self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
         self._limiter = _limiter(settings.rate_store) if self._per_key or self._per_address else None
+        self._store_rests_until = 0.0
 
     def refresh_keys(self) -> None:
         """Reads the key file if it has changed; one that cannot be used leaves the keys as they are."""
@@ -92,6 +95,12 @@ class Callers:
         if self._per_key is not None:
             await self._spend(self._per_key, "key", key.name)
 
+    async def close(self) -> None:
+        """Closes the connections to the quotas' store; the library leaves them open."""
+        bridge = getattr(self._limiter and self._limiter.storage, "bridge", None)
+        if isinstance(bridge, RedispyBridge):
+            await bridge.storage.aclose()
+
     def _find(self, secret: str) -> keys.Key:
         presented = keys.digest(secret)
         found = None
@@ -104,7 +113,7 @@ class Callers:
 
     async def _spend(self, quota: RateLimitItem, kind: str, who: str) -> None:
         limiter = self._limiter
-        if limiter is None:
+        if limiter is None or time.monotonic() < self._store_rests_until:
             return
         try:
             if await limiter.hit(quota, kind, who):
@@ -112,7 +121,9 @@ class Callers:
             window = await limiter.get_window_stats(quota, kind, who)
         except Exception as error:  # noqa: BLE001 — whatever the store's client raises
             # A store that is away must not take the service with it.
-            logger.warning("quota not counted: %s", type(error).__name__)
+            if time.monotonic() >= self._store_rests_until:  # of the calls that waited together one says it
+                logger.warning("quotas are not counted for %g s: %s", STORE_PAUSE_S, type(error).__name__)
+            self._store_rests_until = time.monotonic() + STORE_PAUSE_S
             return
         raise QuotaExceeded(str(quota), max(1, math.ceil(window.reset_time - time.time())))
 

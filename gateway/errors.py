@@ -11,7 +11,8 @@
     ├── MethodNotAllowed        405  method_not_allowed
     ├── BodyTooSlow             408  body_too_slow
     ├── BodyTooLarge            413  body_too_large
-    ├── MediaTypeUnsupported    415  media_type_unsupported
+    ├── MediaTypeUnsupported,
+    │   FormExpected            415  media_type_unsupported
     ├── QuotaExceeded           429  quota_exceeded
     ├── HeadersTooLarge         431  headers_too_large
     │   (all of these in gateway/refusals.py: the caller can do something about them)

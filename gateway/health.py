@@ -83,8 +83,7 @@ def merge_versions(parts: Parts) -> list[dict[str, Any]]:
     for _, _, seen in parts.versions.seen():
         entry = merged.setdefault(seen.version, _blank(seen))
         entry["routable"] = entry["routable"] or seen.routable
-        if STATES.index(_state(seen)) > STATES.index(entry["state"]):
-            entry["state"], entry["reason"] = _state(seen), seen.reason
+        entry["state"] = max(entry["state"], _state(seen), key=STATES.index)
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
             _add_pool(entry["workers"][kind], pool)
     return list(merged.values())
@@ -105,7 +104,6 @@ def _blank(seen: VersionStatus) -> dict[str, Any]:
         "state": _state(seen),
         "routable": False,
         "workers": {kind: {"ready": 0, "wanted": 0, "pending": None} for kind in ("predict", "explain")},
-        "reason": seen.reason,
         "contract": seen.contract,
     }
 
@@ -127,7 +125,18 @@ def _complaints(parts: Parts, versions: list[dict[str, Any]]) -> list[str]:
     if unseen:
         reasons.append(f"{unseen} of {len(parts.agents.replicas)} agents give no fresh status")
     for version in versions:
-        for kind, pool in version["workers"].items():
-            if version["role"] != "retiring" and pool["ready"] < pool["wanted"]:
-                reasons.append(f"{version['version']}: {pool['ready']} of {pool['wanted']} {kind} workers are ready")
+        if version["role"] == "retiring":
+            continue
+        missing = [
+            f"{version['version']}: {pool['ready']} of {pool['wanted']} {kind} workers are ready"
+            for kind, pool in version["workers"].items()
+            if pool["ready"] < pool["wanted"]
+        ]
+        if version["state"] != "ready" and not missing:
+            missing = [f"{version['version']} is {version['state']}"]
+        reasons += missing
+    if parts.versions.plan is not None and parts.agents.current():
+        known = {version["version"] for version in versions}
+        wanted = [release.version for release in parts.versions.plan.releases()]
+        reasons += [f"{version} is in the plan, and no agent has it yet" for version in wanted if version not in known]
     return reasons

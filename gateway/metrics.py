@@ -23,9 +23,9 @@ MODEL_SECONDS = tuple(round(0.001 * 2 ** (step / 3), 6) for step in range(41))
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 METHODS = {"GET", "HEAD", "POST"}
 KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that asks a version asks it a batch
-# Labels come from our own routes, stages, codes and versions, and from the contracts' classes; past this many, new ones
-# are counted as `other`.
-MAX_LABELS = 2000
+# Labels are our own routes, stages, codes and versions; only a contract can bring a great many, its classes. Past this
+# many of a process's versions together, new ones are counted as `other`.
+MAX_CLASS_LABELS = 2000
 
 
 class Metrics:
@@ -94,6 +94,7 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._children: dict[tuple[object, ...], Counter | Histogram] = {}
+        self._classes: set[tuple[str, str]] = set()
 
     def finish(self, method: str, exchange: Exchange) -> None:
         """Counts an answered request."""
@@ -114,7 +115,8 @@ class Metrics:
                 self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
         for entry in exchange.entries:
             if "class" in entry:
-                self._histogram(self._confidence, exchange.version, entry["class"]).observe(entry["confidence"])
+                label = self._class_label(exchange.version, entry["class"])
+                self._histogram(self._confidence, exchange.version, label).observe(entry["confidence"])
 
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
         """Counts images that were to be mirrored to the shadow `version`."""
@@ -140,6 +142,13 @@ class Metrics:
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         return generate_latest(together)
 
+    def _class_label(self, version: str, name: str) -> str:
+        if (version, name) not in self._classes:
+            if len(self._classes) >= MAX_CLASS_LABELS:
+                return "other"
+            self._classes.add((version, name))
+        return name
+
     def _counter(self, metric: Counter, *labels: str) -> Counter:
         child = self._child(metric, labels)
         assert isinstance(child, Counter)  # noqa: S101 — the cache is keyed by the metric
@@ -154,7 +163,5 @@ class Metrics:
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            if len(self._children) >= MAX_LABELS:
-                labels = (*labels[:-1], "other")
             child = self._children[key] = metric.labels(*labels)
         return child

@@ -42,7 +42,6 @@ VERSION: dict[str, Any] = {
         "predict": {"ready": 2, "wanted": 2, "pending": 0},
         "explain": {"ready": 1, "wanted": 1, "pending": 0},
     },
-    "reason": None,
 }
 HEALTH: dict[str, Any] = {
     "status": "ok",

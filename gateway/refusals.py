@@ -208,6 +208,19 @@ class MediaTypeUnsupported(GatewayError):
         )
 
 
+class FormExpected(GatewayError):
+    """415: the route takes a form, and the declared type is another."""
+
+    status = 415
+    code = "media_type_unsupported"
+
+    def __init__(self, media_type: str) -> None:
+        super().__init__(
+            f"{media_type[:64]!r} is no form: send multipart/form-data with the field `file` once for each image "
+            "(with curl: -F file=@1.png -F file=@2.png)."
+        )
+
+
 class QuotaExceeded(GatewayError):
     """429: the caller's quota is used up for now."""
 
@@ -228,9 +241,10 @@ class HeadersTooLarge(GatewayError):
     status = 431
     code = "headers_too_large"
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most: int) -> None:
         super().__init__(
-            f"The request's line and headers have more than {limit} bytes.",
+            f"The request's line and headers have more than {limit} bytes, or there are more than {most} headers.",
             headers={"connection": "close"},
             limit_bytes=limit,
+            limit_headers=most,
         )

@@ -112,7 +112,6 @@ class VersionHealth(_Answer):
     state: Literal["ready", "degraded", "verifying", "loading", "failed"]
     routable: bool
     workers: WorkerKinds
-    reason: str | None
 
 
 class ReplicaCount(_Answer):

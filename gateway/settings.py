@@ -6,10 +6,13 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PREFIX = "GATEWAY_"
 VERSION = "0.1.0"
@@ -71,6 +74,8 @@ class Settings(BaseSettings):
     """Seconds a connection may take to send a request's headers before it is closed."""
     max_header_bytes: int = Field(default=16 * 1024, ge=1024)
     """Bytes a request's line and headers may have together."""
+    max_connections: int = Field(default=1000, ge=1)
+    """Connections that one gateway process holds at a time; further ones wait until some have ended."""
     keep_alive_s: int = Field(default=15, ge=1)
     """Seconds an idle connection stays open."""
 
@@ -118,13 +123,24 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _safe_default(self) -> Settings:
-        if self.auth == "keys" and not self.asks_for_keys and not is_loopback(self.host):
-            raise ValueError(
-                f"GATEWAY_HOST={self.host} is reachable by others and no API keys are configured: set "
-                "GATEWAY_KEYS_FILE (`gradserve keys` makes one), or GATEWAY_AUTH=off to serve everyone, "
-                "or GATEWAY_HOST=127.0.0.1"
-            )
+        self.check_addresses([self.host])
         return self
+
+    def check_addresses(self, hosts: Iterable[str]) -> None:
+        """Does nothing where only this machine reaches `hosts`, or callers need keys.
+
+        Raises:
+            ValueError: others reach one of them, and nobody said that everyone may.
+        """
+        if self.auth == "off" or self.asks_for_keys:
+            return
+        for host in hosts:
+            if not is_loopback(host):
+                raise ValueError(
+                    f"the address {host} is reachable by others and no API keys are configured: set "
+                    "GATEWAY_KEYS_FILE (`gradserve keys` makes one), or GATEWAY_AUTH=off to serve everyone, "
+                    "or GATEWAY_HOST=127.0.0.1"
+                )
 
     @property
     def asks_for_keys(self) -> bool:

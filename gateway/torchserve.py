@@ -122,6 +122,8 @@ class TorchServe:
     async def _post(
         self, target: Target, path: str, headers: list[tuple[bytes, bytes]], body: bytes, deadline: Deadline
     ) -> bytes:
+        if deadline.left_s() <= 0:
+            raise DeadlinePassed(deadline.timeout_s)  # a timeout that is over still lets the call begin
         request = httpx.Request("POST", parse_url(target.inference_url + path), headers=headers, content=body)
         try:
             async with deadline.timeout():

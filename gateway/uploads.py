@@ -19,6 +19,7 @@ from gateway.refusals import (
     BodyTooLarge,
     BodyTooSlow,
     EmptyBody,
+    FormExpected,
     MediaTypeUnsupported,
     MissingFile,
     TooManyFiles,
@@ -123,7 +124,7 @@ def _boundary(request: Request) -> bytes:
     if media_type != b"multipart/form-data":
         if not media_type:
             raise MissingFile
-        raise MediaTypeUnsupported(media_type.decode("latin-1"))
+        raise FormExpected(media_type.decode("latin-1"))
     if not 1 <= len(boundary) <= 70:
         raise BadMultipart("its boundary is missing or longer than 70 characters")
     return boundary

@@ -83,15 +83,7 @@ async def infer(request: Request) -> Response:
     await parts.callers.admit(request, "predict")
     name = _model(request, parts)
     ask = ask_of(request, parts, _version(request))
-    settings = parts.settings
-    with exchange.stage("body"):
-        body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
-    asked = v2_wire.read_request(
-        body,
-        request.headers.get("inference-header-content-length"),
-        max_images=settings.max_batch_images,
-        max_image_bytes=settings.max_image_bytes,
-    )
+    asked = await _read(request, parts)
     entries = await parts.dataplane.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
     v2_wire.raise_for_failed(entries)
     exchange.entries = entries
@@ -109,6 +101,19 @@ async def infer(request: Request) -> Response:
         )
     parts.shadow.follow(response, asked.images, entries, exchange)
     return response
+
+
+async def _read(request: Request, parts: Parts) -> v2_wire.InferRequest:
+    """What is asked; the body is let go, because the images are copies of its parts."""
+    settings = parts.settings
+    with exchange_of(request.scope).stage("body"):
+        body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
+    return v2_wire.read_request(
+        body,
+        request.headers.get("inference-header-content-length"),
+        max_images=settings.max_batch_images,
+        max_image_bytes=settings.max_image_bytes,
+    )
 
 
 def _model(request: Request, parts: Parts) -> str:

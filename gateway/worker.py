@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 # A connection that was accepted just before the end may have its request on the way; it gets this long to say it.
 LINGER_S = 1.0
-# Requests of one connection that may wait behind the one being answered: uvicorn keeps each, 2 kB for its 23 bytes.
-MOST_PIPELINED = 64
+# A header of three bytes takes two hundred of memory.
+MOST_HEADERS = 100
+# Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
+MOST_PIPELINED = 8
 BEAT_S = 5.0
 
 
@@ -154,6 +156,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Counts a header."""
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
+        if len(self.headers) > MOST_HEADERS:
+            self._refuse_headers()
 
     def on_headers_complete(self) -> None:
         """Stops the clock: from here on the application watches the body."""
@@ -163,7 +167,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._offers_upgrade = self.parser.should_upgrade()
         if len(self.pipeline) > MOST_PIPELINED:
-            raise ValueError  # as in `_count`
+            raise ValueError  # as in `_refuse_headers`
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of the body, which the application counts."""
@@ -195,7 +199,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
         """Answers what is no request in the one shape that errors have, and hangs up."""
-        error = HeadersTooLarge(self.max_header_bytes) if self._is_oversized else BadHttp()
+        error = HeadersTooLarge(self.max_header_bytes, MOST_HEADERS) if self._is_oversized else BadHttp()
         self._stop_clock()
         self.transport.write(raw_problem(error))
         self.transport.close()
@@ -228,8 +232,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._seen_bytes += size
         if self._seen_bytes > self.max_header_bytes:
-            self._is_oversized = True
-            raise ValueError  # httptools makes it a parser error, uvicorn calls send_400_response
+            self._refuse_headers()
+
+    def _refuse_headers(self) -> None:
+        self._is_oversized = True
+        raise ValueError  # httptools makes it a parser error, uvicorn calls send_400_response
 
     def _start_clock(self) -> None:
         if self._header_timer is None:
@@ -275,7 +282,10 @@ class DrainingServer(Server):
             )
             return protocol
 
-        acceptors = [Acceptor(listener, make_protocol, ssl=self.config.ssl) for listener in sockets or []]
+        def has_room() -> bool:
+            return len(self.server_state.connections) < self._parts.settings.max_connections
+
+        acceptors = [Acceptor(listener, make_protocol, has_room, ssl=self.config.ssl) for listener in sockets or []]
         self.servers.extend(acceptors)  # type: ignore[arg-type]  # as good as servers for all that uvicorn does
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +47,15 @@ logger = logging.getLogger(__name__)
 _EXPLAIN_SUFFIX = "-explain"
 _EXPLAIN_NICENESS = 10
 """Explanations yield the processor to predictions of the same machine."""
+_TELL_EVERY_S = 1.0
+"""Each value that is told is a line that TorchServe parses: for every batch, that would cost more than decoding."""
 
 
 class ImageHandler:
     """Answers batches of rows; one instance per worker process."""
 
     _model: ServedModel
+    _told_at = 0.0
 
     def initialize(self, context: Any) -> None:  # noqa: ANN401 - ts.context.Context, which is there in a worker only
         """Loads, verifies and warms the archive's model.
@@ -84,7 +88,20 @@ class ImageHandler:
         answers = self._model.answer([wire.read_row(part, context, index) for index, part in enumerate(data)])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.content_type)
+        if context.metrics is not None and time.monotonic() > self._told_at + _TELL_EVERY_S:
+            self._tell_times(context.metrics)
         return [answer.body for answer in answers]
+
+    def _tell_times(self, metrics: Any) -> None:  # noqa: ANN401 - ts.metrics' cache, which is there in a worker only
+        """Adds what the stages took since the last time to TorchServe's counters (config/torchserve/metrics.yaml)."""
+        from ts.metrics.dimension import Dimension  # noqa: PLC0415 - likewise
+
+        self._told_at = time.monotonic()
+        version = self._model.contract.version
+        for stage, seconds in self._model.take_seconds().items():
+            # In the order in which metrics.yaml names them; a list of its own, for TorchServe adds to it.
+            dimensions = [Dimension("stage", stage), Dimension("model_version", version)]
+            metrics.add_counter("handler_seconds_total", round(seconds, 6), dimensions=dimensions)
 
 
 def _device(gpu: int | None) -> torch.device:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from heapq import nlargest
@@ -25,7 +27,7 @@ from handlers.preprocess import Picture, decode_for_network, decode_image, norma
 from handlers.reference import Reference, load_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import torch
@@ -62,6 +64,7 @@ class ServedModel:
     engine: Engine
     load_explainer: Callable[[], Explainer]
     facts: dict[str, Any] = field(default_factory=dict)
+    _seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -72,12 +75,28 @@ class ServedModel:
         """One answer per row, in order; what goes wrong with one image stays with it."""
         jobs = [[_Job(row, data, error=row.error) for data in row.images or [b""]] for row in rows]
         images = [job for row in jobs for job in row if job.row.kind != "describe"]
-        for job in images:
-            _guard(job, self._decode)
-        self._predict(_still_wanted(images))
+        with self._timed("decode"):
+            for job in images:
+                _guard(job, self._decode)
+        with self._timed("predict"):
+            self._predict(_still_wanted(images))
         if explained := [job for job in images if job.row.kind == "explain"]:
-            self._explain(_still_wanted(explained))
-        return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
+            with self._timed("explain"):
+                self._explain(_still_wanted(explained))
+        with self._timed("write"):
+            return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
+
+    def take_seconds(self) -> dict[str, float]:
+        """Seconds spent in each stage (decode, predict, explain, write) since this was last asked."""
+        taken = dict(self._seconds)
+        self._seconds.clear()
+        return taken
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[stage] += time.perf_counter() - started
 
     def warm_up(self, *, explains: bool) -> None:
         """Runs every path that requests take, so that the first caller waits no longer than the hundredth.

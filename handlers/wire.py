@@ -40,6 +40,9 @@ Bytes = bytes | bytearray | memoryview
 class RowContext(Protocol):
     """What is used of TorchServe's `ts.context.Context` while a batch is answered."""
 
+    metrics: Any
+    """TorchServe's own metrics, None outside a worker."""
+
     def get_request_header(self, idx: int, key: str) -> Any:  # noqa: ANN401 - str for headers, dict for body parts
         """The header `key` of row `idx`, or None."""
 

@@ -24,8 +24,9 @@ from training.errors import ModelError
 from training.explanations import explain, measure_explanation
 from training.looks import record_look
 from training.pictures import SAMPLES, Sample, draw_samples, plot_calibration, plot_confusion, plot_explanation
+from training.pretrained import lineage
 from training.recorder import dataset_input
-from training.tracking import Tracker, connect, environment, survive
+from training.tracking import connect, environment, survive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,7 @@ def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64], class
 
 def evaluate(
     source: str,
-    data: str,
+    data: str | None,
     cache: Path,
     output: Path,
     *,
@@ -91,7 +92,7 @@ def evaluate(
 
     Args:
         source: what `find_model` takes.
-        data: what `load_training_images` takes.
+        data: what `load_training_images` takes; None takes what the model learnt from.
         cache: where the data set is kept.
         output: folder of `metrics.json`, `explanations.json` and the pictures.
         looks: gets a line about this look at the test images.
@@ -108,9 +109,15 @@ def evaluate(
     started = time.perf_counter()
     folder = find_model(source)
     contract, network = read_model(folder)
+    data = data or contract.accepted.get("recipe", {}).get("data", "cifar10")
+    for written in (output, *([card.parent] if card else [])):
+        _make_folder(written)
     images = load_test_images(data, cache, contract.input)
     if images.classes != contract.classes:
-        raise ModelError(f"the model answers {', '.join(contract.classes)}; the data has {', '.join(images.classes)}")
+        raise ModelError(
+            f"the model answers {', '.join(contract.classes)}; {data} has {', '.join(images.classes)}: "
+            "pass --data with pictures of the model's classes"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     engine = build_engine(contract.engine, network, directory=folder, device=device)
     parts = [
@@ -133,7 +140,6 @@ def evaluate(
         images=len(images),
         accuracy=report["accuracy"],
     )
-    output.mkdir(parents=True, exist_ok=True)
     plot_confusion(report["confusion"], contract.classes, output / "confusion.png")
     _draw(probabilities, images, contract, network.to(device), output)
     explanation = _measure_explanation(network, contract, engine, images, explained) if explained else {}
@@ -153,17 +159,18 @@ def evaluate(
 def _identity(folder: Path, contract: Contract, images: Images, data: str) -> dict[str, Any]:
     """What figures are about: model, data, and what they were made with."""
     digest = images.sha256()
-    accepted = contract.accepted
     # By name too: a folder to which pictures were added since is still mostly what was learnt.
-    is_learnt = digest == accepted.get("provenance", {}).get("data_sha256") or (
-        data == accepted.get("recipe", {}).get("data") and not has_test_part(data)
+    is_learnt = any(
+        digest == accepted.get("provenance", {}).get("data_sha256")
+        or (data == accepted.get("recipe", {}).get("data") and not has_test_part(data))
+        for accepted in lineage(contract.accepted)
     )
     return {
         "model": {
             "name": contract.name,
             "version": contract.version,
             "weights_sha256": weights_sha256(folder),
-            "run_id": accepted.get("run_id", ""),
+            "run_id": contract.accepted.get("run_id", ""),
             "engine": asdict(contract.engine),
         },
         "data": {
@@ -229,6 +236,13 @@ def _caption(index: int, probabilities: NDArray[np.float32], images: Images, con
     return said if answer == label else f"{said}\nis: {contract.classes[label]}"
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be a folder for what is written ({error.strerror}): name another") from error
+
+
 def _write(path: Path, report: dict[str, Any]) -> None:
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
@@ -241,11 +255,15 @@ def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> Non
     if "explanation" in report:
         for name in ("score", "deletion_area", "insertion_area"):
             metrics[f"test_explanation_{name}"] = report["explanation"][name]
-    tracker = Tracker("evaluation", report["model"]["run_id"])
-    survive(lambda: _attach(report, images, data, metrics))
-    for name in FILES if "explanation" in report else FILES[:-2]:
-        tracker.artifact(output / name, "evaluation")
-    tracker.finish()
+    files = [output / name for name in (FILES if "explanation" in report else FILES[:-2])]
+    if survive(lambda: _attach(report, images, data, metrics)):
+        survive(lambda: _attach_files(report["model"]["run_id"], files))
+
+
+def _attach_files(run_id: str, files: list[Path]) -> None:
+    client = connect()
+    for path in files:
+        client.log_artifact(run_id, str(path), "evaluation")
 
 
 def _attach(report: dict[str, Any], images: Images, data: str, metrics: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from handlers import contract as contracts
+from handlers.build import digest
 from handlers.network import ARCHITECTURES, build_network
+from training.artifacts import find_model, weights_file
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from handlers.contract import Contract, Input
     from training.recipe import Recipe
 
@@ -43,9 +49,9 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
     """The recipe's network: random, with ImageNet's weights, or with those of one of our own runs.
 
     ImageNet's come from torchvision's own loader. The small architecture has a 3×3 stem where theirs is 7×7: it gets
-    the centre 3×3 of each 7×7 kernel, which keeps the orientation and colour that the kernel responds to. Batch-norm
-    statistics are kept; the head is new. From one of our own files, a stem of another shape is new as well, and the
-    head is kept where the contract beside the file names the same `classes`.
+    the centre 3×3 of each 7×7 kernel, which keeps the orientation and colour that the kernel responds to; the other
+    way round, ours stands in the middle of a 7×7 kernel of zeros. Batch-norm statistics are kept; the head is new,
+    unless the contract beside a file of ours names the same `classes`.
 
     Raises:
         TrainingError: the weights cannot be fetched or read, or have learnt pictures that this training holds out.
@@ -58,9 +64,9 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
         return network
     state = _imagenet_state() if recipe.pretrained == "imagenet" else _own_state(Path(recipe.pretrained))
     wanted = network.state_dict()
-    stem = state.get("conv1.weight")
-    if stem is not None and stem.shape[-1] == 7 and wanted["conv1.weight"].shape[-1] == 3:
-        state["conv1.weight"] = stem[:, :, 2:5, 2:5].contiguous()
+    if "conv1.weight" in state:
+        border = (wanted["conv1.weight"].shape[-1] - state["conv1.weight"].shape[-1]) // 2
+        state["conv1.weight"] = pad(state["conv1.weight"], (border,) * 4)  # a negative one cuts
     keeps_head = recipe.pretrained != "imagenet" and _classes_of(Path(recipe.pretrained)) == classes
     fitting = {
         key: value
@@ -70,9 +76,21 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
     if len(fitting) < len(wanted) // 2:
         raise TrainingError(f"{recipe.pretrained} holds no weights of {architecture}: pass another file")
     network.load_state_dict(fitting, strict=False)
-    head = "its head too" if keeps_head else "a new head"
-    logger.info("loaded %d of %d tensors from %s, %s", len(fitting), len(wanted), recipe.pretrained, head)
+    new = ", ".join(sorted({key.split(".")[0] for key in wanted.keys() - fitting.keys()}))
+    logger.info("began with %s; new: %s", recipe.pretrained, new or "nothing")
     return network
+
+
+def located(recipe: Recipe) -> Recipe:
+    """The recipe with the file of the weights where it names a model of ours otherwise: a folder, or one in MLflow.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    source = recipe.pretrained
+    if source.startswith(("runs:/", "models:/")) or Path(source).is_dir():
+        return replace(recipe, pretrained=str(weights_file(find_model(source))))
+    return recipe
 
 
 def _classes_of(weights: Path) -> tuple[str, ...]:
@@ -96,24 +114,42 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
     Raises:
         TrainingError: they have.
     """
-    accepted = ancestor(recipe).get("accepted", {})
-    before = accepted.get("recipe", {})
-    names = ("subset", "validation", "seed")
-    differs = any(before.get(name) != getattr(recipe, name) for name in names)
-    if accepted.get("provenance", {}).get("data_sha256") == data_sha256 and differs:
-        same = " ".join(f"--{name} {before.get(name)}" for name in names)
-        raise TrainingError(
-            f"{recipe.pretrained} has learnt from some of the pictures that this training would hold out: divide them "
-            f"as it did ({same}), or begin with other weights"
-        )
+    for accepted in lineage(ancestor(recipe).get("accepted", {})):
+        before = accepted.get("recipe", {})
+        names = ("subset", "validation", "seed")
+        is_same = accepted.get("provenance", {}).get("data_sha256") == data_sha256
+        if is_same and any(before.get(name) != getattr(recipe, name) for name in names):
+            same = " ".join(f"--{name} {before.get(name)}" for name in names)
+            raise TrainingError(
+                f"{recipe.pretrained} has learnt from some of the pictures that this training would hold out: divide "
+                f"them as it did ({same}), or begin with other weights"
+            )
+        if not is_same and before.get("data") == recipe.data:
+            logger.warning(
+                "%s has changed since %s learnt from it, and is divided anew: what is held out was partly learnt, so "
+                "held-out figures will flatter", recipe.data, recipe.pretrained,
+            )  # fmt: skip
 
 
 def ancestor(recipe: Recipe) -> dict[str, Any]:
     """Which model of ours the recipe begins with, and what it was accepted with; empty where it is none."""
-    contract = None if recipe.pretrained in {"none", "imagenet"} else _contract_of(Path(recipe.pretrained))
+    weights = Path(recipe.pretrained)
+    contract = None if recipe.pretrained in {"none", "imagenet"} else _contract_of(weights)
     if contract is None:
         return {}
-    return {"name": contract.name, "version": contract.version, "accepted": contract.accepted}
+    return {
+        "name": contract.name,
+        "version": contract.version,
+        "weights_sha256": digest(weights),
+        "accepted": contract.accepted,
+    }
+
+
+def lineage(accepted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a model was accepted with, then what the models that it began with were, the last one first."""
+    while accepted:
+        yield accepted
+        accepted = accepted.get("ancestor", {}).get("accepted", {})
 
 
 def _imagenet_state() -> dict[str, Tensor]:
@@ -135,7 +171,9 @@ def _own_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return {key: value.float() for key, value in load_file(path).items()}
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+        state: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         raise TrainingError(f"{path} cannot be read as weights: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TrainingError(f"{path} holds no weights: pass a run's folder, its best.pth, or weights.safetensors")
     return state

@@ -275,7 +275,8 @@ def _check_blends(recipe: Recipe) -> None:
     blends = [cycle.blend for cycle in recipe.cycles]
     if any(not 0 <= blend < 1 for blend in blends):
         raise TrainingError("blend is a share, from 0 and below 1")
-    if recipe.pretrained == "none" and any(blends[:1]):
+    begins_random = recipe.pretrained == "none" or (recipe.pretrained == "imagenet" and not recipe.head_epochs)
+    if begins_random and any(blends[:1]):
         raise TrainingError("blend of the first cycle would mix in the random weights that the training began with")
     if any(blends) and not recipe.average:
         raise TrainingError("blend mixes averaged weights: set average above 0")

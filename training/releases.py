@@ -29,7 +29,6 @@ CHAMPION, PREVIOUS = "champion", "previous"
 RELEASE, ARCHIVE, SHA256 = "release", "archive", "archive_sha256"
 # Seconds for one answer: a note beside a roll-back, and a transfer of an archive.
 NOTE_WITHIN_S, TRANSFER_WITHIN_S = 5, 60
-_PROBE_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -162,25 +161,17 @@ def _store(within_s: int) -> Iterator[MlflowClient]:
     before = {name: os.environ.get(name) for name in limits}
     os.environ.update({name: value for name, value in limits.items() if before[name] is None})
     try:
-        _probe(uri)
         yield connect()
     except RegistryError:
         raise
+    except httpx.HTTPError as error:
+        raise RegistryError(f"MLflow at {_shown(uri)} does not answer ({type(error).__name__})") from error
     except Exception as error:
         raise RegistryError(f"MLflow at {_shown(uri)}: {(str(error).splitlines() or [''])[0]}") from error
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
-
-
-def _probe(uri: str) -> None:
-    """Does nothing where something listens at a server's address, whatever it says."""
-    if uri.startswith(("http://", "https://")):
-        try:
-            httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_WITHIN_S)
-        except httpx.HTTPError as error:
-            raise RegistryError(f"MLflow at {_shown(uri)} does not answer ({type(error).__name__})") from error
 
 
 def _shown(uri: str) -> str:

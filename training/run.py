@@ -28,7 +28,7 @@ from training.data import divide, load_training_images
 from training.errors import TrainingError
 from training.inference import predict_logits
 from training.parallel import Team
-from training.pretrained import ancestor, check_split, choose_architecture, pretrained_network
+from training.pretrained import ancestor, check_split, choose_architecture, located, pretrained_network
 from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ class Run:
         self.ancestor: dict[str, Any] = {}  # what the first weights were, where they are of a model of ours
         if begins:
             _compare_sizes(recipe, self.input.height)
-            check_split(recipe, self.data_sha256)
-            network = pretrained_network(recipe, self.architecture, images.classes)
-            self.ancestor = ancestor(recipe)
+            begins_with = located(recipe)
+            check_split(begins_with, self.data_sha256)
+            network = pretrained_network(begins_with, self.architecture, images.classes)
+            self.ancestor = ancestor(begins_with)
         else:
             network = build_network(self.architecture, len(images.classes))  # `restore` fills it
         network = network.to(self.device)

@@ -11,14 +11,13 @@ import os
 import platform
 import sqlite3
 import subprocess
-import time
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import httpx
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +28,7 @@ EXPERIMENT = "gradserve"
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "mlflow")
 # MLflow's own seven retries would hold a training up for four minutes at every call to a dead server.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+_PROBE_WITHIN_S = 2.0
 
 
 def tracking_uri() -> str:
@@ -45,6 +45,9 @@ def connect() -> MlflowClient:
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        # Whatever it says, something listens; a host that swallows what is sent would cost each call its full time.
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=_PROBE_WITHIN_S)
     if uri.startswith("sqlite:///"):
         # MLflow would try to open a file that is no database for two minutes.
         with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
@@ -72,57 +75,6 @@ def environment() -> dict[str, str]:
         "git_commit": _git_commit(),
     }
     return facts
-
-
-class Tracker:
-    """One MLflow run; `run_id` is empty when the store could not be reached at all."""
-
-    def __init__(self, name: str, run_id: str = "") -> None:
-        self.run_id = run_id
-        self._client: MlflowClient | None = None
-        survive(lambda: self._open(name))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a store to write to."""
-        return self._client is not None
-
-    def params(self, params: dict[str, Any]) -> None:
-        """Records hyper-parameters."""
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        self._send(lambda client: client.log_batch(self.run_id, params=entries))
-
-    def tags(self, tags: dict[str, str]) -> None:
-        """Records facts about the run."""
-        entries = [RunTag(key, value) for key, value in tags.items()]
-        self._send(lambda client: client.log_batch(self.run_id, tags=entries))
-
-    def metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Records one value of each metric at `step` (an epoch, counted from 1)."""
-        now = int(time.time() * 1000)
-        entries = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._send(lambda client: client.log_batch(self.run_id, metrics=entries))
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Keeps a copy of the file."""
-        self._send(lambda client: client.log_artifact(self.run_id, str(path), folder))
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """Closes the run as `FINISHED`, `FAILED` or `KILLED`."""
-        self._send(lambda client: client.set_terminated(self.run_id, status))
-
-    def _open(self, name: str) -> None:
-        client = connect()
-        if self.run_id:
-            client.update_run(self.run_id, status="RUNNING")
-        else:
-            self.run_id = client.create_run(experiment_id(client), run_name=name).info.run_id
-        self._client = client
-
-    def _send(self, call: Callable[[MlflowClient], object]) -> None:
-        client = self._client
-        if client is not None:
-            survive(lambda: call(client))
 
 
 def _create_experiment(client: MlflowClient) -> str:

@@ -47,6 +47,16 @@ def test_the_status_page_tells_what_each_gateway_reported(agent):
     assert {**heard, "heard_s": 0} == {"id": "g1", "revision": 7, "in_flight": {"1.0.0": 2}, "heard_s": 0}
 
 
+def test_the_status_page_tells_the_contracts_figures_and_not_where_the_model_was_made(agent):
+    serve(agent)
+    (deployment,) = agent._reconciler.deployments.values()
+    assert ask(agent, "/status").json()["versions"][0]["contract"] == {}
+    recipe = {"data": "imagefolder:/home/alice/pets"}
+    deployment.contract = {"name": "m", "accepted": {"accuracy": 0.9, "recipe": recipe, "ancestor": {"recipe": recipe}}}
+    told = ask(agent, "/status").json()["versions"][0]["contract"]
+    assert told == {"name": "m", "accepted": {"accuracy": 0.9}}
+
+
 def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent, monkeypatch):
     monkeypatch.setattr("control.agent._POLLER_GONE_S", 30)
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from control.pipeline import _name_of
+from control.errors import ControlError
+from control.pipeline import _name_of, train
 
 
 @pytest.mark.parametrize(
@@ -10,3 +11,8 @@ from control.pipeline import _name_of
 )
 def test_a_model_of_own_pictures_is_named_after_their_folder(folder, name):
     assert _name_of(Path(folder)) == name
+
+
+def test_a_training_that_goes_on_takes_no_other_folder(tmp_path):
+    with pytest.raises(ControlError, match="leave --output out"):
+        train(resume=tmp_path, output=tmp_path / "other")

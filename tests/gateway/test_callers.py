@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+import socket
+import socketserver
+import threading
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from limits.aio.storage import MemoryStorage
@@ -162,6 +165,51 @@ def test_an_unknown_store_is_refused() -> None:
     with pytest.raises(SettingsError) as refused:
         Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://:s3cret@store:6379/0"))
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_store_that_hangs_is_left_alone_for_a_while(
+    make_stand: Callable[..., Stand], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stand = make_stand(rate_per_address="1/minute", rate_store=f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        assert [stand.client.post("/predict", content=b"x").status_code for _ in range(5)] == [200] * 5
+        assert [record.msg for record in caplog.records].count("quotas are not counted for %g s: %s") == 1
+
+
+class CountingRedis(socketserver.StreamRequestHandler):
+    """As much of Redis as counting takes: HELLO, the library's script that counts up (EVALSHA), GET and TTL."""
+
+    counts: ClassVar[dict[bytes, int]] = {}
+
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            words = [self.word() for _ in range(int(line[1:]))]
+            if words[0] == b"HELLO":
+                self.wfile.write(b"%1\r\n$5\r\nproto\r\n:3\r\n")
+            elif words[0] == b"EVALSHA":
+                self.counts[words[3]] = self.counts.get(words[3], 0) + int(words[5])
+                self.wfile.write(b":%d\r\n" % self.counts[words[3]])
+            elif words[0] == b"GET":
+                count = b"%d" % self.counts[words[1]]
+                self.wfile.write(b"$%d\r\n%b\r\n" % (len(count), count))
+            else:
+                self.wfile.write(b":42\r\n" if words[0] == b"TTL" else b"-ERR unknown command\r\n")
+
+    def word(self) -> bytes:
+        size = int(self.rfile.readline()[1:])
+        return self.rfile.read(size + 2)[:-2]
+
+
+def test_gateways_with_one_redis_store_count_together(make_stand: Callable[..., Stand]) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), CountingRedis) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = f"redis://127.0.0.1:{server.server_address[1]}"
+        stands = [make_stand(rate_per_address="3/minute", rate_store=store) for _ in range(2)]
+        answers = [stands[turn % 2].client.post("/predict", content=b"x") for turn in range(4)]
+        server.shutdown()
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert 40 <= int(answers[3].headers["retry-after"]) <= 43
 
 
 @pytest.mark.parametrize(

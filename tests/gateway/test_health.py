@@ -37,6 +37,27 @@ def test_a_dead_explain_worker_is_degraded_and_explanations_say_not_ready(stand:
     assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
 
 
+def test_a_version_that_is_not_as_it_should_be_is_degraded_though_all_workers_are_ready(stand: Stand) -> None:
+    stand.agent.versions[0]["state"] = "degraded"
+    stand.wait_until(lambda: health(stand) == (200, "degraded", ["1.0.0 is degraded"]))
+
+
+def test_a_version_of_the_plan_that_no_agent_has_is_degraded(
+    stand: Stand, make_plan: Callable[..., dict[str, Any]]
+) -> None:
+    canary = {"version": "2.0.0", "archive": "cifar10-2.0.0.mar", "sha256": "0" * 64, "workers": None, "share": 10}
+    stand.plan.write_text(json.dumps(make_plan(revision=2, canary=canary)), encoding="utf-8")
+    told = ["2.0.0 is in the plan, and no agent has it yet"]
+    stand.wait_until(lambda: health(stand) == (200, "degraded", told))
+
+
+def test_what_an_agent_says_of_a_failure_stays_inside(stand: Stand) -> None:
+    stand.agent.versions[0].update(state="failed", reason="No such file: /run/gradserve/weights", routable=False)
+    stand.wait_until(lambda: not ready(stand))
+    for page in ("/health", "/models"):
+        assert "/run/gradserve" not in stand.client.get(page).text
+
+
 @pytest.mark.parametrize("change", [{"routable": False, "state": "loading"}, {"routable": False, "state": "failed"}])
 def test_an_unverified_or_failed_stable_version_is_unavailable_until_it_is_back(
     stand: Stand, change: dict[str, Any]

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.exchange import Exchange
 from gateway.logs import JsonFormatter, logging_config
+from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,3 +127,23 @@ def test_a_callers_own_hurry_is_no_fault_of_the_version(
 def test_a_request_refused_before_a_version_was_chosen_is_no_versions(stand: Stand) -> None:
     stand.client.post("/predict", content=b"")
     assert metric(stand, "gateway_version_requests_total", version="1.0.0") == 0
+
+
+def test_many_classes_share_a_label_and_hide_no_failure() -> None:
+    metrics = Metrics()
+
+    def finish(name: str, code: str = "") -> None:
+        exchange = Exchange("a request")
+        exchange.route, exchange.version, exchange.code = "/predict", "1.0.0", code
+        exchange.stages["model"] = 0.001
+        exchange.entries = [] if code else [{"class": name, "confidence": 0.9}]
+        metrics.finish("POST", exchange)
+
+    for number in range(2100):
+        finish(f"c{number}")
+    finish("", "handler_failed")
+    lines = metrics.render().decode().splitlines()
+    assert 'gateway_confidence_count{class="c1999",version="1.0.0"} 1.0' in lines
+    assert 'gateway_confidence_count{class="other",version="1.0.0"} 100.0' in lines
+    assert 'gateway_version_requests_total{kind="predict",outcome="handler_failed",version="1.0.0"} 1.0' in lines
+    assert 'gateway_refused_total{code="handler_failed"} 1.0' in lines

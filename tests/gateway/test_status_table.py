@@ -271,6 +271,13 @@ def test_a_declared_type_that_is_no_raster_image_is_415(stand: Stand, route: str
     assert_problem(part, 415, "media_type_unsupported")
 
 
+@pytest.mark.parametrize("declared", ["image/png", "application/octet-stream"])
+def test_a_batch_that_is_no_form_is_415_and_says_how_to_send_one(stand: Stand, declared: str) -> None:
+    answer = stand.client.post("/predict/batch", content=IMAGE, headers={"content-type": declared})
+    assert_problem(answer, 415, "media_type_unsupported")
+    assert "send multipart/form-data with the field `file`" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("declared", ["", "application/octet-stream", "image/gif", "IMAGE/PNG", "image/jpeg; a=b"])
 def test_another_raster_type_or_none_is_200(stand: Stand, declared: str) -> None:
     headers = {"content-type": declared} if declared else {}

@@ -127,6 +127,12 @@ def test_a_failing_socket_has_its_answer(serve: Serve | None, kind: type[Gateway
     assert isinstance(call(serve)[0], kind)
 
 
+def test_a_call_whose_deadline_has_passed_is_not_begun() -> None:
+    error, heads = call(answer, timeout_s=-0.1)
+    assert isinstance(error, DeadlinePassed)
+    assert heads == []
+
+
 def test_a_silent_torchserve_is_left_at_the_deadline() -> None:
     assert isinstance(call(sleep, timeout_s=0.1)[0], DeadlinePassed)
 

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import re
 import time
+import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from handlers.model import ServedModel
 from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, Row, join_frames
 
+ROOT = Path(__file__).parents[2]
 EXPLAIN = {"explain": "True"}
 
 
@@ -217,3 +222,24 @@ def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_c
 
     with pytest.raises(ArchiveError, match="warm-up"):
         ServedModel(model.contract, model.engine, Broken).warm_up(explains=True)
+
+
+def test_stages_are_timed_and_told_to_torchserve_once_a_second(model, context, noise, encode, caplog):
+    handler = ImageHandler()
+    handler._model = model
+    model.take_seconds()
+    made = context({}, EXPLAIN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file open
+        from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl  # noqa: PLC0415 - warns as `context` does
+
+        made.metrics = MetricsCacheYamlImpl(str(ROOT / "config" / "torchserve" / "metrics.yaml"))
+        made.metrics.initialize_cache()
+    made.metrics.model_name, made.metrics.request_ids = "tiny", {0: "a", 1: "b"}
+    with caplog.at_level(logging.INFO, "ts.metrics"):
+        for _ in range(3):
+            handler.handle([{"body": encode(noise)}] * 2, made)
+    told = [record.message for record in caplog.records if "handler_seconds_total" in record.message]
+    stages = [re.search(r"#stage:(\w+),model_version:\S+,ModelName:tiny,Level:Model", line)[1] for line in told]
+    assert sorted(stages) == ["decode", "explain", "predict", "write"]
+    assert set(model.take_seconds()) == set(stages), "the two batches since"

@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -215,3 +216,19 @@ def test_service_answers_while_pictures_keep_coming_in_bad_shape(client):
     for cut in range(0, len(picture), 200):
         assert client.post("/predict", content=picture[:cut] or b"x").status_code in {200, 422}
     assert client.post("/predict", content=picture).status_code == 200
+
+
+def test_torchserves_metrics_tell_the_handlers_seconds_by_stage(client, stack):
+    metrics = f"http://127.0.0.1:{stack.environment['AGENT_METRICS_PORT']}/metrics"
+    told = re.compile(r'handler_seconds_total\{stage="(\w+)",model_version="[^"]+",ModelName="(cifar10(?:-explain)?)"')
+    wanted = {("decode", "cifar10"), ("predict", "cifar10"), ("write", "cifar10"), ("explain", "cifar10-explain")}
+
+    def are_told() -> bool:
+        client.post("/predict", content=CAT.read_bytes())
+        client.post("/explain", content=CAT.read_bytes())
+        return wanted <= set(told.findall(httpx.get(metrics).text))
+
+    deadline = time.monotonic() + 60
+    while not are_told():
+        assert time.monotonic() < deadline, httpx.get(metrics).text
+        time.sleep(0.5)

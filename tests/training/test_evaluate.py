@@ -11,6 +11,7 @@ from PIL import Image
 
 from handlers.build import digest
 from handlers.contract import load as load_contract
+from handlers.contract import save as save_contract
 from handlers.engines import softmax
 from training.artifacts import read_model
 from training.calibration import expected_calibration_error, fit_temperature
@@ -108,6 +109,7 @@ def evaluation(run, tmp_path_factory, cache) -> Evaluation:
     """Of the registered run."""
     run_id = json.loads((run / "contract.json").read_text())["accepted"]["run_id"]
     number = register(run, run_id)
+    MlflowClient(tracking_uri()).set_terminated(run_id, "KILLED")
     folder: Path = tmp_path_factory.mktemp("results")
     return Evaluation(evaluated(run, folder, cache, explained=4, card=folder / "card.md"), folder, run_id, number)
 
@@ -192,6 +194,32 @@ def test_figures_are_the_registered_versions_own(evaluation):
         "evaluation/explanations.json",
         "evaluation/samples.png",
     }
+
+
+def test_evaluation_leaves_the_trainings_status_alone(evaluation):
+    assert MlflowClient(tracking_uri()).get_run(evaluation.run_id).info.status == "KILLED"
+
+
+def test_evaluation_refuses_a_file_for_a_folder_before_it_looks(run, tmp_path, cache):
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="name another"):
+        evaluate(str(run), DATA, cache, tmp_path / "file", looks=tmp_path / "looks.jsonl")
+    with pytest.raises(ModelError, match="name another"):
+        evaluate(str(run), DATA, cache, tmp_path, looks=tmp_path / "looks.jsonl", card=tmp_path / "file" / "CARD.md")
+    assert not (tmp_path / "looks.jsonl").exists()
+
+
+def test_pictures_that_an_ancestor_learnt_from_are_called_learnt_from(run, tmp_path, cache):
+    """By default a model is measured on what it learnt from, here a folder without a test part."""
+    shutil.copytree(run, tmp_path / "run")
+    contract = load_contract(run / "contract.json")
+    ancestor = {"name": "first", "version": "1", "accepted": contract.accepted}
+    accepted = {"recipe": {"data": "imagefolder:elsewhere"}, "ancestor": ancestor}
+    save_contract(replace(contract, accepted=accepted), tmp_path / "run" / "contract.json")
+    report = evaluated(tmp_path / "run", tmp_path, cache)
+    assert report["data"]["part"] == "training"
+    with pytest.raises(DataError, match="elsewhere"):
+        evaluate(str(tmp_path / "run"), None, cache, tmp_path, looks=tmp_path / "looks.jsonl")
 
 
 def test_missing_model_says_how_to_make_one(tmp_path, cache):

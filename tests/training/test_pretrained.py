@@ -9,10 +9,12 @@ from threading import Thread
 import pytest
 import torch
 
+from handlers.contract import Contract
+from handlers.contract import save as save_contract
 from handlers.network import build_network
-from training.data import CIFAR10_CLASSES
+from training.data import CIFAR10_CLASSES, CIFAR10_INPUT
 from training.errors import TrainingError
-from training.pretrained import pretrained_network
+from training.pretrained import check_split, located, pretrained_network
 from training.recipe import Augmentation, Recipe
 from training.train import train
 
@@ -85,6 +87,15 @@ def test_small_pictures_network_gets_the_centre_of_imagenets_stem(served, hub, s
         assert name.startswith(("fc.", "conv1.")) or torch.equal(network[name], value), name
 
 
+def test_larger_pictures_network_gets_our_stem_in_the_middle_of_its_own(tmp_path):
+    ours = build_network("resnet18_small", 10).state_dict()
+    torch.save(ours, tmp_path / "best.pth")
+    recipe = replace(RECIPE, pretrained=str(tmp_path / "best.pth"))
+    stem = pretrained_network(recipe, "resnet18", CIFAR10_CLASSES).state_dict()["conv1.weight"]
+    assert torch.equal(stem[:, :, 2:5, 2:5], ours["conv1.weight"])
+    assert stem.count_nonzero() == ours["conv1.weight"].count_nonzero()
+
+
 def test_transfer_from_imagenet_trains_the_head_and_the_top_only(served, hub, state, tmp_path, cache):
     folder = train(RECIPE, tmp_path / "run", cache, registers=False)
     trained = torch.load(folder / "last.pt", weights_only=True)["network"]
@@ -121,6 +132,56 @@ def test_weights_of_another_network_are_refused(tmp_path):
     recipe = replace(RECIPE, pretrained=str(tmp_path / "other.pth"))
     with pytest.raises(TrainingError, match="no weights of resnet18_small"):
         pretrained_network(recipe, "resnet18_small", CIFAR10_CLASSES)
+
+
+def test_grandparents_that_have_learnt_what_would_be_held_out_are_refused_too(tmp_path):
+    grandparent = {
+        "recipe": {"data": "cifar10", "subset": 0, "validation": 0.1, "seed": 3},
+        "provenance": {"data_sha256": "of these pictures"},
+    }
+    parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
+    write_weights(tmp_path, parent | {"ancestor": {"name": "a", "version": "1", "accepted": grandparent}})
+    recipe = Recipe(pretrained=str(tmp_path / "best.pth"), validation=0.1, seed=3)
+    check_split(recipe, "of these pictures")
+    with pytest.raises(TrainingError, match=r"--validation 0\.1 --seed 3"):
+        check_split(replace(recipe, seed=4), "of these pictures")
+
+
+def test_pictures_that_have_changed_since_the_weights_learnt_them_are_warned_of(tmp_path, caplog):
+    parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
+    write_weights(tmp_path, parent)
+    recipe = Recipe(data="imagefolder:pets", pretrained=str(tmp_path / "best.pth"))
+    check_split(recipe, "of more pets")
+    assert "imagefolder:pets has changed" in caplog.text
+
+
+def write_weights(folder: Path, accepted: dict) -> None:
+    """A model of ours that was accepted with this."""
+    torch.save({}, folder / "best.pth")
+    contract = Contract("pets", "1", CIFAR10_CLASSES, CIFAR10_INPUT, "resnet18_small", accepted=accepted)
+    save_contract(contract, folder / "contract.json")
+
+
+def test_weights_are_found_in_a_models_folder(tmp_path):
+    write_weights(tmp_path, {})
+    assert located(Recipe(pretrained=str(tmp_path))).pretrained == str(tmp_path / "best.pth")
+    assert located(Recipe()).pretrained == "none"
+    for nothing in (str(tmp_path.parent), ""):
+        with pytest.raises(TrainingError, match="holds no model"):
+            located(Recipe(pretrained=nothing))
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"epoch": 3}])
+def test_a_file_of_other_things_than_weights_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(TrainingError, match="holds no weights"):
+        pretrained_network(replace(RECIPE, pretrained=str(tmp_path / "other.pth")), "resnet18_small", CIFAR10_CLASSES)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(TrainingError, match="cannot be read as weights"):
+        pretrained_network(replace(RECIPE, pretrained=str(tmp_path / "empty.pth")), "resnet18_small", CIFAR10_CLASSES)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

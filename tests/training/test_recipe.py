@@ -153,6 +153,7 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
         {"augmentation": Augmentation(magnitude=31)},
         {"cycles": (Cycle(1, 0.1, augmentation=Augmentation(cutmix=-0.1)),)},
         {"cycles": (Cycle(1, 0.1, blend=0.5),)},
+        {"cycles": (Cycle(1, 0.1, blend=0.5),), "pretrained": "imagenet", "head_epochs": 0},
         {"cycles": (Cycle(1, 0.1), Cycle(1, 0.1, blend=1.0))},
         {"cycles": (Cycle(1, 0.1), Cycle(1, 0.1, blend=0.5)), "average": 0.0},
     ],
