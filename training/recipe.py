@@ -44,8 +44,8 @@ KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 class Cycle:
     """A warm restart: another cosine, from the averaged weights that the training had reached.
 
-    Without an `augmentation` of its own it has the recipe's. With `blend`, it begins with that share of the weights
-    that the phase before began with: two minima's mean is often better than either (Izmailov et al. 2018,
+    Without an `augmentation` or a `warm_up` of its own it has the recipe's. With `blend`, it begins with that share of
+    the weights that the phase before began with: two minima's mean is often better than either (Izmailov et al. 2018,
     https://arxiv.org/abs/1803.05407). Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
     """
 
@@ -54,6 +54,7 @@ class Cycle:
     sizes: Sizes = FULL_SIZE
     augmentation: Augmentation | None = None
     blend: float = 0.0
+    warm_up: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,12 @@ class Recipe:
     def phases(self) -> tuple[Phase, ...]:
         """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
         if self.pretrained == "none":
-            first = [Phase("all", self.epochs, self.rate, EVERYTHING, self.sizes, self.augmentation)]
+            first = [Phase("all", self.epochs, self.rate, EVERYTHING, self.sizes, self.augmentation, self.warm_up)]
         else:
             trained = EVERYTHING if "all" in self.unfreeze else (*self.unfreeze, "fc")
             first = [
-                Phase("head", self.head_epochs, self.head_rate, ("fc",), self.sizes, self.augmentation),
-                Phase("top", self.epochs, self.rate, trained, self.sizes, self.augmentation),
+                Phase("head", self.head_epochs, self.head_rate, ("fc",), self.sizes, self.augmentation, self.warm_up),
+                Phase("top", self.epochs, self.rate, trained, self.sizes, self.augmentation, self.warm_up),
             ]
         again = [
             Phase(
@@ -109,6 +110,7 @@ class Recipe:
                 first[-1].trained,
                 cycle.sizes,
                 self.augmentation if cycle.augmentation is None else cycle.augmentation,
+                self.warm_up if cycle.warm_up is None else cycle.warm_up,
                 restarts=True,
                 blend=cycle.blend,
             )
@@ -130,6 +132,7 @@ class Phase:
     trained: tuple[str, ...]
     sizes: Sizes
     augmentation: Augmentation
+    warm_up: float  # share of its steps
     restarts: bool = False
     blend: float = 0.0
 
@@ -205,6 +208,7 @@ def _cycle(data: dict[str, Any]) -> Cycle:
         _sizes(data.get("sizes", FULL_SIZE)),
         None if augmentation is None else Augmentation(**augmentation),
         float(data.get("blend", 0.0)),
+        None if data.get("warm_up") is None else float(data["warm_up"]),
     )
 
 
@@ -265,6 +269,7 @@ def _check_ranges(recipe: Recipe) -> None:
     if not all(0 < rate < math.inf for rate in rates):
         raise TrainingError("each rate must be above 0")
     shares = {name: getattr(recipe, name) for name in ("momentum", "label_smoothing", "average", "warm_up")}
+    shares |= {f"warm_up of {phase.name}": phase.warm_up for phase in recipe.phases()}
     if wrong := [name for name, share in shares.items() if not 0 <= share < 1]:
         raise TrainingError(f"{' and '.join(wrong)}: from 0, and below 1")
     if not 0 <= recipe.weight_decay < math.inf:

@@ -141,7 +141,8 @@ class Recorder:
         if not run.data.params:
             trained = "all" if phase.trained == EVERYTHING else ",".join(phase.trained)
             params = {"epochs": phase.epochs, "rate": phase.rate, "sizes": phase.sizes, "trained": trained}
-            params |= {"blend": phase.blend} | _flat(asdict(phase.augmentation), "augmentation.")
+            params |= {"warm_up": phase.warm_up, "blend": phase.blend}
+            params |= _flat(asdict(phase.augmentation), "augmentation.")
             client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
         _send(client, run_id, epochs, first)
         if len(epochs) < phase.epochs:

@@ -127,7 +127,7 @@ class Run:
         title = f"{phase.name} {self.epoch + 1}/{phase.epochs} {size}px"
         with tqdm(loader, desc=title, mininterval=1.0, disable=not self.team.is_first) as bar:
             for index, (images, labels) in enumerate(bar):
-                rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, self.recipe.warm_up)
+                rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, phase.warm_up)
                 sums += self._step(images, labels, size, rate)
                 if (now := time.perf_counter()) > shown + 1:  # to read them at each step would hold a GPU up
                     shown = now

@@ -91,10 +91,12 @@ def test_cycles_train_what_the_last_phase_did_and_start_from_the_averaged_weight
     assert not first.restarts
 
 
-def test_cycle_has_the_recipes_augmentation_unless_it_names_its_own():
+def test_cycle_has_the_recipes_augmentation_and_warm_up_unless_it_names_its_own():
     own = Augmentation(2, 7, cutmix=0.5)
-    recipe = Recipe(augmentation=Augmentation(1, 5), cycles=(Cycle(4, 0.05), Cycle(8, 0.02, augmentation=own)))
+    cycles = (Cycle(4, 0.05), Cycle(8, 0.02, augmentation=own, warm_up=0.0))
+    recipe = Recipe(augmentation=Augmentation(1, 5), warm_up=0.2, cycles=cycles)
     assert [phase.augmentation for phase in recipe.phases()] == [recipe.augmentation, recipe.augmentation, own]
+    assert [phase.warm_up for phase in recipe.phases()] == [0.2, 0.2, 0.0]
 
 
 def test_begun_training_takes_further_cycles_and_other_workers():
@@ -147,6 +149,7 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
         {"weight_decay": -1.0},
         {"label_smoothing": 1.5},
         {"warm_up": 5.0},
+        {"cycles": (Cycle(1, 0.1, warm_up=1.0),)},
         {"unfreeze": ("layer4.7",)},
         {"cycles": (Cycle(0, 0.1),)},
         {"augmentation": Augmentation(erasing=2.0)},
