@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.requests import Request
 
+from gateway.early import EarlyRefusals
 from gateway.errors import Unavailable
 from gateway.exchange import Exchange, request_id_of
 from gateway.problems import from_exception, problem_response
@@ -36,8 +37,7 @@ class Envelope:
         self._app = app
         self._parts = parts
         self._direct = direct
-        predict, explain = parts.dataplane.predict_places, parts.dataplane.explain_places
-        self._places = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
+        self._early = EarlyRefusals(parts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens inside."""
@@ -89,8 +89,7 @@ class Envelope:
         Raises:
             Unavailable: there is no place, nor one in the line for it.
         """
-        places = self._places.get(scope["path"])
-        if places is not None and places.is_full():
+        if self._early.applies(scope["path"]):
             exchange.route = scope["path"]
             raise Unavailable("saturated")
 

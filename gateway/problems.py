@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -11,6 +11,9 @@ from starlette.responses import Response
 
 from gateway.errors import GatewayError, Internal
 from gateway.refusals import MethodNotAllowed, RouteUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def from_exception(error: Exception) -> GatewayError:
@@ -38,12 +41,12 @@ def problem_response(error: GatewayError, request_id: str, path: str) -> Respons
     )
 
 
-def raw_problem(error: GatewayError) -> bytes:
-    """The problem document of `error` as the bytes of an HTTP/1.1 response that ends its connection."""
-    request_id = uuid.uuid4().hex
+def raw_problem(error: GatewayError, request_id: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """The problem document of `error` as the bytes of an HTTP/1.1 response with its headers and these."""
     body = orjson.dumps({**error.problem(), "request_id": request_id})
+    own = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/problem+json\r\n"
-        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\n{own}"
     )
-    return head.encode("ascii") + body
+    return b"".join((head.encode("ascii"), *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body))

@@ -11,6 +11,7 @@ import gc
 import signal
 import sys
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
@@ -20,15 +21,19 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
 from gateway.acceptor import Acceptor
+from gateway.early import EarlyRefusals
 from gateway.problems import raw_problem
 from gateway.refusals import BadHttp, HeadersTooLarge
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
+    from starlette.types import Scope
+    from uvicorn._types import ASGI3Application
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from gateway.parts import Parts
 
@@ -99,9 +104,11 @@ class RestOfRequest:
 class GuardedProtocol(HttpToolsProtocol):
     """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`.
 
-    An answer that its caller does not read for `write_timeout_s` is given up.
+    An answer that its caller does not read for `write_timeout_s` is given up. A call that `refuse` has an answer for
+    does not get to the application.
     """
 
+    refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
     header_timeout_s = 10.0
     write_timeout_s = 10.0
     max_header_bytes = 16 * 1024
@@ -179,6 +186,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._offers_upgrade:
             return  # the parser believes that what follows is another protocol; see `_unsupported_upgrade_warning`
         self._wants_headers = True
+        if self.cycle.response_complete:
+            self._stop_clock()  # of a body whose answer came first
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -186,6 +195,17 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.more_body:
             self._start_clock()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        content = None
+        if self.refuse is not None and cycle.keep_alive:
+            content = self.refuse(cycle.scope, cycle.default_headers)  # type: ignore[arg-type]  # uvicorn's word for it
+        if content is None:
+            super()._start_asgi_task(cycle, app)
+            return
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(content)
+        self.on_response_complete()
 
     def pause_writing(self) -> None:
         """Starts the clock of a caller who does not read."""
@@ -201,7 +221,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answers what is no request in the one shape that errors have, and hangs up."""
         error = HeadersTooLarge(self.max_header_bytes, MOST_HEADERS) if self._is_oversized else BadHttp()
         self._stop_clock()
-        self.transport.write(raw_problem(error))
+        self.transport.write(raw_problem(error, uuid.uuid4().hex))
         self.transport.close()
 
     def shutdown(self) -> None:
@@ -342,6 +362,7 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
                 "header_timeout_s": settings.header_timeout_s,
                 "write_timeout_s": settings.body_timeout_s,
                 "max_header_bytes": settings.max_header_bytes,
+                "refuse": staticmethod(EarlyRefusals(parts).answer),
             },
         )
         # Uvicorn trusts 127.0.0.1's forwarded headers unless told otherwise.

@@ -133,6 +133,34 @@ def test_an_answer_that_nobody_reads_is_given_up(gateway: tuple[str, int]) -> No
     assert 0 < received.count(b"HTTP/1.1 200") < asked
 
 
+def test_calls_without_a_place_are_refused_on_connections_that_go_on(
+    start_gateway: Callable[..., tuple[str, int]],
+) -> None:
+    base, _ = start_gateway(WORKERS="1", IN_FLIGHT_PREDICT="1", ADMISSION_WAIT_S="0.01")
+
+    def call_often(caller: int) -> list[int]:
+        """Every answer is the call's own, also when the refusal came before its body."""
+        statuses = []
+        with httpx.Client(base_url=base, timeout=20) as client:
+            for turn in range(30):
+                own = {"x-request-id": f"caller-{caller}-{turn}"}
+                answer = client.post("/predict", content=b"image-of-dog" + b" " * 100_000 * (turn % 2), headers=own)
+                assert (answer.headers["x-request-id"], answer.json()["request_id"]) == (own["x-request-id"],) * 2
+                statuses.append(answer.status_code)
+                if answer.status_code == 503:
+                    assert answer.headers["content-type"] == "application/problem+json"
+                    assert (answer.json()["code"], answer.headers["retry-after"]) == ("saturated", "1")
+        return statuses
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = [status for answers in pool.map(call_often, range(8)) for status in answers]
+    assert {200, 503} == set(statuses)
+    counted = httpx.get(f"{base}/metrics").text
+    refused = statuses.count(503)
+    assert f'gateway_refused_total{{code="saturated"}} {refused}.0' in counted
+    assert f'gateway_requests_total{{method="POST",route="/predict",status="503"}} {refused}.0' in counted
+
+
 def test_connections_over_the_limit_wait_for_others_to_end(start_gateway: Callable[..., tuple[str, int]]) -> None:
     base, _ = start_gateway(WORKERS="1", MAX_CONNECTIONS="3", KEEP_ALIVE_S="60")
     host, port = base.removeprefix("http://").split(":")
