@@ -3,9 +3,9 @@
 The released model behind the whole stack (keys, quotas, metrics and logs on) is measured beside TorchServe directly, a
 bare pass-through to it, FastAPI in process with the same engine, and in eager fp32 FastAPI in process and TorchServe
 directly. The rivals' TorchServe takes batches of 16 rows, because they send it one picture a row: with the stack's own
-2 they would be a third slower. Rounds alternate between all of them, because a machine's speed drifts; figures are
-medians over rounds, ratios are medians of ratios within a round. The load generator runs on the same machine and never
-retries.
+2 they would be a third slower. Each is warmed up first: Java compiles what it runs while it runs. Rounds alternate
+between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of ratios
+within a round. The load generator runs on the same machine and never retries.
 
     python benchmarks/gateway.py [MODEL_FOLDER] [--rounds 3] [--seconds 5]
 """
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CLIENTS = 32
 BATCH_IMAGES = 32
 BATCH_CLIENTS = 2
+WARM_UP_S = 20.0
 # Times the sustainable rate, which is the gateway's own with CLIENTS clients.
 FACTORS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 BEFORE_PEAK = 0.9  # of the best goodput of the curve: what the answers' times under overload are compared with
@@ -115,13 +116,16 @@ def measure_throughput(
     seconds: float,
 ) -> dict[str, Any]:
     """Single images at CLIENTS clients and at one, and batches beside the engine alone, of everything in turn."""
+    batches = Address(released.gateway, batch(released.key))
+    for address in addresses.values():
+        closed_loop(address, CLIENTS, WARM_UP_S)
+    closed_loop(batches, BATCH_CLIENTS, WARM_UP_S)
     many = in_turn(addresses, rounds, lambda address: closed_loop(address, CLIENTS, seconds))
     # One client asks the gateway's own TorchServe: Java is as warm there as it is behind the gateway.
     behind = Address(released.inference, single(f"/predictions/cifar10/{released.version}"))
     quick = {GATEWAY: addresses[GATEWAY], PASS_THROUGH: addresses[PASS_THROUGH], TORCHSERVE: behind}
     quick[IN_PROCESS] = addresses[IN_PROCESS]
     one = in_turn(quick, rounds, lambda address: closed_loop(address, 1, seconds))
-    batches = Address(released.gateway, batch(released.key))
     pairs = [(closed_loop(batches, BATCH_CLIENTS, seconds), engine_rate(alone, seconds - 1)) for _ in range(rounds)]
     return {
         "clients": CLIENTS,
@@ -168,6 +172,7 @@ def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> f
 def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, Any]:
     """The open-loop curve, and a flood at FLOOD times the sustainable rate."""
     address = Address(released.gateway, single("/predict", released.key))
+    closed_loop(address, CLIENTS, WARM_UP_S)
     sustainable = statistics.median(closed_loop(address, CLIENTS, seconds).rate() for _ in range(rounds))
     points: dict[float, list[Measurement]] = {factor: [] for factor in FACTORS}
     for _ in range(rounds):

@@ -1,8 +1,9 @@
 """Takes new connections in turns, so that the gateway's processes share them.
 
 All processes listen on one socket. Whichever wakes first would take all that wait: 32 clients that connect together
-mostly end up in one process, whose places are then full while the other's are empty. So each takes one and leaves the
-socket alone for a moment. When that goes on, so many come that they are shared anyway: it takes more at a time.
+mostly end up in one process, whose places are then full while the other's are empty. So each notes where all can see it
+how many it holds, and who holds more than another leaves what comes to the others for a moment. When connections wait
+nevertheless, turn after turn, it takes more at a time.
 A process that holds as many connections as it may takes none until some have ended.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,13 +20,39 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
 logger = logging.getLogger(__name__)
-PAUSE_S = 0.001  # time for another process to wake up and take the next connection
+# For another process, which may be in the middle of a turn of its loop: looks at whether it still holds fewer.
+LOOKS = 5
+LOOK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
 FLOOD_TURNS = 50  # one after the other in which somebody waited, until one more is taken at a time
+FULL_PAUSE_S = 0.001
 # Files or memory have run out: connections must end before there can be new ones.
 EXHAUSTED_PAUSE_S = 1.0
 # A TLS handshake may take longer than the process has to end.
 CLOSING_S = 1.0
+
+
+class Shares:
+    """How many connections each process holds, in memory that all share which were forked after this was made."""
+
+    SEATS = 64
+    """More than processes live at a time; two on one seat would only share less evenly."""
+
+    def __init__(self) -> None:
+        self._held = memoryview(mmap.mmap(-1, 4 * self.SEATS)).cast("I")  # one more than are held; 0: nobody sits there
+
+    def note(self, seat: int, connections: int) -> None:
+        """Tells the others how many connections the process on `seat` holds."""
+        self._held[seat % self.SEATS] = connections + 1
+
+    def leave(self, seat: int) -> None:
+        """Tells the others that the process on `seat` takes no more."""
+        self._held[seat % self.SEATS] = 0
+
+    def has_fewest(self, seat: int) -> bool:
+        """Whether no other process holds fewer connections."""
+        own = self._held[seat % self.SEATS]
+        return all(own <= held for held in self._held if held)
 
 
 class Acceptor:
@@ -34,13 +62,19 @@ class Acceptor:
         self,
         listener: socket.socket,
         make_protocol: Callable[[], asyncio.Protocol],
-        has_room: Callable[[], bool],
+        connections: Callable[[], int],
         *,
+        most_connections: int,
+        shares: Shares,
+        seat: int,
         ssl: SSLContext | None = None,
     ) -> None:
         self._listener = listener
         self._make_protocol = make_protocol
-        self._has_room = has_room
+        self._connections = connections
+        self._most_connections = most_connections
+        self._shares = shares
+        self._seat = seat
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._accepting: set[asyncio.Task[None]] = set()
@@ -50,6 +84,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Accepts no more; the socket stays open."""
+        self._shares.leave(self._seat)
         self._loop.remove_reader(self._listener)
         if self._timer is not None:
             self._timer.cancel()
@@ -61,15 +96,29 @@ class Acceptor:
             for task in late:
                 task.cancel()
 
+    def note(self) -> int:
+        """Tells the other processes how many connections this one holds, and says so."""
+        held = self._connections() + len(self._accepting)
+        self._shares.note(self._seat, held)
+        return held
+
     def _listen(self) -> None:
-        self._loop.add_reader(self._listener, self._accept)
+        self._loop.add_reader(self._listener, self._find_waiting)
+
+    def _find_waiting(self, looks: int = LOOKS) -> None:
+        self.note()
+        if looks and not self._shares.has_fewest(self._seat):
+            self._pause(LOOK_EVERY_S, self._find_waiting, looks - 1)
+        else:
+            self._accept()
 
     def _accept(self) -> None:
-        pause_s = PAUSE_S
+        pause_s = 0.0
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
-                if not self._has_room():
-                    break  # who comes now waits in the listener's queue, or for another process
+                if self.note() >= self._most_connections:
+                    pause_s = FULL_PAUSE_S  # who comes now waits in the listener's queue, or for another process
+                    break
                 connection, _address = self._listener.accept()
                 task = self._loop.create_task(self._connect(connection))
                 self._accepting.add(task)
@@ -80,8 +129,12 @@ class Acceptor:
         except OSError as error:
             logger.error("no connection accepted: %s", error.strerror)  # noqa: TRY400 — the sentence says it all
             pause_s = EXHAUSTED_PAUSE_S
+        self.note()
+        self._pause(pause_s, self._listen)
+
+    def _pause(self, seconds: float, then: Callable[..., None], *arguments: int) -> None:
         self._loop.remove_reader(self._listener)
-        self._timer = self._loop.call_later(pause_s, self._listen)
+        self._timer = self._loop.call_later(seconds, then, *arguments)
 
     async def _connect(self, connection: socket.socket) -> None:
         connection.settimeout(0)

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
-from gateway.acceptor import Acceptor
+from gateway.acceptor import Acceptor, Shares
 from gateway.early import EarlyRefusals
 from gateway.problems import raw_problem
 from gateway.refusals import BadHttp, HeadersTooLarge
@@ -44,6 +44,7 @@ MOST_HEADERS = 100
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
 BEAT_S = 5.0
+SHARES = Shares()  # Gunicorn's master imports this file, and then forks
 
 
 class OneWrite:
@@ -287,9 +288,11 @@ class GuardedProtocol(HttpToolsProtocol):
 class DrainingServer(Server):
     """Uvicorn's server, which at the first signal to stop only begins to drain."""
 
-    def __init__(self, config: Config, parts: Parts) -> None:
+    def __init__(self, config: Config, parts: Parts, seat: int) -> None:
         super().__init__(config)
         self._parts = parts
+        self._seat = seat
+        self._acceptors: list[Acceptor] = []
         self._drained_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -302,11 +305,19 @@ class DrainingServer(Server):
             )
             return protocol
 
-        def has_room() -> bool:
-            return len(self.server_state.connections) < self._parts.settings.max_connections
-
-        acceptors = [Acceptor(listener, make_protocol, has_room, ssl=self.config.ssl) for listener in sockets or []]
-        self.servers.extend(acceptors)  # type: ignore[arg-type]  # as good as servers for all that uvicorn does
+        self._acceptors = [
+            Acceptor(
+                listener,
+                make_protocol,
+                lambda: len(self.server_state.connections),
+                most_connections=self._parts.settings.max_connections,
+                shares=SHARES,
+                seat=self._seat,
+                ssl=self.config.ssl,
+            )
+            for listener in sockets or []
+        ]
+        self.servers.extend(self._acceptors)  # type: ignore[arg-type]  # as good as servers for all that uvicorn does
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts no more; what is just being accepted is a connection before uvicorn ends all there are."""
@@ -337,6 +348,8 @@ class DrainingServer(Server):
         """Whether to stop accepting: the drain is over, or uvicorn has a reason of its own."""
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             return True
+        for acceptor in self._acceptors:
+            acceptor.note()  # of connections that have ended
         return await super().on_tick(counter)
 
 
@@ -368,7 +381,7 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         # Uvicorn trusts 127.0.0.1's forwarded headers unless told otherwise.
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
-        server = DrainingServer(self.config, parts)
+        server = DrainingServer(self.config, parts, seat=self.age)
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True

@@ -243,7 +243,7 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
 
         connect(32)
         wait_until(lambda: sum(map(sockets_of, before)) >= sum(before.values()) + 32, 10)
-        assert min(sockets_of(pid) - count for pid, count in before.items()) >= 6
+        assert min(sockets_of(pid) - count for pid, count in before.items()) >= 12
 
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in before}
         for pid, (_, hard) in limits.items():
@@ -255,6 +255,32 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
         for connection in late:
             connection.sendall(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_process_that_was_killed_gets_its_share_of_connections_back(
+    start_gateway: Callable[..., tuple[str, int]], make_agent: type[FakeAgent], tmp_path: Path
+) -> None:
+    agent = make_agent()
+    base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="2")
+    wait_until(lambda: len(agent.processes) == 2, 20)
+    address = ("127.0.0.1", int(base.rsplit(":", 1)[1]))
+    with contextlib.ExitStack() as opened:
+
+        def connect(count: int) -> None:
+            for _ in range(count):
+                opened.enter_context(socket.create_connection(address, timeout=20))
+
+        connect(24)
+        first, second = workers_of(master)
+        wait_until(lambda: sockets_of(first) + sockets_of(second) >= 24, 10)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(agent.processes) == 3, 20)
+        time.sleep(0.5)  # as above
+        (new,) = workers_of(master) - {second}
+        before = {pid: sockets_of(pid) for pid in (new, second)}
+        connect(12)
+        wait_until(lambda: sockets_of(new) + sockets_of(second) >= sum(before.values()) + 12, 10)
+        assert sockets_of(new) - before[new] >= 9
 
 
 def test_a_reload_under_load_loses_no_request(start_gateway: Callable[..., tuple[str, int]]) -> None:
