@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 LOOKS = 5
 LOOK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
-FLOOD_TURNS = 50  # one after the other in which somebody waited, until one more is taken at a time
+FLOOD_TURNS = 8  # one after the other in which somebody waited, until one more is taken at a time
 FULL_PAUSE_S = 0.001
 # Files or memory have run out: connections must end before there can be new ones.
 EXHAUSTED_PAUSE_S = 1.0
