@@ -135,6 +135,7 @@ def create_app(
         await agents.close()
         await torchserve.close()
         await parts.callers.close()
+        tell_refused(parts)
 
     app = FastAPI(
         title="gradserve",
@@ -175,9 +176,17 @@ def look(parts: Parts) -> None:
     parts.callers.refresh_keys()
     parts.metrics.sample("predict", parts.dataplane.predict_places)
     parts.metrics.sample("explain", parts.dataplane.explain_places)
-    if parts.saturated:
-        logger.warning("saturated", extra={"refused": parts.saturated})
-        parts.saturated = 0
+    tell_refused(parts)
+
+
+def tell_refused(parts: Parts) -> None:
+    """Logs and counts the refusals for want of a place since the last time."""
+    for route, count in parts.refused_early.items():
+        parts.metrics.count_refused(route, count)
+    if refused := parts.saturated + parts.refused_early.total():
+        logger.warning("saturated", extra={"refused": refused})
+    parts.saturated = 0
+    parts.refused_early.clear()
 
 
 async def keep_fresh(parts: Parts) -> None:

@@ -6,10 +6,11 @@ request and response would cost as much again as reading the call and sending th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gateway.errors import Unavailable
-from gateway.exchange import Exchange, request_id_of
+from gateway.exchange import request_id_of
 from gateway.problems import raw_problem
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class EarlyRefusals:
         return places is not None and places.is_full()
 
     def answer(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The whole answer, with these headers too, counted as any other; None where the application has to answer.
+        """The whole answer, with these headers too; None where the application has to answer.
 
         It has to where an answer says more than this one: to other sites' pages, to who traces, while draining.
         """
@@ -42,11 +43,16 @@ class EarlyRefusals:
         says_more = parts.is_draining or parts.tracer is not None or parts.settings.cors_origins
         if says_more or scope["method"] != "POST" or not self.applies(scope["path"]):
             return None
-        error = Unavailable("saturated")
-        exchange = Exchange(request_id_of(scope))
-        exchange.route, exchange.status, exchange.code = scope["path"], error.status, error.code
-        timing = (b"server-timing", exchange.server_timing().encode("ascii"))
-        content = raw_problem(error, exchange.request_id, (*headers, timing))
-        parts.metrics.finish("POST", exchange)
-        parts.saturated += 1
-        return content
+        parts.refused_early[scope["path"]] += 1
+        request_id = request_id_of(scope).encode("ascii")
+        head, between, rest = _around_id(len(request_id))
+        own = (b"\r\n%b: %b" % header for header in headers)
+        return b"".join((head, request_id, *own, between, request_id, rest))
+
+
+@lru_cache(maxsize=128)
+def _around_id(length: int) -> tuple[bytes, bytes, bytes]:
+    """The answer without the request's id, which has this length and is told twice."""
+    mark = "~" * length  # no id has this character
+    head, between, rest = raw_problem(Unavailable("saturated"), mark).split(mark.encode("ascii"))
+    return head, between, rest

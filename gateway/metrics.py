@@ -118,6 +118,11 @@ class Metrics:
                 label = self._class_label(exchange.version, entry["class"])
                 self._histogram(self._confidence, exchange.version, label).observe(entry["confidence"])
 
+    def count_refused(self, route: str, count: int) -> None:
+        """Counts calls refused for want of a place; not their times, which would hide how slow the answers are."""
+        self._counter(self._requests, route, "POST", "503").inc(count)
+        self._counter(self._refused, "saturated").inc(count)
+
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
         """Counts images that were to be mirrored to the shadow `version`."""
         self._counter(self._shadow, version, outcome).inc(images)

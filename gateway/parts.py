@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Parts:
     """The application's parts.
 
-    `is_draining` changes once, when the process is told to stop; `saturated` counts refusals for want of a place until
-    they are logged.
+    `is_draining` changes once, when the process is told to stop. `saturated` counts refusals for want of a place until
+    they are logged, `refused_early` those of gateway/early.py by their route until they are in the metrics too.
     """
 
     settings: Settings
@@ -38,6 +39,7 @@ class Parts:
     tracer: Tracer | None = None
     is_draining: bool = False
     saturated: int = 0
+    refused_early: Counter[str] = field(default_factory=Counter)
 
 
 def parts_of(request: Request) -> Parts:

@@ -155,10 +155,12 @@ def test_calls_without_a_place_are_refused_on_connections_that_go_on(
     with ThreadPoolExecutor(8) as pool:
         statuses = [status for answers in pool.map(call_often, range(8)) for status in answers]
     assert {200, 503} == set(statuses)
-    counted = httpx.get(f"{base}/metrics").text
     refused = statuses.count(503)
-    assert f'gateway_refused_total{{code="saturated"}} {refused}.0' in counted
-    assert f'gateway_requests_total{{method="POST",route="/predict",status="503"}} {refused}.0' in counted
+    counts = (
+        f'gateway_refused_total{{code="saturated"}} {refused}.0',
+        f'gateway_requests_total{{method="POST",route="/predict",status="503"}} {refused}.0',
+    )
+    wait_until(lambda: all(count in httpx.get(f"{base}/metrics").text for count in counts), 10)
 
 
 def test_connections_over_the_limit_wait_for_others_to_end(start_gateway: Callable[..., tuple[str, int]]) -> None:
