@@ -11,7 +11,6 @@ import gc
 import signal
 import sys
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
@@ -22,6 +21,7 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has 
 
 from gateway.acceptor import Acceptor, Shares
 from gateway.early import EarlyRefusals
+from gateway.exchange import new_request_id
 from gateway.problems import raw_problem
 from gateway.refusals import BadHttp, HeadersTooLarge
 
@@ -222,7 +222,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Answers what is no request in the one shape that errors have, and hangs up."""
         error = HeadersTooLarge(self.max_header_bytes, MOST_HEADERS) if self._is_oversized else BadHttp()
         self._stop_clock()
-        self.transport.write(raw_problem(error, uuid.uuid4().hex))
+        self.transport.write(raw_problem(error, new_request_id()))
         self.transport.close()
 
     def shutdown(self) -> None:

@@ -229,13 +229,17 @@ def test_metrics_add_up_over_the_workers(gateway: tuple[str, int]) -> None:
     assert [count() for _ in range(6)] == [first] * 6, "whichever worker is asked"
 
 
+def wait_until_listening(agent: FakeAgent, processes: int) -> None:
+    wait_until(lambda: len(agent.processes) == processes, 20)
+    time.sleep(0.5)  # they ask the agent just before they listen, and close the connection that asked if they were up
+
+
 def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_files_for_them(
     start_gateway: Callable[..., tuple[str, int]], make_agent: type[FakeAgent], tmp_path: Path
 ) -> None:
     agent = make_agent()
     base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="2")
-    wait_until(lambda: len(agent.processes) == 2, 20)
-    time.sleep(0.5)  # they ask the agent just before they listen, and close the connection that asked if they were up
+    wait_until_listening(agent, 2)
     address = ("127.0.0.1", int(base.rsplit(":", 1)[1]))
     before = {pid: sockets_of(pid) for pid in workers_of(master)}
     with contextlib.ExitStack() as opened:
@@ -264,7 +268,7 @@ def test_a_process_that_was_killed_gets_its_share_of_connections_back(
 ) -> None:
     agent = make_agent()
     base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="2")
-    wait_until(lambda: len(agent.processes) == 2, 20)
+    wait_until_listening(agent, 2)
     address = ("127.0.0.1", int(base.rsplit(":", 1)[1]))
     with contextlib.ExitStack() as opened:
 
@@ -276,8 +280,7 @@ def test_a_process_that_was_killed_gets_its_share_of_connections_back(
         first, second = workers_of(master)
         wait_until(lambda: sockets_of(first) + sockets_of(second) >= 24, 10)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: len(agent.processes) == 3, 20)
-        time.sleep(0.5)  # as above
+        wait_until_listening(agent, 3)
         (new,) = workers_of(master) - {second}
         before = {pid: sockets_of(pid) for pid in (new, second)}
         connect(12)
