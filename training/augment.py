@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from handlers import network  # noqa: F401 - makes torchvision importable beside a CPU-only torch
 from handlers.preprocess import normalise
+from training.randaugment import ArrayRandAugment
 
-# After handlers.network, which declares what torchvision's import needs.
-from torchvision.transforms import RandAugment, RandomErasing  # isort: skip
+# After training.randaugment, which makes torchvision importable beside a CPU-only torch.
+from torchvision.transforms import RandomErasing  # isort: skip
 from torchvision.transforms.v2 import CutMix  # isort: skip
 
 if TYPE_CHECKING:
@@ -43,9 +42,12 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
         grey = [round(255 * mean) for mean in size.mean]
-        self._randaugment = _QuickRandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
-        self._erase = RandomErasing(augmentation.erasing, scale=(0.02, 0.25), value=0)
+        self._randaugment = ArrayRandAugment(
+            augmentation.operations, augmentation.magnitude, size=images.images.shape[1:3], fill=grey
+        )
+        self._erase = RandomErasing(1.0, scale=(0.02, 0.25), value=0)
         self._cutmix = CutMix(num_classes=len(images.classes))
+        self._epoch = -1
 
     def __len__(self) -> int:
         """How many pictures there are."""
@@ -64,52 +66,37 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         epoch = items[0][0]
         indices = np.array([index for _, index in items])
         flips = (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
-        seeds = [_seeds(self.seed, epoch, int(index)) for index in indices]
+        seeds = self._seeds(epoch)[indices]
+        erased, mixed = seeds[:, 1] < np.array([[self.augmentation.erasing], [self.augmentation.cutmix]]) * 2**32
         with torch.random.fork_rng(devices=[]):
             padded = _padded(self.images.images[indices])
-            pixels = [self._vary(*picture) for picture in zip(padded, flips, seeds, strict=True)]
+            pixels = [self._vary(*picture) for picture in zip(padded, flips, seeds[:, 0].tolist(), strict=True)]
             images = torch.from_numpy(normalise(np.stack(pixels), self.size))
-            if self.augmentation.erasing:
-                images = torch.stack([self._erased(*picture) for picture in zip(images, seeds, strict=True)])
+            for place in np.flatnonzero(erased).tolist():
+                torch.default_generator.manual_seed(int(seeds[place, 1]))
+                images[place] = self._erase(images[place])
             labels = torch.from_numpy(self.images.labels[indices])
-            if self._is_mixed(seeds[0]):
+            if mixed[0]:
+                torch.default_generator.manual_seed(int(seeds[0, 1]))
                 images, labels = self._cutmix(images, labels)
         return images, labels
 
-    def _is_mixed(self, seeds: tuple[int, int]) -> bool:
-        """Whether the batch that begins with the picture of these seeds is; how follows from the second seed."""
-        if not self.augmentation.cutmix:
-            return False
-        torch.default_generator.manual_seed(seeds[1])
-        return float(torch.rand(())) < self.augmentation.cutmix
+    def _seeds(self, epoch: int) -> NDArray[np.unsignedinteger]:
+        """Two numbers below 2³² for each picture: the first seeds its variation, the second erasing and mixing."""
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._epoch_seeds = np.random.SeedSequence((self.seed, epoch)).generate_state(2 * len(self)).reshape(-1, 2)
+        return self._epoch_seeds
 
-    def _vary(self, padded: NDArray[np.uint8], is_flipped: bool, seeds: tuple[int, int]) -> NDArray[np.uint8]:  # noqa: FBT001
+    def _vary(self, padded: NDArray[np.uint8], is_flipped: bool, seed: int) -> NDArray[np.uint8]:  # noqa: FBT001
         """A cut-out (H, W, 3) of the padded picture, flipped or not, after RandAugment."""
-        torch.default_generator.manual_seed(seeds[0])
+        torch.default_generator.manual_seed(seed)
         down, right = torch.randint(0, 2 * _CROP_PADDING + 1, (2,)).tolist()
         height, width = (side - 2 * _CROP_PADDING for side in padded.shape[:2])
         image = padded[down : down + height, right : right + width]
         if is_flipped:
             image = image[:, ::-1]
-        if not self.augmentation.operations:
-            return image
-        return np.asarray(self._randaugment(Image.fromarray(np.ascontiguousarray(image))))
-
-    def _erased(self, image: torch.Tensor, seeds: tuple[int, int]) -> torch.Tensor:
-        torch.default_generator.manual_seed(seeds[1])
-        return self._erase(image)  # type: ignore[no-any-return]
-
-
-class _QuickRandAugment(RandAugment):  # type: ignore[misc]
-    """torchvision's, less the table of all operations that it makes anew for each picture: half of its time."""
-
-    _space: dict[str, Any] | None = None
-
-    def _augmentation_space(self, num_bins: int, image_size: tuple[int, int]) -> dict[str, Any]:
-        # The pictures of one training are of one size.
-        if self._space is None:
-            self._space = super()._augmentation_space(num_bins, image_size)
-        return self._space
+        return self._randaugment(image)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -169,11 +156,6 @@ def training_loader(
 
 def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
     return batch
-
-
-def _seeds(*entropy: int) -> tuple[int, int]:
-    first, second = np.random.SeedSequence(entropy).generate_state(2)
-    return int(first), int(second)
 
 
 def _padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

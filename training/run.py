@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 FILES = ("best.pth", "contract.json", "history.json", "curves.png")
 
+_AVERAGED_EVERY = 4  # steps: at each one it would take a thirtieth of the time, and the average would be the same
+
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -129,6 +131,8 @@ class Run:
             for index, (images, labels) in enumerate(bar):
                 rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, phase.warm_up)
                 sums += self._step(images, labels, size, rate)
+                if self.recipe.average and ((index + 1) % _AVERAGED_EVERY == 0 or index + 1 == len(batches)):
+                    self.averaged.update_parameters(self.network)
                 if (now := time.perf_counter()) > shown + 1:  # to read them at each step would hold a GPU up
                     shown = now
                     bar.set_postfix(_figures(sums, self.team.processes / (now - started)), refresh=False)
@@ -285,15 +289,14 @@ class Run:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        if self.recipe.average:
-            self.averaged.update_parameters(self.network)
         classes = labels if labels.ndim == 1 else labels.argmax(1)
         hits = (logits.detach().argmax(1) == classes).sum()
         return torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""
-        decay = min(self.recipe.average, (1 + int(count)) / (10 + int(count)))
+        steps = _AVERAGED_EVERY * int(count)
+        decay = min(self.recipe.average, (1 + steps) / (10 + steps)) ** _AVERAGED_EVERY
         get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def _make_optimiser(self, phase: Phase) -> torch.optim.SGD:

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.randaugment import ArrayRandAugment
+
+# After training.randaugment, which makes torchvision importable beside a CPU-only torch.
+from torchvision.transforms import RandAugment  # isort: skip
+
+FILL = [125, 123, 114]
+NOISE = np.random.default_rng(0).integers(0, 256, (300, 24, 32, 3), np.uint8)
+PICTURES = {
+    "noise": NOISE,
+    "dull": NOISE // 4 + 90,
+    "few values": NOISE // 100 * 40,
+    "one colour": np.broadcast_to(NOISE[:, :1, :1], NOISE.shape),
+    "flipped": NOISE[:, :, ::-1],
+}
+
+
+@pytest.mark.parametrize("pictures", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize(("operations", "magnitude"), [(1, 5), (2, 9), (3, 30), (2, 0)])
+def test_pictures_are_those_of_torchvision(pictures, operations, magnitude):
+    own = ArrayRandAugment(operations, magnitude, size=(24, 32), fill=FILL)
+    theirs = RandAugment(operations, magnitude, fill=FILL)
+    for seed, pixels in enumerate(pictures):
+        torch.manual_seed(seed)
+        varied = own(pixels)
+        torch.manual_seed(seed)
+        expected = theirs(Image.fromarray(np.ascontiguousarray(pixels)))
+        np.testing.assert_array_equal(varied, np.asarray(expected))
