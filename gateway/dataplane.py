@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.versions import Kind, Target, Versions
 
 FRAME_BYTES = 4
-# Rows that a batch is cut into, and has in flight, for each ready worker: TorchServe hands a worker two at once.
+# Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
 
 
@@ -153,7 +153,7 @@ class DataPlane:
             return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
 
     def _images_a_row(self, count: int, workers: int) -> int:
-        return min(self._chunk_images, math.ceil(count / (workers * ROWS_PER_WORKER)))
+        return min(self._chunk_images, math.ceil(count / workers))
 
 
 def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:

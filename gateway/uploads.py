@@ -7,6 +7,7 @@ picture. What the bytes are, the handler finds out.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
@@ -35,6 +36,8 @@ MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 1024
 # What a multipart body may have beyond its images: boundaries and part headers.
 PART_OVERHEAD_BYTES = 2 * 1024
+# How clients announce a file, unless its name needs escapes: to parse that takes a third of the form's time.
+_PLAIN_FILE = re.compile(rb'form-data; name="?file"?(?:; filename="[^"\\;]*")?')
 
 
 class ClientGoneError(Exception):
@@ -216,8 +219,8 @@ class ImageForm:
         self._header_name = self._header_value = b""
 
     def _check_part(self) -> None:
-        _, parameters = parse_options_header(self._headers.get(b"content-disposition"))
-        name = parameters.get(b"name", b"")
+        disposition = self._headers.get(b"content-disposition", b"")
+        name = b"file" if _PLAIN_FILE.fullmatch(disposition) else parse_options_header(disposition)[1].get(b"name", b"")
         if name != b"file":
             raise UnexpectedField(name.decode("utf-8", "replace"))
         if len(self._images) >= self._max_images:

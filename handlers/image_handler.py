@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from handlers.model import ServedModel
 
 logger = logging.getLogger(__name__)
+_METRICS = logging.getLogger("ts.metrics")
 
 _EXPLAIN_SUFFIX = "-explain"
 _EXPLAIN_NICENESS = 10
@@ -63,9 +64,8 @@ class ImageHandler:
         Raises:
             RuntimeError: the model cannot be served, and why; TorchServe reports no other kind.
         """
-        # TorchServe logs a line per request at INFO; its metrics travel as INFO lines of their own logger.
+        # TorchServe logs a line per request at INFO.
         logging.getLogger().setLevel(logging.WARNING)
-        logging.getLogger("ts.metrics").setLevel(logging.INFO)
         explains = context.model_name.endswith(_EXPLAIN_SUFFIX)
         if explains:
             os.nice(_EXPLAIN_NICENESS)
@@ -88,7 +88,12 @@ class ImageHandler:
         answers = self._model.answer([wire.read_row(part, context, index) for index, part in enumerate(data)])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.content_type)
-        if context.metrics is not None and time.monotonic() > self._told_at + _TELL_EVERY_S:
+        tells = context.metrics is not None and time.monotonic() > self._told_at + _TELL_EVERY_S
+        # Metrics travel as INFO lines; the one of TorchServe's own comes once this has returned.
+        level = logging.INFO if tells else logging.WARNING
+        if _METRICS.level != level:  # to set it costs more than one such line
+            _METRICS.setLevel(level)
+        if tells:
             self._tell_times(context.metrics)
         return [answer.body for answer in answers]
 

@@ -23,6 +23,7 @@ from handlers import wire
 from handlers.build import ArchiveError, verify_files
 from handlers.engines import Engine, EngineError, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
+from handlers.plain_png import read_plain_png
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
 from handlers.reference import Reference, load_reference
 
@@ -146,10 +147,13 @@ class ServedModel:
         size = self.contract.input
         if job.row.kind == "explain":
             job.target, job.method = self._choices(job.row.options)
-        picture = decode_for_network(job.data, size)
-        job.pixels = prepare(picture.image, size)
-        if job.row.kind == "explain":
-            job.picture = picture  # kept for the overlay only
+        else:
+            job.pixels = read_plain_png(job.data, size)
+        if job.pixels is None:
+            picture = decode_for_network(job.data, size)
+            job.pixels = prepare(picture.image, size)
+            if job.row.kind == "explain":
+                job.picture = picture  # kept for the overlay only
 
     def _choices(self, options: wire.Options) -> tuple[int, str]:
         """The target's index, or -1 for the top class, and the method."""
@@ -216,7 +220,10 @@ class ServedModel:
         if job.probabilities is None:
             raise RuntimeError("an image has neither probabilities nor an error")
         probabilities = job.probabilities.tolist()
-        best = nlargest(job.row.options.top_k, range(len(probabilities)), key=probabilities.__getitem__)
+        if job.row.options.top_k == 1:
+            best = [probabilities.index(max(probabilities))]
+        else:
+            best = nlargest(job.row.options.top_k, range(len(probabilities)), key=probabilities.__getitem__)
         top = [{"class": self.contract.classes[index], "confidence": round(probabilities[index], 6)} for index in best]
         return {**top[0], "top": top}
 

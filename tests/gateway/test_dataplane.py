@@ -43,7 +43,7 @@ def test_a_batch_is_cut_so_that_every_worker_has_work(stand: Stand) -> None:
     answer = post_batch(stand, images)
     assert names(answer) == [("cat", "dog", "frog")[index % 3] for index in range(20)]
     sizes = sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
-    assert sizes == [5, 5, 5, 5], "two workers that take two rows at once, twenty images"
+    assert sizes == [10, 10], "two workers, twenty images"
 
 
 def test_a_large_batch_is_cut_into_rows_of_at_most_the_setting(make_stand: Callable[..., Stand]) -> None:
