@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+# With the nearest neighbour for interpolation, these move pixels and change none: where to is the same each time.
+_MOVES = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
 _VALUES = np.arange(256)
 _LUMA = np.array([19_595, 38_470, 7_471])  # ITU-R 601-2 in 1/65536, as Pillow rounds it
 
@@ -38,12 +40,18 @@ class ArrayRandAugment:
     def __init__(self, operations: int, magnitude: int, *, size: tuple[int, int], fill: list[int]) -> None:
         """Takes the pictures' (height, width), and the colour of what a shift uncovers."""
         self.operations = operations
-        self.fill = fill
+        self._fill = np.array([fill], np.uint8)
         bins = 31
         space = RandAugment(operations, magnitude)._augmentation_space(bins, size)  # noqa: SLF001 - made once, not for each picture
         self._space = [
             (name, float(values[magnitude]) if values.ndim else 0.0, signed) for name, (values, signed) in space.items()
         ]
+        self._origins = {
+            (name, signed): _origins(name, signed, size)
+            for name, magnitude, _ in self._space
+            if name in _MOVES
+            for signed in (magnitude, -magnitude)
+        }
 
     def __call__(self, pixels: Pixels) -> Pixels:
         """The varied picture; draws from torch's global generator as torchvision does."""
@@ -51,13 +59,30 @@ class ArrayRandAugment:
             name, magnitude, signed = self._space[int(torch.randint(len(self._space), (1,)))]
             if signed and torch.randint(2, (1,)):
                 magnitude = -magnitude
-            if own := _ON_ARRAYS.get(name):
+            if name in _MOVES:
+                known = np.concatenate([self._fill, pixels.reshape(-1, 3)])
+                pixels = known.take(self._origins[name, magnitude], axis=0, mode="clip")
+            elif own := _ON_ARRAYS.get(name):
                 pixels = own(pixels, magnitude)
             else:
-                image = Image.fromarray(np.ascontiguousarray(pixels))
-                varied = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, self.fill)
-                pixels = np.frombuffer(varied.tobytes(), np.uint8).reshape(pixels.shape)
+                pixels = np.asarray(_by_torchvision(Image.fromarray(np.ascontiguousarray(pixels)), name, magnitude))
         return pixels
+
+
+def _origins(name: str, magnitude: float, size: tuple[int, int]) -> NDArray[np.intp]:
+    """Where each pixel (H, W) comes from: 0 from nowhere, else one more than its place in the picture.
+
+    Seen on a picture of these numbers, in base 256.
+    """
+    places = np.arange(1, size[0] * size[1] + 1).reshape(size)
+    image = Image.fromarray(np.stack([places >> 16, places >> 8, places], axis=-1).astype(np.uint8))
+    origins: NDArray[np.intp] = np.asarray(_by_torchvision(image, name, magnitude)) @ np.array([65_536, 256, 1])
+    return origins
+
+
+def _by_torchvision(image: Image.Image, name: str, magnitude: float) -> Image.Image:
+    varied: Image.Image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, [0, 0, 0])
+    return varied
 
 
 def _identity(pixels: Pixels, _: float) -> Pixels:
@@ -69,8 +94,18 @@ def _brightness(pixels: Pixels, magnitude: float) -> Pixels:
 
 
 def _contrast(pixels: Pixels, magnitude: float) -> Pixels:
-    grey = pixels @ _LUMA + 32_768 >> 16
-    return _blended(pixels, int(grey.mean() + 0.5), 1 + magnitude)
+    return _blended(pixels, int(_grey(pixels).mean() + 0.5), 1 + magnitude)
+
+
+def _color(pixels: Pixels, magnitude: float) -> Pixels:
+    grey = _grey(pixels)[..., None]
+    values = grey.astype(np.float32) + np.float32(1 + magnitude) * (pixels - grey).astype(np.float32)
+    return np.clip(values, 0, 255).astype(np.uint8)
+
+
+def _grey(pixels: Pixels) -> NDArray[np.intp]:
+    grey: NDArray[np.intp] = pixels @ _LUMA + 32_768 >> 16
+    return grey
 
 
 def _blended(pixels: Pixels, grey: int, share: float) -> Pixels:
@@ -116,10 +151,11 @@ def _looked_up(table: NDArray[Any], pixels: Pixels) -> Pixels:
     return np.take(table.astype(np.uint8), pixels, mode="clip")  # 'clip' spares a check of each index
 
 
-# Those for which Pillow makes a table in Python for each picture.
+# Those that take Pillow longer, mostly because it makes a table in Python for each picture.
 _ON_ARRAYS: dict[str, Callable[[Pixels, float], Pixels]] = {
     "Identity": _identity,
     "Brightness": _brightness,
+    "Color": _color,
     "Contrast": _contrast,
     "Posterize": _posterize,
     "Solarize": _solarize,
