@@ -93,6 +93,7 @@ def create_app(
         explain=Places(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
         timeout_s=settings.timeout_s,
+        processes=settings.workers,
     )
     parts = Parts(
         settings,

@@ -49,6 +49,7 @@ class DataPlane:
         explain: Places,
         chunk_images: int,
         timeout_s: float,
+        processes: int,
     ) -> None:
         self.predict_places = predict
         self.explain_places = explain
@@ -56,7 +57,7 @@ class DataPlane:
         self._upstream = upstream
         self._chunk_images = chunk_images
         self._timeout_s = timeout_s
-        self._shared = SharedRows(upstream, chunk_images)
+        self._shared = SharedRows(upstream, chunk_images, processes)
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
         """The prediction for one image: `class`, `confidence` and `top`.

@@ -1,8 +1,8 @@
 """Pictures that arrive together travel together: single images of several callers as one row to TorchServe.
 
-To TorchServe and the handler a row costs more than a small picture in it. So only as many rows as the version has
-workers are on their way from here at a time. While there are fewer nobody waits; who comes when there are as many goes,
-with all the others who do, when one has come back.
+To TorchServe and the handler a row costs more than a small picture in it. So from all gateway processes together only
+about as many rows as the version has workers are on their way at a time. While there are fewer nobody waits; who comes
+when there are as many goes, with all the others who do, when one has come back.
 
 Nobody gets another's answer: a row holds images of one target and one `top_k`, its entries are handed out by position,
 each to the call whose image was put there, and an answer with another number of entries is none. Each call keeps its
@@ -12,6 +12,7 @@ own deadline; the row's is the latest of them, and who has left before it goes i
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -32,11 +33,12 @@ STALLED_S = 0.5
 
 
 class SharedRows:
-    """Sends images through `upstream` in rows of at most `most_images`."""
+    """Sends images through `upstream` in rows of at most `most_images`, as one of `processes` that do so."""
 
-    def __init__(self, upstream: TorchServe, most_images: int) -> None:
+    def __init__(self, upstream: TorchServe, most_images: int, processes: int) -> None:
         self._upstream = upstream
         self._most_images = most_images
+        self._processes = processes
         # Weak: a line goes when nobody waits in it and none of its rows is on its way.
         self._lines: WeakValueDictionary[tuple[str, str, str, int], Line] = WeakValueDictionary()
 
@@ -51,7 +53,7 @@ class SharedRows:
         key = (target.inference_url, target.model, target.version, top_k)
         line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = Line(self._upstream, self._most_images, top_k)
+            line = self._lines[key] = Line(self._upstream, self._most_images, self._processes, top_k)
         call = Call(image, deadline, exchange)
         if line.is_idle():
             await line.send([call], target)  # as part of this task: one of its own costs turns of the loop
@@ -85,9 +87,10 @@ class Call:
 class Line:
     """The calls with one target and one `top_k`: those who wait, and the rows on their way."""
 
-    def __init__(self, upstream: TorchServe, most_images: int, top_k: int) -> None:
+    def __init__(self, upstream: TorchServe, most_images: int, processes: int, top_k: int) -> None:
         self._upstream = upstream
         self._most_images = most_images
+        self._processes = processes
         self._top_k = top_k
         self._waiting: deque[Call] = deque()
         self._rows: set[asyncio.Task[None]] = set()
@@ -104,7 +107,8 @@ class Line:
         asyncio.get_running_loop().call_soon(self._send_rows, target)
 
     def _send_rows(self, target: Target) -> None:
-        while len(self._rows) < target.workers and (calls := self._next_row()):
+        share = math.ceil(target.workers / self._processes)
+        while len(self._rows) < share and (calls := self._next_row()):
             self._rows.add(asyncio.create_task(self.send(calls, target)))
 
     def _next_row(self) -> list[Call]:

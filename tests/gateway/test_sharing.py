@@ -44,8 +44,8 @@ class Upstream:
     rows: list[tuple[str, dict[str, Any], list[bytes]]] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
 
-    def shared(self) -> SharedRows:
-        return SharedRows(TorchServe(httpx.MockTransport(self)), MOST_IMAGES)
+    def shared(self, processes: int = 1) -> SharedRows:
+        return SharedRows(TorchServe(httpx.MockTransport(self)), MOST_IMAGES, processes)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
         options = json.loads(request.headers["x-gradserve"])
@@ -194,6 +194,23 @@ def test_who_comes_while_all_rows_are_away_goes_with_the_next(run: Run) -> None:
     run(scene())
     assert images_of(upstream) == [["0"], ["1"], ["2", "3", "4", "5"], ["6", "7"]]
     assert upstream.sent_at == pytest.approx([0.0, 0.01, 0.1, 0.11], abs=1e-6)
+
+
+@pytest.mark.parametrize(("workers", "processes", "rows"), [(2, 2, 1), (3, 2, 2), (1, 4, 1), (4, 1, 4)])
+def test_the_gateways_processes_share_the_workers(run: Run, workers: int, processes: int, rows: int) -> None:
+    upstream = Upstream([("answered", 0.1)] * rows)
+
+    async def scene() -> None:
+        shared, to = upstream.shared(processes), target(workers=workers)
+        waiting = []
+        for number in range(8):
+            waiting.append(asyncio.create_task(predict(shared, f"{number}".encode(), to=to)))
+            await asyncio.sleep(0.001)
+        await asyncio.gather(*waiting)
+
+    run(scene())
+    assert [len(images) for images in images_of(upstream)[:rows]] == [1] * rows
+    assert upstream.sent_at[rows] >= 0.1, "one more row than this process's share"
 
 
 def test_a_lone_picture_goes_at_once_and_as_it_is(run: Run) -> None:
