@@ -47,10 +47,10 @@ class ArrayRandAugment:
             (name, float(values[magnitude]) if values.ndim else 0.0, signed) for name, (values, signed) in space.items()
         ]
         self._origins = {
-            (name, signed): _origins(name, signed, size)
+            (name, either): _origins(name, either, size)
             for name, magnitude, _ in self._space
             if name in _MOVES
-            for signed in (magnitude, -magnitude)
+            for either in (magnitude, -magnitude)
         }
 
     def __call__(self, pixels: Pixels) -> Pixels:
@@ -81,6 +81,7 @@ def _origins(name: str, magnitude: float, size: tuple[int, int]) -> NDArray[np.i
 
 
 def _by_torchvision(image: Image.Image, name: str, magnitude: float) -> Image.Image:
+    # Filled with 0 where a move uncovers, which `_origins` counts on; what else comes here uncovers nothing.
     varied: Image.Image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, [0, 0, 0])
     return varied
 
