@@ -170,16 +170,18 @@ def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> f
 
 
 def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, Any]:
-    """The open-loop curve, and a flood at FLOOD times the sustainable rate."""
+    """The open-loop curve, and a flood at FLOOD times the sustainable rate, which is measured anew in each round."""
     address = Address(released.gateway, single("/predict", released.key))
     closed_loop(address, CLIENTS, WARM_UP_S)
-    sustainable = statistics.median(closed_loop(address, CLIENTS, seconds).rate() for _ in range(rounds))
+    rates = []
     points: dict[float, list[Measurement]] = {factor: [] for factor in FACTORS}
     for _ in range(rounds):
+        rates.append(closed_loop(address, CLIENTS, seconds).rate())
         for factor in FACTORS:
-            points[factor].append(open_loop(address, factor * sustainable, seconds))
+            points[factor].append(open_loop(address, factor * rates[-1], seconds))
             last = points[factor][-1]
             print(f"{factor:5.2f}x  {last.rate():7.1f}/s good  p99 {last.latency_ms(0.99) or 0:6.1f} ms", flush=True)
+    sustainable = statistics.median(rates)
     peak = max(statistics.median(m.rate() for m in measurements) for measurements in points.values())
     before_peak = []
     for _ in range(rounds):
@@ -288,11 +290,12 @@ def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
         curve = {point["factor"]: point for point in overload["curve"]}
         peak = max(point["good_per_s"] for point in curve.values())
         beyond = [point for factor, point in curve.items() if factor >= 1]
-        worst = min(point["good_per_s"] for point in beyond)
+        # More than was offered cannot be answered: where the rate was estimated too low, 1x is less than the peak.
+        worst = min(point["good_per_s"] / min(peak, point["offered_per_s"]) for point in beyond)
         slowest = max(point["p99_ms"] or float("inf") for point in beyond)
         calm_ms = overload["before_peak"]["p99_ms"]
         goals += [
-            ("goodput from 1x to 3x, share of the peak", round(worst / peak, 3), "at least", 0.9),
+            ("goodput from 1x to 3x, share of the peak or of what was offered", round(worst, 3), "at least", 0.9),
             ("p99 from 1x to 3x, times that at 0.9 of the peak", round(slowest / calm_ms, 2), "at most", 2.0),
             ("s until normal after a flood", overload["flood"]["normal_after_s"], "at most", 2.0),
         ]

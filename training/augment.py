@@ -69,9 +69,8 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         seeds = self._seeds(epoch)[indices]
         erased, mixed = seeds[:, 1] < np.array([[self.augmentation.erasing], [self.augmentation.cutmix]]) * 2**32
         with torch.random.fork_rng(devices=[]):
-            padded = _padded(self.images.images[indices])
-            pixels = [self._vary(*picture) for picture in zip(padded, flips, seeds[:, 0].tolist(), strict=True)]
-            images = torch.from_numpy(normalise(np.stack(pixels), self.size))
+            pictures = self._varied(self.images.images[indices], flips, seeds[:, 0])
+            images = torch.from_numpy(normalise(pictures, self.size))
             for place in np.flatnonzero(erased).tolist():
                 torch.default_generator.manual_seed(int(seeds[place, 1]))
                 images[place] = self._erase(images[place])
@@ -88,15 +87,21 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self._epoch_seeds = np.random.SeedSequence((self.seed, epoch)).generate_state(2 * len(self)).reshape(-1, 2)
         return self._epoch_seeds
 
-    def _vary(self, padded: NDArray[np.uint8], is_flipped: bool, seed: int) -> NDArray[np.uint8]:  # noqa: FBT001
-        """A cut-out (H, W, 3) of the padded picture, flipped or not, after RandAugment."""
-        torch.default_generator.manual_seed(seed)
-        down, right = torch.randint(0, 2 * _CROP_PADDING + 1, (2,)).tolist()
-        height, width = (side - 2 * _CROP_PADDING for side in padded.shape[:2])
-        image = padded[down : down + height, right : right + width]
-        if is_flipped:
-            image = image[:, ::-1]
-        return self._randaugment(image)
+    def _varied(
+        self, pictures: NDArray[np.uint8], flips: NDArray[np.bool_], seeds: NDArray[np.unsignedinteger]
+    ) -> NDArray[np.uint8]:
+        """Cut-outs (N, H, W, 3) of the padded pictures, flipped or not, after RandAugment."""
+        count, height, width, channels = pictures.shape
+        varied = np.empty((count, channels, height, width), np.uint8)
+        drawn = []
+        for place, (padded, is_flipped, seed) in enumerate(zip(_padded(pictures), flips, seeds.tolist(), strict=True)):
+            torch.default_generator.manual_seed(seed)
+            down, right = torch.randint(0, 2 * _CROP_PADDING + 1, (2,)).tolist()
+            cut = padded[down : down + height, right : right + width].transpose(2, 0, 1)
+            varied[place] = cut[..., ::-1] if is_flipped else cut
+            drawn.append(self._randaugment.draw())
+        self._randaugment.vary(varied, drawn)
+        return varied.transpose(0, 2, 3, 1)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

@@ -1,7 +1,7 @@
 """torchvision's RandAugment for arrays: the same pictures from the same random numbers, in a fraction of the time.
 
 On two cores the loader's process takes from the training what it needs, and more: while it has a core, the other waits
-for that core's share of a convolution.
+for that core's share of a convolution. So pictures are varied together, those of a batch that drew the same operation.
 """
 
 from __future__ import annotations
@@ -19,20 +19,22 @@ from torchvision.transforms import InterpolationMode, RandAugment  # isort: skip
 from torchvision.transforms.autoaugment import _apply_op  # isort: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    Pixels = NDArray[np.uint8]
+    Pictures = NDArray[np.uint8]  # (N, 3, H, W)
+
+Operation = tuple[str, float]  # its name in torchvision and its magnitude
 
 # With the nearest neighbour for interpolation, these move pixels and change none: where to is the same each time.
 _MOVES = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
 _VALUES = np.arange(256)
-_LUMA = np.array([19_595, 38_470, 7_471])  # ITU-R 601-2 in 1/65536, as Pillow rounds it
+_LUMA = np.array([19_595, 38_470, 7_471], np.float32)
 
 
 class ArrayRandAugment:
-    """`operations` random ones of torchvision's 14, at `magnitude` of 31, to pictures (H, W, 3) uint8 of one size.
+    """`operations` random ones of torchvision's 14, at `magnitude` of 31, to pictures of one size.
 
     Source: Cubuk et al. 2019, https://arxiv.org/abs/1909.13719
     """
@@ -40,7 +42,7 @@ class ArrayRandAugment:
     def __init__(self, operations: int, magnitude: int, *, size: tuple[int, int], fill: list[int]) -> None:
         """Takes the pictures' (height, width), and the colour of what a shift uncovers."""
         self.operations = operations
-        self._fill = np.array([fill], np.uint8)
+        self._fill = np.array(fill, np.uint8)[:, None]
         bins = 31
         space = RandAugment(operations, magnitude)._augmentation_space(bins, size)  # noqa: SLF001 - made once, not for each picture
         self._space = [
@@ -53,111 +55,124 @@ class ArrayRandAugment:
             for either in (magnitude, -magnitude)
         }
 
-    def __call__(self, pixels: Pixels) -> Pixels:
-        """The varied picture; draws from torch's global generator as torchvision does."""
+    def draw(self) -> list[Operation]:
+        """What to do with a picture, drawn from torch's global generator as torchvision draws it."""
+        drawn = []
         for _ in range(self.operations):
             name, magnitude, signed = self._space[int(torch.randint(len(self._space), (1,)))]
-            if signed and torch.randint(2, (1,)):
-                magnitude = -magnitude
-            if name in _MOVES:
-                known = np.concatenate([self._fill, pixels.reshape(-1, 3)])
-                pixels = known.take(self._origins[name, magnitude], axis=0, mode="clip")
-            elif own := _ON_ARRAYS.get(name):
-                pixels = own(pixels, magnitude)
-            else:
-                pixels = np.asarray(_by_torchvision(Image.fromarray(np.ascontiguousarray(pixels)), name, magnitude))
-        return pixels
+            drawn.append((name, -magnitude if signed and torch.randint(2, (1,)) else magnitude))
+        return drawn
+
+    def vary(self, pictures: Pictures, drawn: Sequence[Sequence[Operation]]) -> None:
+        """Varies `pictures` (N, 3, H, W) in place, each by the operations drawn for it, one after the other."""
+        for step in range(self.operations):
+            places: dict[Operation, list[int]] = {}
+            for place, operations in enumerate(drawn):
+                places.setdefault(operations[step], []).append(place)
+            for operation, chosen in places.items():
+                pictures[chosen] = self._varied(pictures[chosen], *operation)
+
+    def _varied(self, pictures: Pictures, name: str, magnitude: float) -> Pictures:
+        if name not in _MOVES:
+            return _CHANGES[name](pictures, magnitude)
+        uncovered = np.broadcast_to(self._fill, (len(pictures), 3, 1))
+        known = np.concatenate([uncovered, pictures.reshape(len(pictures), 3, -1)], axis=2)
+        return known.take(self._origins[name, magnitude], axis=2, mode="clip")  # 'clip' spares a check of each index
 
 
 def _origins(name: str, magnitude: float, size: tuple[int, int]) -> NDArray[np.intp]:
     """Where each pixel (H, W) comes from: 0 from nowhere, else one more than its place in the picture.
 
-    Seen on a picture of these numbers, in base 256.
+    Seen on a picture of these numbers, in base 256, which torchvision moves.
     """
     places = np.arange(1, size[0] * size[1] + 1).reshape(size)
     image = Image.fromarray(np.stack([places >> 16, places >> 8, places], axis=-1).astype(np.uint8))
-    origins: NDArray[np.intp] = np.asarray(_by_torchvision(image, name, magnitude)) @ np.array([65_536, 256, 1])
+    moved = np.asarray(_apply_op(image, name, magnitude, InterpolationMode.NEAREST, [0, 0, 0]))
+    origins: NDArray[np.intp] = moved @ np.array([65_536, 256, 1])
     return origins
 
 
-def _by_torchvision(image: Image.Image, name: str, magnitude: float) -> Image.Image:
-    # Filled with 0 where a move uncovers, which `_origins` counts on; what else comes here uncovers nothing.
-    varied: Image.Image = _apply_op(image, name, magnitude, InterpolationMode.NEAREST, [0, 0, 0])
-    return varied
+def _identity(pictures: Pictures, _: float) -> Pictures:
+    return pictures
 
 
-def _identity(pixels: Pixels, _: float) -> Pixels:
-    return pixels
+def _brightness(pictures: Pictures, magnitude: float) -> Pictures:
+    return _blended(pictures, np.zeros(1, np.float32), magnitude)
 
 
-def _brightness(pixels: Pixels, magnitude: float) -> Pixels:
-    return _blended(pixels, 0, 1 + magnitude)
+def _contrast(pictures: Pictures, magnitude: float) -> Pictures:
+    means = _grey(pictures).mean(axis=(1, 2, 3), dtype=float)
+    return _blended(pictures, np.floor(means + 0.5).astype(np.float32)[:, None, None, None], magnitude)
 
 
-def _contrast(pixels: Pixels, magnitude: float) -> Pixels:
-    return _blended(pixels, int(_grey(pixels).mean() + 0.5), 1 + magnitude)
+def _color(pictures: Pictures, magnitude: float) -> Pictures:
+    return _blended(pictures, _grey(pictures), magnitude)
 
 
-def _color(pixels: Pixels, magnitude: float) -> Pixels:
-    grey = _grey(pixels)[..., None]
-    values = grey.astype(np.float32) + np.float32(1 + magnitude) * (pixels - grey).astype(np.float32)
-    return np.clip(values, 0, 255).astype(np.uint8)
+def _sharpness(pictures: Pictures, magnitude: float) -> Pictures:
+    smooth = pictures.astype(np.float32)  # what has not all its neighbours stays as it is
+    wide = pictures.astype(np.uint16)
+    rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
+    sums = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
+    smooth[:, :, 1:-1, 1:-1] = (2 * sums + 13) // 26  # thirteenths, of which the pixel itself has five, rounded
+    return _blended(pictures, smooth, magnitude)
 
 
-def _grey(pixels: Pixels) -> NDArray[np.intp]:
-    grey: NDArray[np.intp] = pixels @ _LUMA + 32_768 >> 16
-    return grey
+def _grey(pictures: Pictures) -> NDArray[np.float32]:
+    """ITU-R 601-2 in whole 1/65536, as Pillow rounds it: (N, 1, H, W) float32, which is exact up to 2²⁴."""
+    count, _, height, width = pictures.shape
+    luma = _LUMA @ pictures.reshape(count, 3, -1).astype(np.float32)
+    return np.floor((luma + 32_768) / 65_536).reshape(count, 1, height, width)
 
 
-def _blended(pixels: Pixels, grey: int, share: float) -> Pixels:
-    """`share` of the picture and the rest of a grey, in single precision as Pillow does it."""
-    values = np.float32(grey) + np.float32(share) * (_VALUES - grey).astype(np.float32)
-    return _looked_up(np.clip(values, 0, 255), pixels)
+def _blended(pictures: Pictures, dull: NDArray[np.float32], magnitude: float) -> Pictures:
+    """`1 + magnitude` of the pictures and the rest of dull ones, in single precision as Pillow does it."""
+    values = pictures - dull
+    values *= np.float32(1 + magnitude)
+    values += dull
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)
 
 
-def _posterize(pixels: Pixels, bits: float) -> Pixels:
-    return pixels & np.uint8(256 - 2 ** (8 - int(bits)))
+def _posterize(pictures: Pictures, bits: float) -> Pictures:
+    return pictures & np.uint8(256 - 2 ** (8 - int(bits)))
 
 
-def _solarize(pixels: Pixels, threshold: float) -> Pixels:
-    return _looked_up(np.where(threshold > _VALUES, _VALUES, 255 - _VALUES), pixels)
+def _solarize(pictures: Pictures, threshold: float) -> Pictures:
+    return np.where(pictures < threshold, pictures, ~pictures)
 
 
-def _autocontrast(pixels: Pixels, _: float) -> Pixels:
+def _autocontrast(pictures: Pictures, _: float) -> Pictures:
     """Each channel stretched to 0..255."""
-    stretched = np.empty_like(pixels)
-    for channel in range(3):
-        plane = pixels[..., channel]
-        low, high = int(plane.min()), int(plane.max())
-        scale = 255.0 / (high - low) if high > low else 1.0
-        offset = -low * scale if high > low else 0.0
-        stretched[..., channel] = _looked_up(np.clip(_VALUES * scale + offset, 0, 255), plane)
-    return stretched
+    planes = pictures.reshape(-1, pictures[0, 0].size)
+    low, high = planes.min(axis=1).astype(float), planes.max(axis=1).astype(float)
+    is_flat = high == low
+    scale = 255 / np.where(is_flat, 255, high - low)
+    offset = np.where(is_flat, 0, -low * scale)
+    return _looked_up(np.clip(_VALUES * scale[:, None] + offset[:, None], 0, 255), planes).reshape(pictures.shape)
 
 
-def _equalize(pixels: Pixels, _: float) -> Pixels:
+def _equalize(pictures: Pictures, _: float) -> Pictures:
     """Each channel's values spread so that all are as frequent."""
-    equalized = pixels.copy()
-    for channel in range(3):
-        plane = pixels[..., channel]
-        counts = np.bincount(plane.ravel(), minlength=256)
-        step = (plane.size - int(counts[plane.max()])) // 255
-        if step:
-            below = np.cumsum(counts) - counts
-            equalized[..., channel] = _looked_up(np.minimum((step // 2 + below) // step, 255), plane)
-    return equalized
+    planes = pictures.reshape(-1, pictures[0, 0].size)
+    counts = np.stack([np.bincount(plane, minlength=256) for plane in planes])
+    of_brightest = np.take_along_axis(counts, planes.max(axis=1, keepdims=True).astype(np.intp), axis=1)
+    step = (planes.shape[1] - of_brightest) // 255
+    below = np.cumsum(counts, axis=1) - counts
+    spread = np.minimum((step // 2 + below) // np.maximum(step, 1), 255)
+    return _looked_up(np.where(step, spread, _VALUES), planes).reshape(pictures.shape)
 
 
-def _looked_up(table: NDArray[Any], pixels: Pixels) -> Pixels:
-    return np.take(table.astype(np.uint8), pixels, mode="clip")  # 'clip' spares a check of each index
+def _looked_up(tables: NDArray[Any], planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each of `planes` (K, pixels) through its own of `tables` (K, 256)."""
+    return np.stack([t.take(plane, mode="clip") for t, plane in zip(tables.astype(np.uint8), planes, strict=True)])
 
 
-# Those that take Pillow longer, mostly because it makes a table in Python for each picture.
-_ON_ARRAYS: dict[str, Callable[[Pixels, float], Pixels]] = {
+_CHANGES: dict[str, Callable[[Pictures, float], Pictures]] = {
     "Identity": _identity,
     "Brightness": _brightness,
     "Color": _color,
     "Contrast": _contrast,
+    "Sharpness": _sharpness,
     "Posterize": _posterize,
     "Solarize": _solarize,
     "AutoContrast": _autocontrast,

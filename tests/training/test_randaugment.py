@@ -24,9 +24,12 @@ PICTURES = {
 def test_pictures_are_those_of_torchvision(pictures, operations, magnitude):
     own = ArrayRandAugment(operations, magnitude, size=(24, 32), fill=FILL)
     theirs = RandAugment(operations, magnitude, fill=FILL)
+    drawn, expected = [], []
     for seed, pixels in enumerate(pictures):
         torch.manual_seed(seed)
-        varied = own(pixels)
+        drawn.append(own.draw())
         torch.manual_seed(seed)
-        expected = theirs(Image.fromarray(np.ascontiguousarray(pixels)))
-        np.testing.assert_array_equal(varied, np.asarray(expected))
+        expected.append(np.asarray(theirs(Image.fromarray(np.ascontiguousarray(pixels)))))
+    varied = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    own.vary(varied, drawn)
+    np.testing.assert_array_equal(varied.transpose(0, 2, 3, 1), expected)
