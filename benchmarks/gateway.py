@@ -119,13 +119,13 @@ def measure_throughput(
     batches = Address(released.gateway, batch(released.key))
     for address in addresses.values():
         closed_loop(address, CLIENTS, WARM_UP_S)
-    closed_loop(batches, BATCH_CLIENTS, WARM_UP_S)
     many = in_turn(addresses, rounds, lambda address: closed_loop(address, CLIENTS, seconds))
     # One client asks the gateway's own TorchServe: Java is as warm there as it is behind the gateway.
     behind = Address(released.inference, single(f"/predictions/cifar10/{released.version}"))
     quick = {GATEWAY: addresses[GATEWAY], PASS_THROUGH: addresses[PASS_THROUGH], TORCHSERVE: behind}
     quick[IN_PROCESS] = addresses[IN_PROCESS]
     one = in_turn(quick, rounds, lambda address: closed_loop(address, 1, seconds))
+    closed_loop(batches, BATCH_CLIENTS, WARM_UP_S)
     pairs = [(closed_loop(batches, BATCH_CLIENTS, seconds), engine_rate(alone, seconds - 1)) for _ in range(rounds)]
     return {
         "clients": CLIENTS,

@@ -21,7 +21,7 @@ from PIL import Image
 from handlers import contract as contracts
 from handlers import wire
 from handlers.build import ArchiveError, verify_files
-from handlers.engines import Engine, EngineError, build_engine, predict_all
+from handlers.engines import MAX_BATCH, Engine, EngineError, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
 from handlers.plain_png import read_plain_png
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
@@ -169,9 +169,10 @@ class ServedModel:
     def _predict(self, jobs: list[_Job]) -> None:
         def run() -> None:
             pixels = np.array([job.pixels for job in jobs if job.pixels is not None])
-            for job, probabilities in zip(
-                jobs, predict_all(self.engine, normalise(pixels, self.contract.input)), strict=True
-            ):
+            # A batch that takes several forwards is put together elsewhere.
+            room = self.engine.buffer(len(pixels)) if len(pixels) <= MAX_BATCH else None
+            images = normalise(pixels, self.contract.input, room)
+            for job, probabilities in zip(jobs, predict_all(self.engine, images), strict=True):
                 job.probabilities = probabilities
 
         if jobs:

@@ -101,7 +101,7 @@ def decode_for_network(data: bytes | bytearray | memoryview, size: Input) -> Pic
     return decode_image(data, at_least=(size.width * DRAFT_FACTOR, size.height * DRAFT_FACTOR))
 
 
-def normalise(pixels: NDArray[np.uint8], size: Input) -> NDArray[np.float32]:
+def normalise(pixels: NDArray[np.uint8], size: Input, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """`(pixels / 255 - mean) / std` per channel, for a batch.
 
     Each of the 256 values of a channel is looked up in a table made in double precision: the result has the same bits
@@ -110,12 +110,13 @@ def normalise(pixels: NDArray[np.uint8], size: Input) -> NDArray[np.float32]:
     Args:
         pixels: (N, H, W, 3) uint8.
         size: the contract's mean and std; H and W are the caller's.
+        out: where to put the result; None makes an array.
 
     Returns:
-        (N, 3, H, W) float32, contiguous.
+        (N, 3, H, W) float32, contiguous unless `out` is not.
     """
     count, height, width, _ = pixels.shape
-    images = np.empty((count, 3, height, width), dtype=np.float32)
+    images = np.empty((count, 3, height, width), dtype=np.float32) if out is None else out
     for channel, table in enumerate(_tables(size)):
         np.take(table, pixels[..., channel], out=images[:, channel], mode="clip")
     return images

@@ -56,6 +56,10 @@ def test_openvino_computes_the_network_for_batches_of_changing_length(network, i
         np.testing.assert_allclose(engine.predict(images[:length]), expected[:length], atol=2e-3)
     first, _second = engine.predict(images[:1]), engine.predict(images[1:2])
     np.testing.assert_allclose(first, expected[:1], atol=2e-3)  # an answer outlives the next question
+    for length in (2, 6, 3):
+        own = engine.buffer(length)
+        own[:] = images[-length:]
+        np.testing.assert_array_equal(engine.predict(own), engine.predict(images[-length:]))
 
 
 def test_the_temperature_belongs_to_the_engine(network, images):

@@ -136,6 +136,8 @@ def test_a_row_of_many_images_has_one_entry_each_in_order(ask, encode):
 
 def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
     class Counting:
+        buffer = staticmethod(model.engine.buffer)
+
         def __init__(self):
             self.lengths = []
 
@@ -160,6 +162,8 @@ def test_a_row_error_stands_once_for_each_of_its_images(ask, noise, encode):
 
 def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model, noise, encode):
     class Slow:
+        buffer = staticmethod(model.engine.buffer)
+
         def predict(self, images):
             time.sleep(0.05)
             return model.engine.predict(images)
@@ -187,6 +191,8 @@ def test_pictures_of_a_row_are_decoded_only_while_somebody_waits(model, encode, 
 
 def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encode, caplog):
     class Broken:
+        buffer = staticmethod(model.engine.buffer)
+
         def predict(self, images):
             raise RuntimeError("secret path /srv/model")
 
@@ -217,6 +223,8 @@ def test_warming_up_runs_every_path(model):
 
 def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_caller(model):
     class Broken:
+        buffer = staticmethod(model.engine.buffer)
+
         def heatmaps(self, *_):
             raise RuntimeError("no heatmap today")
 
