@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from ssl import SSLContext
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 LOOKS = 5
 LOOK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
-FLOOD_TURNS = 8  # one after the other in which somebody waited, until one more is taken at a time
+FLOOD_TURNS = 16  # one after the other in which somebody waited, until one more is taken at a time
+FLOOD_ENDS_S = 0.1  # after the last one
 FULL_PAUSE_S = 0.001
 # Files or memory have run out: connections must end before there can be new ones.
 EXHAUSTED_PAUSE_S = 1.0
@@ -62,7 +63,7 @@ class Acceptor:
         self,
         listener: socket.socket,
         make_protocol: Callable[[], asyncio.Protocol],
-        connections: Callable[[], int],
+        connections: Collection[asyncio.Protocol],
         *,
         most_connections: int,
         shares: Shares,
@@ -77,9 +78,10 @@ class Acceptor:
         self._seat = seat
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._accepting: dict[asyncio.Task[None], asyncio.Protocol] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._busy_turns = 0
+        self._busy_at = 0.0
         self._listen()
 
     def close(self) -> None:
@@ -98,7 +100,8 @@ class Acceptor:
 
     def note(self) -> int:
         """Tells the other processes how many connections this one holds, and says so."""
-        held = self._connections() + len(self._accepting)
+        coming = sum(protocol not in self._connections for protocol in self._accepting.values())
+        held = len(self._connections) + coming
         self._shares.note(self._seat, held)
         return held
 
@@ -114,15 +117,19 @@ class Acceptor:
 
     def _accept(self) -> None:
         pause_s = 0.0
+        last_at, self._busy_at = self._busy_at, self._loop.time()
+        if self._busy_at > last_at + FLOOD_ENDS_S:
+            self._busy_turns = 0
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
                 if self.note() >= self._most_connections:
                     pause_s = FULL_PAUSE_S  # who comes now waits in the listener's queue, or for another process
                     break
                 connection, _address = self._listener.accept()
-                task = self._loop.create_task(self._connect(connection))
-                self._accepting.add(task)
-                task.add_done_callback(self._accepting.discard)
+                protocol = self._make_protocol()
+                task = self._loop.create_task(self._connect(connection, protocol))
+                self._accepting[task] = protocol
+                task.add_done_callback(self._accepting.pop)
             self._busy_turns += 1
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             self._busy_turns = 0  # no more are waiting: the others were quicker, or the caller has gone
@@ -136,9 +143,9 @@ class Acceptor:
         self._loop.remove_reader(self._listener)
         self._timer = self._loop.call_later(seconds, then, *arguments)
 
-    async def _connect(self, connection: socket.socket) -> None:
+    async def _connect(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
         connection.settimeout(0)
         try:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection, ssl=self._ssl)
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._ssl)
         except OSError:
             connection.close()  # the caller has gone

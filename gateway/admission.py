@@ -39,7 +39,7 @@ class Places:
     """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served.
 
     That line is for bursts. When it has not been empty for `wait_s` it helps nobody: as many are refused, and those who
-    are not have only waited longer. Then a sixteenth of it is open, enough that no place stays empty.
+    are not have only waited longer. Then an eighth of it is open, enough that no place stays empty.
     Source: controlled delay, Maurer 2015, "Fail at Scale", https://queue.acm.org/detail.cfm?id=2839461
     """
 
@@ -89,7 +89,7 @@ class Places:
 
     def _longest_line(self) -> int:
         stands_s = asyncio.get_running_loop().time() - self._stands_since
-        return max(1, self.limit // 16) if self._waiting and stands_s > self._wait_s else self.limit
+        return max(1, self.limit // 8) if self._waiting and stands_s > self._wait_s else self.limit
 
     def _note_empty(self) -> None:
         if not self._waiting:

@@ -309,7 +309,7 @@ class DrainingServer(Server):
             Acceptor(
                 listener,
                 make_protocol,
-                lambda: len(self.server_state.connections),
+                self.server_state.connections,
                 most_connections=self._parts.settings.max_connections,
                 shares=SHARES,
                 seat=self._seat,

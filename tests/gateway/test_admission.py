@@ -95,10 +95,10 @@ def test_free_places_are_not_taken_past_those_who_wait() -> None:
     asyncio.run(scene())
 
 
-def test_a_line_that_does_not_end_is_cut_to_a_sixteenth_until_it_has_been_empty(run: Run) -> None:
+def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(run: Run) -> None:
     async def scene() -> None:
-        places = Places(32, 1.0)
-        assert places.take_free(32) == 32
+        places = Places(16, 1.0)
+        assert places.take_free(16) == 16
         waiting = [asyncio.create_task(places.take()) for _ in range(3)]
         await asyncio.sleep(0)
         assert not places.is_full(), "a burst may use the whole line"
@@ -118,10 +118,10 @@ def test_a_line_that_does_not_end_is_cut_to_a_sixteenth_until_it_has_been_empty(
         places.give_back(1)
         await asyncio.gather(*waiting)
         await asyncio.sleep(1.1)
-        waiting = [asyncio.create_task(places.take()) for _ in range(31)]
+        waiting = [asyncio.create_task(places.take()) for _ in range(15)]
         await asyncio.sleep(0)
         assert not places.is_full(), "the overload is over"
-        places.give_back(32)
+        places.give_back(16)
         await asyncio.gather(*waiting)
 
     run(scene())

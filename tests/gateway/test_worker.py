@@ -249,7 +249,7 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
 
         connect(32)
         wait_until(lambda: sum(map(sockets_of, before)) >= sum(before.values()) + 32, 10)
-        assert min(sockets_of(pid) - count for pid, count in before.items()) >= 12
+        assert min(sockets_of(pid) - count for pid, count in before.items()) >= 14
 
         limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in before}
         for pid, (_, hard) in limits.items():
