@@ -76,10 +76,11 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gunicorn's hook
-    """Takes a dead worker's gauges out of the sums, and its connections; its counters stay, or they would fall."""
+    """Takes a dead worker's gauges out of the sums, and what it told; its counters stay, or they would fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.worker import SHARES  # noqa: PLC0415 — a reload reads this file anew, but not that one
+    from gateway.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — a reload reads this file anew, but not that one
 
-    SHARES.leave(worker.age)
+    CONNECTIONS.leave(worker.age)
+    IN_FLIGHT.leave(worker.age)
     multiprocess.mark_process_dead(worker.pid)

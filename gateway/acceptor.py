@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Collection
     from ssl import SSLContext
+
+    from gateway.seats import Seats
 
 logger = logging.getLogger(__name__)
 # For another process, which may be in the middle of a turn of its loop: looks at whether it still holds fewer.
@@ -33,29 +34,6 @@ EXHAUSTED_PAUSE_S = 1.0
 CLOSING_S = 1.0
 
 
-class Shares:
-    """How many connections each process holds, in memory that all share which were forked after this was made."""
-
-    SEATS = 64
-    """More than processes live at a time; two on one seat would only share less evenly."""
-
-    def __init__(self) -> None:
-        self._held = memoryview(mmap.mmap(-1, 4 * self.SEATS)).cast("I")  # one more than are held; 0: nobody sits there
-
-    def note(self, seat: int, connections: int) -> None:
-        """Tells the others how many connections the process on `seat` holds."""
-        self._held[seat % self.SEATS] = connections + 1
-
-    def leave(self, seat: int) -> None:
-        """Tells the others that the process on `seat` takes no more."""
-        self._held[seat % self.SEATS] = 0
-
-    def has_fewest(self, seat: int) -> bool:
-        """Whether no other process holds fewer connections."""
-        own = self._held[seat % self.SEATS]
-        return all(own <= held for held in self._held if held)
-
-
 class Acceptor:
     """Accepts from a listening, non-blocking socket; to uvicorn it is one of its servers."""
 
@@ -66,7 +44,7 @@ class Acceptor:
         connections: Collection[asyncio.Protocol],
         *,
         most_connections: int,
-        shares: Shares,
+        seats: Seats,
         seat: int,
         ssl: SSLContext | None = None,
     ) -> None:
@@ -74,7 +52,7 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._connections = connections
         self._most_connections = most_connections
-        self._shares = shares
+        self._seats = seats
         self._seat = seat
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
@@ -86,7 +64,7 @@ class Acceptor:
 
     def close(self) -> None:
         """Accepts no more; the socket stays open."""
-        self._shares.leave(self._seat)
+        self._seats.leave(self._seat)
         self._loop.remove_reader(self._listener)
         if self._timer is not None:
             self._timer.cancel()
@@ -102,7 +80,7 @@ class Acceptor:
         """Tells the other processes how many connections this one holds, and says so."""
         coming = sum(protocol not in self._connections for protocol in self._accepting.values())
         held = len(self._connections) + coming
-        self._shares.note(self._seat, held)
+        self._seats.tell(self._seat, held)
         return held
 
     def _listen(self) -> None:
@@ -110,7 +88,7 @@ class Acceptor:
 
     def _find_waiting(self, looks: int = LOOKS) -> None:
         self.note()
-        if looks and not self._shares.has_fewest(self._seat):
+        if looks and not self._seats.has_least(self._seat):
             self._pause(LOOK_EVERY_S, self._find_waiting, looks - 1)
         else:
             self._accept()

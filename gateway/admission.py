@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
 from gateway.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class BodyBudget:
@@ -46,6 +50,7 @@ class Places:
     def __init__(self, limit: int, wait_s: float) -> None:
         self.limit = limit
         self.taken = 0
+        self.on_change: Callable[[int], None] = lambda _taken: None
         self._wait_s = wait_s
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._stands_since = 0.0
@@ -62,14 +67,14 @@ class Places:
             Unavailable: no place came free in time, or too many wait already.
         """
         if self.taken < self.limit and not self._waiting:
-            self.taken += 1
+            self._change(1)
         else:
             await self._wait()
 
     def take_free(self, most: int) -> int:
         """Takes up to `most` places that are free now, and says how many; `give_back` ends it."""
         count = 0 if self._waiting else max(min(most, self.limit - self.taken), 0)
-        self.taken += count
+        self._change(count)
         return count
 
     def give_back(self, count: int) -> None:
@@ -85,7 +90,11 @@ class Places:
             if not waiter.done():
                 waiter.set_result(None)
                 return
-        self.taken -= 1
+        self._change(-1)
+
+    def _change(self, by: int) -> None:
+        self.taken += by
+        self.on_change(self.taken)
 
     def _longest_line(self) -> int:
         stands_s = asyncio.get_running_loop().time() - self._stands_since

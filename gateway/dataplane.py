@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import DeadlinePassed, GatewayError
@@ -12,10 +13,11 @@ from gateway.sharing import SharedRows
 from gateway.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from gateway.admission import Places
     from gateway.exchange import Exchange
+    from gateway.seats import Seats
     from gateway.torchserve import Deadline, TorchServe
     from gateway.versions import Kind, Target, Versions
 
@@ -58,6 +60,12 @@ class DataPlane:
         self._chunk_images = chunk_images
         self._timeout_s = timeout_s
         self._shared = SharedRows(upstream, chunk_images, processes)
+        self._taken_elsewhere: Callable[[], int] = lambda: 0
+
+    def join(self, seats: Seats, seat: int) -> None:
+        """Tells the other gateway processes how many predict places are taken here, and learns how many are there."""
+        self.predict_places.on_change = partial(seats.tell, seat)
+        self._taken_elsewhere = partial(seats.sum_of_others, seat)
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
         """The prediction for one image: `class`, `confidence` and `top`.
@@ -92,7 +100,7 @@ class DataPlane:
     async def _predict_batch(
         self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask
     ) -> list[dict[str, Any]]:
-        rows = list(cut_rows(images, self._images_a_row(len(images), target.workers)))
+        rows = list(cut_rows(images, self._images_a_row(len(images), target)))
         entries: list[dict[str, Any]] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(rows)
@@ -153,8 +161,10 @@ class DataPlane:
         with target:  # once more for each row: a batch weighs as much as it has
             return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
 
-    def _images_a_row(self, count: int, workers: int) -> int:
-        return min(self._chunk_images, math.ceil(count / workers))
+    def _images_a_row(self, count: int, target: Target) -> int:
+        """As many rows as workers are free. To what is busy already one long row costs less than two."""
+        free = max(1, target.workers - self.predict_places.taken - self._taken_elsewhere())
+        return min(self._chunk_images, math.ceil(count / free))
 
 
 def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:

@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """Bytes the body of one /predict/batch or V2 call may have."""
     max_batch_images: int = Field(default=256, ge=1)
     """Images one /predict/batch or V2 call may have."""
-    chunk_images: int = Field(default=16, ge=1)
+    chunk_images: int = Field(default=32, ge=1)
     """Images that go to TorchServe as one row, at most: of one batch, or of several callers of /predict. With 1 no
     callers share a row."""
     max_buffered_bytes: int = Field(default=256 * MIB, ge=1)

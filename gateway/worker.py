@@ -19,11 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
-from gateway.acceptor import Acceptor, Shares
+from gateway.acceptor import Acceptor
 from gateway.early import EarlyRefusals
 from gateway.exchange import new_request_id
 from gateway.problems import raw_problem
 from gateway.refusals import BadHttp, HeadersTooLarge
+from gateway.seats import Seats
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +45,8 @@ MOST_HEADERS = 100
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
 BEAT_S = 5.0
-SHARES = Shares()  # Gunicorn's master imports this file, and then forks
+# Gunicorn's master imports this file, and then forks.
+CONNECTIONS, IN_FLIGHT = Seats(), Seats()
 
 
 class OneWrite:
@@ -311,7 +313,7 @@ class DrainingServer(Server):
                 make_protocol,
                 self.server_state.connections,
                 most_connections=self._parts.settings.max_connections,
-                shares=SHARES,
+                seats=CONNECTIONS,
                 seat=self._seat,
                 ssl=self.config.ssl,
             )
@@ -382,6 +384,7 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
         server = DrainingServer(self.config, parts, seat=self.age)
+        parts.dataplane.join(IN_FLIGHT, self.age)
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gateway.dataplane import cut_rows
+from gateway.seats import Seats
 from gateway.torchserve import MAX_ROW_BYTES
 
 if TYPE_CHECKING:
@@ -44,6 +45,23 @@ def test_a_batch_is_cut_so_that_every_worker_has_work(stand: Stand) -> None:
     assert names(answer) == [("cat", "dog", "frog")[index % 3] for index in range(20)]
     sizes = sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
     assert sizes == [10, 10], "two workers, twenty images"
+
+
+def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(stand: Stand) -> None:
+    def rows_of_a_batch() -> list[int]:
+        stand.torchserve.calls.clear()
+        post_batch(stand, [b"image-of-cat"] * 20)
+        return sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
+
+    seats = Seats()
+    stand.app.state.parts.dataplane.join(seats, 0)
+    assert rows_of_a_batch() == [10, 10]
+    assert seats.sum_of_others(1) == 0, "what the batch took is given back"
+    for busy in (1, 16):
+        seats.tell(1, busy)
+        assert rows_of_a_batch() == [20]
+    seats.leave(1)
+    assert rows_of_a_batch() == [10, 10]
 
 
 def test_a_large_batch_is_cut_into_rows_of_at_most_the_setting(make_stand: Callable[..., Stand]) -> None:
