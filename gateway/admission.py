@@ -56,9 +56,9 @@ class Places:
         self._stands_since = 0.0
         self._empty_since = -math.inf
 
-    def is_full(self) -> bool:
-        """Whether a caller would be refused at once."""
-        return self.taken >= self.limit and len(self._waiting) >= self._longest_line()
+    def is_full(self, coming: int = 0) -> bool:
+        """Whether a caller would be refused at once, after so many who are coming already."""
+        return self.taken + len(self._waiting) + coming >= self.limit + self._longest_line()
 
     async def take(self) -> None:
         """Takes one place; `give_back` ends it.
@@ -97,8 +97,10 @@ class Places:
         self.on_change(self.taken)
 
     def _longest_line(self) -> int:
-        stands_s = asyncio.get_running_loop().time() - self._stands_since
-        return max(1, self.limit // 8) if self._waiting and stands_s > self._wait_s else self.limit
+        now = asyncio.get_running_loop().time()
+        is_emptied = not self._waiting and now - self._empty_since > self._wait_s
+        stands = now - self._stands_since > self._wait_s and not is_emptied
+        return max(1, self.limit // 8) if stands else self.limit
 
     def _note_empty(self) -> None:
         if not self._waiting:

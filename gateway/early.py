@@ -6,6 +6,8 @@ request and response would cost as much again as reading the call and sending th
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
+    from gateway.admission import Places
     from gateway.parts import Parts
 
 
@@ -28,11 +31,19 @@ class EarlyRefusals:
         self._parts = parts
         predict, explain = parts.dataplane.predict_places, parts.dataplane.explain_places
         self._places = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
+        # Calls that were let in while the loop reads what has come; when it turns, they take their places.
+        self._coming: Counter[Places] = Counter()
 
     def applies(self, path: str) -> bool:
         """Whether there is no place for a call to `path`, nor one in the line for it."""
         places = self._places.get(path)
-        return places is not None and places.is_full()
+        return places is not None and places.is_full(self._coming[places])
+
+    def _let_in(self, path: str) -> None:
+        if (places := self._places.get(path)) is not None:
+            if not self._coming:
+                asyncio.get_running_loop().call_soon(self._coming.clear)
+            self._coming[places] += 1
 
     def answer(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """The whole answer, with these headers too; None where the application has to answer.
@@ -41,7 +52,10 @@ class EarlyRefusals:
         """
         parts = self._parts
         says_more = parts.is_draining or parts.tracer is not None or parts.settings.cors_origins
-        if says_more or scope["method"] != "POST" or not self.applies(scope["path"]):
+        if says_more or scope["method"] != "POST":
+            return None
+        if not self.applies(scope["path"]):
+            self._let_in(scope["path"])
             return None
         parts.refused_early[scope["path"]] += 1
         request_id = request_id_of(scope).encode("ascii")

@@ -11,6 +11,7 @@ import gc
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
@@ -45,6 +46,9 @@ MOST_HEADERS = 100
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
 BEAT_S = 5.0
+# Callers without a place hear so together: a wake-up for each would cost more than the refusal. And who asks again at
+# once, heedless of Retry-After, can do so a hundred times a second on a connection, not thousands of times.
+REFUSE_EVERY_S = 0.01
 # Gunicorn's master imports this file, and then forks.
 CONNECTIONS, IN_FLIGHT = Seats(), Seats()
 
@@ -86,6 +90,25 @@ class OneWrite:
         self._unsent.clear()
 
 
+class Together:
+    """Calls what it is given within `within_s`, all at once."""
+
+    def __init__(self, within_s: float) -> None:
+        self._within_s = within_s
+        self._waiting: list[Callable[[], None]] = []
+
+    def add(self, call: Callable[[], None]) -> None:
+        """Sees to it that `call` is called."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(self._within_s, self._run)
+        self._waiting.append(call)
+
+    def _run(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            call()
+
+
 class RestOfRequest:
     """Hears a parser that is told a request's headers a second time, and passes on what comes after them."""
 
@@ -112,6 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """
 
     refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
+    refusals = Together(REFUSE_EVERY_S)
     header_timeout_s = 10.0
     write_timeout_s = 10.0
     max_header_bytes = 16 * 1024
@@ -206,9 +230,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if content is None:
             super()._start_asgi_task(cycle, app)
             return
-        cycle.response_started = cycle.response_complete = True
+        cycle.response_started = True
+        self.refusals.add(partial(self._send_refusal, cycle, content))
+
+    def _send_refusal(self, cycle: RequestResponseCycle, content: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        cycle.response_complete = True
         self.transport.write(content)
-        self.on_response_complete()
+        if cycle.keep_alive:
+            self.on_response_complete()
+        else:  # since it was refused, `shutdown` has asked for the connection's end
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """Starts the clock of a caller who does not read."""

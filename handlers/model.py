@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WARM_BATCHES = (1, 2, 4, 8, 16)
+WARM_BATCHES = (1, 2, 4, 8, 16, 32)
 """Engines compile for each batch length they meet."""
 
 

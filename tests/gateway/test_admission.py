@@ -117,6 +117,8 @@ def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(ru
         assert not places.is_full(), "one waits"
         places.give_back(1)
         await asyncio.gather(*waiting)
+        assert places.is_full(coming=2), "the line was empty only now"
+        assert not places.is_full(coming=1)
         await asyncio.sleep(1.1)
         waiting = [asyncio.create_task(places.take()) for _ in range(15)]
         await asyncio.sleep(0)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from gateway.dataplane import cut_rows
+from gateway.early import EarlyRefusals
 from gateway.seats import Seats
 from gateway.torchserve import MAX_ROW_BYTES
 
@@ -98,6 +99,22 @@ def test_a_batch_never_has_more_rows_in_flight_than_places(make_stand: Callable[
     assert post_batch(stand, [b"image-of-cat"] * 12).status_code == 200
     assert most == 3
     assert stand.app.state.parts.dataplane.predict_places.taken == 0
+
+
+def test_calls_that_are_read_together_are_refused_early_beyond_places_and_line(
+    make_stand: Callable[..., Stand],
+) -> None:
+    stand = make_stand(in_flight_predict=2)
+    early = EarlyRefusals(stand.app.state.parts)
+    call = {"method": "POST", "path": "/predict", "headers": []}
+
+    async def let_in() -> int:
+        return [early.answer(call, []) for _ in range(9)].count(None)
+
+    async def scene() -> list[int]:
+        return [await let_in(), await let_in(), await asyncio.sleep(0, 0), await let_in()]
+
+    assert asyncio.run(scene()) == [4, 0, 0, 4], "when the loop turns, those who came are counted by their places"
 
 
 def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
