@@ -7,7 +7,7 @@ directly. The rivals' TorchServe takes batches of 16 rows, because they send it 
 between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of ratios
 within a round. The load generator runs on the same machine and never retries.
 
-    python benchmarks/gateway.py [MODEL_FOLDER] [--rounds 3] [--seconds 5]
+    python benchmarks/gateway.py [MODEL_FOLDER] [--rounds 5] [--seconds 5]
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     """Measures, prints, and writes the JSON and the picture of the overload curve."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=5.0, help="of each measurement, the first one warms up")
     options.add_argument("--output", type=Path, default=RESULT)
     options.add_argument("--picture", type=Path, default=PICTURE)

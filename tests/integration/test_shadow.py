@@ -74,4 +74,4 @@ def test_mirrored_calls_are_compared_as_by_hand_and_callers_get_the_stable_versi
     files = [("file", ("x.png", image, "image/png")) for image in images]
     results = gateway.post("/predict/batch", files=files).json()
     assert results["model"]["version"] == stable
-    until(lambda: mirrored(len(images) + 16), 20)
+    until(lambda: mirrored(2 * len(images)), 20)
