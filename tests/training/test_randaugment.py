@@ -9,7 +9,7 @@ from training.randaugment import ArrayRandAugment
 from torchvision.transforms import RandAugment  # isort: skip
 
 FILL = [125, 123, 114]
-NOISE = np.random.default_rng(0).integers(0, 256, (300, 24, 32, 3), np.uint8)
+NOISE = np.random.default_rng(0).integers(0, 256, (120, 24, 32, 3), np.uint8)
 PICTURES = {
     "noise": NOISE,
     "dull": NOISE // 4 + 90,
