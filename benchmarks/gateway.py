@@ -3,9 +3,9 @@
 The released model behind the whole stack (keys, quotas, metrics and logs on) is measured beside TorchServe directly, a
 bare pass-through to it, FastAPI in process with the same engine, and in eager fp32 FastAPI in process and TorchServe
 directly. The rivals' TorchServe takes batches of 16 rows, because they send it one picture a row: with the stack's own
-2 they would be a third slower. Each is warmed up first: Java compiles what it runs while it runs. Rounds alternate
-between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of ratios
-within a round. The load generator runs on the same machine and never retries.
+batches of one row they would be slower. Each is warmed up first: Java compiles what it runs while it runs. Rounds
+alternate between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of
+ratios within a round. The load generator runs on the same machine and never retries.
 
     python benchmarks/gateway.py [MODEL_FOLDER] [--rounds 5] [--seconds 5]
 """
@@ -39,10 +39,10 @@ CLIENTS = 32
 BATCH_IMAGES = 32
 BATCH_CLIENTS = 2
 WARM_UP_S = 20.0
-# Times the sustainable rate: the highest of these shares of the rate with CLIENTS clients of which, when it is offered
-# in an open loop, nearly all is answered.
+# Of the rate with CLIENTS clients: the first that is answered to NEARLY_ALL, or the last, is the sustainable rate.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 NEARLY_ALL = 0.99
+# Times the sustainable rate.
 FACTORS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 BEFORE_PEAK = 0.9  # of the best goodput of the curve: what the answers' times under overload are compared with
 FLOOD = 10.0
@@ -201,7 +201,7 @@ def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, 
 
 
 def sustainable_rate(address: Address, seconds: float) -> float:
-    """Requests per second that the gateway answers without refusing any, or hardly any."""
+    """Requests per second of which, in an open loop, the gateway refuses hardly any."""
     most = closed_loop(address, CLIENTS, seconds).rate()
     for share in SHARES:
         measured = open_loop(address, share * most, seconds)

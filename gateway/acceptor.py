@@ -26,7 +26,7 @@ LOOKS = 5
 LOOK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
 FLOOD_TURNS = 16  # one after the other in which somebody waited, until one more is taken at a time
-FLOOD_ENDS_S = 0.1  # after the last one
+FLOOD_ENDS_S = 0.1  # after the last turn: who comes later is no part of it
 FULL_PAUSE_S = 0.001
 # Files or memory have run out: connections must end before there can be new ones.
 EXHAUSTED_PAUSE_S = 1.0
@@ -59,7 +59,7 @@ class Acceptor:
         self._accepting: dict[asyncio.Task[None], asyncio.Protocol] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._busy_turns = 0
-        self._busy_at = 0.0
+        self._last_turn = 0.0
         self._listen()
 
     def close(self) -> None:
@@ -95,9 +95,10 @@ class Acceptor:
 
     def _accept(self) -> None:
         pause_s = 0.0
-        last_at, self._busy_at = self._busy_at, self._loop.time()
-        if self._busy_at > last_at + FLOOD_ENDS_S:
+        now = self._loop.time()
+        if now > self._last_turn + FLOOD_ENDS_S:
             self._busy_turns = 0
+        self._last_turn = now
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
                 if self.note() >= self._most_connections:

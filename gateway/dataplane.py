@@ -162,7 +162,7 @@ class DataPlane:
             return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
 
     def _images_a_row(self, count: int, target: Target) -> int:
-        """As many rows as workers are free. To what is busy already one long row costs less than two."""
+        """Such that there are as many rows as free workers: to busy ones, one long row costs less than two."""
         free = max(1, target.workers - self.predict_places.taken - self._taken_elsewhere())
         return min(self._chunk_images, math.ceil(count / free))
 

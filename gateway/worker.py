@@ -135,7 +135,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """
 
     refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
-    refusals = Together(REFUSE_EVERY_S)
+    refusals = Together(REFUSE_EVERY_S)  # of all connections of the process
     header_timeout_s = 10.0
     write_timeout_s = 10.0
     max_header_bytes = 16 * 1024

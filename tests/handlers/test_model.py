@@ -223,8 +223,6 @@ def test_warming_up_runs_every_path(model):
 
 def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_caller(model):
     class Broken:
-        buffer = staticmethod(model.engine.buffer)
-
         def heatmaps(self, *_):
             raise RuntimeError("no heatmap today")
 
