@@ -23,6 +23,7 @@ ControlError
 ├── ImpossibleMove           a change that the plan as it is does not allow
 ├── WouldBreakCallers        a version with other classes or another input than the stable one
 ├── GateUnusable             a labelled folder by which no version can be judged
+├── NoAgentAnswers           missing agents are allowed, and every one is missing
 ├── Refused                  a version that did not pass a step on its way in; the plan is as before
 └── NotFollowed              agents did not make a change true in time
 """
@@ -237,6 +238,15 @@ class Refused(ControlError):
         super().__init__(f"{version} was refused at {step}: {reason}. The plan is as it was before")
         self.step = step
         self.reason = reason
+
+
+class NoAgentAnswers(ControlError):
+    """None of the agents at `urls` answers, so nobody could verify or carry out a change."""
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        super().__init__(
+            f"no agent answers ({', '.join(urls)}): --allow-missing needs at least one; --agents names others"
+        )
 
 
 class NotFollowed(ControlError):

@@ -35,6 +35,10 @@ Gateways = Annotated[
         metavar="URLS",
     ),
 ]
+AllowMissing = Annotated[
+    bool,
+    typer.Option("--allow-missing", help="Go on with the agents that answer (at least one), without those that do not."),
+]
 Version = Annotated[str, typer.Argument(help="A version in the plan; `gradserve versions` lists them.")]
 
 
@@ -82,6 +86,7 @@ def deploy(
     max_drop: Annotated[
         float, typer.Option(min=0, max=100, help="With --gate: points of accuracy it may lose to the stable version.")
     ] = 0.5,
+    allow_missing: AllowMissing = False,
     gateways: Gateways = "",
     agents: Agents = "",
     as_json: Json = False,
@@ -91,7 +96,11 @@ def deploy(
     Without --canary, --shadow or --stable it is loaded and gets no traffic (call it by `version=…`, promote it later).
     If anything is wrong, the version is unloaded, the plan is as before, and the reason is told.
 
-    With --gate it and the stable version first classify the folder's pictures, through the gateway.
+    With --gate it and the stable version first classify the folder's images, through the gateway. Files that are no
+    images are skipped and named.
+
+    Every agent must load it. One that does not answer is named every five seconds; with --allow-missing the command
+    goes on without it after five, and it follows the plan when it is back.
 
     Example: gradserve deploy 1.0.1 --canary 10
 
@@ -103,7 +112,7 @@ def deploy(
 
     address, key = gateway_addresses(gateways)[0], os.environ.get("GRADSERVE_KEY")
     judge = Gate(gate, address, key, max_drop / 100) if gate else None
-    rollout = _rollout(agents, quiet=as_json)
+    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
     _show(rollout.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes, gate=judge), as_json=as_json)
 
 
@@ -124,13 +133,15 @@ def promote(
     disagreement: Annotated[
         float, typer.Option(min=0.001, max=99, help="With --auto: per cent of a shadow's pairs that may differ.")
     ] = 10.0,
+    allow_missing: AllowMissing = False,
     gateways: Gateways = "",
     agents: Agents = "",
     as_json: Json = False,
 ) -> None:
     """Make a loaded version the stable one. The old stable version stays loaded until it is retired.
 
-    It gets as many workers as the stable version has before it gets the traffic; no request is dropped.
+    It gets as many workers as the stable version has before it gets the traffic; no request is dropped. Every agent
+    must have it ready, or with --allow-missing those that answer.
 
     With --auto the canary (else the shadow) is watched for a while, by what the gateways count. It is rolled back when
     it fails more than the stable version (Fisher's exact test), when more than 1 % of its answers take longer than the
@@ -138,10 +149,12 @@ def promote(
     than --disagreement (exact binomial test); at once when that is beyond doubt (p below 0.001). Otherwise it is
     promoted at the end. The verdict is printed, and written to the audit log with its figures.
 
+    Example: gradserve promote --auto --window 300
+
     Exit codes: 0 promoted, 1 not possible, 3 rolled back, 4 no verdict (too few requests, or the plan was changed).
     """
     if not auto:
-        _show(_rollout(agents, quiet=as_json).promote(version), as_json=as_json)
+        _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
         return
     from control.judgement import Limits
     from control.releases import PlanStore
@@ -150,29 +163,38 @@ def promote(
     limits = Limits(requests, significance, slower, disagreement / 100)
     watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
     store, say = PlanStore(home_directory()), _say(quiet=as_json)
-    rollout = _rollout(agents, quiet=as_json)
+    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
     verdict, plan = settle(rollout, store, version, window=watched, limits=limits, say=say)
     _show(plan, as_json=as_json)
     raise typer.Exit({"promote": 0, "rollback": 3, "none": 4}[verdict.decision])
 
 
-def rollback(*, agents: Agents = "", as_json: Json = False) -> None:
+def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False) -> None:
     """Take the canary (or shadow) out of traffic; without one, go back to the stable version of before.
 
-    Under two seconds while that version is still loaded; otherwise it is loaded and verified first.
+    Under two seconds while that version is still loaded, without those agents that do not answer. Otherwise it is
+    loaded and verified first, by every agent, or with --allow-missing by those that answer.
+
+    Example: gradserve rollback --allow-missing
     """
-    _show(_rollout(agents, quiet=as_json).rollback(), as_json=as_json)
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).rollback(), as_json=as_json)
 
 
-def retire(version: Version, *, agents: Agents = "", as_json: Json = False) -> None:
-    """Unload a version that is not stable: no more traffic, then drained, then unregistered. Its archive stays."""
-    _show(_rollout(agents, quiet=as_json).retire(version), as_json=as_json)
+def retire(
+    version: Version, *, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False
+) -> None:
+    """Unload a version that is not stable: no more traffic, then drained, then unregistered. Its archive stays.
+
+    Example: gradserve retire 1.0.0
+    """
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).retire(version), as_json=as_json)
 
 
 def scale(
     version: Version,
     workers: Annotated[int, typer.Argument(min=1, help="Prediction workers on each agent.")],
     *,
+    allow_missing: AllowMissing = False,
     agents: Agents = "",
     as_json: Json = False,
 ) -> None:
@@ -180,8 +202,10 @@ def scale(
 
     More are ready when this returns. Fewer become true when the version is loaded the next time: TorchServe drops
     what a worker that it takes away has in hand.
+
+    Example: gradserve scale 1.0.1 3
     """
-    _show(_rollout(agents, quiet=as_json).scale(version, workers), as_json=as_json)
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).scale(version, workers), as_json=as_json)
 
 
 def versions(*, agents: Agents = "", as_json: Json = False) -> None:
@@ -204,11 +228,12 @@ def doctor(*, agents: Agents = "", as_json: Json = False) -> None:
     raise typer.Exit(1 if any(finding.severity == "bad" for finding in findings) else 0)
 
 
-def _rollout(agents: str, *, quiet: bool) -> Rollout:
+def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
     from control.releases import PlanStore
     from control.rollout import Rollout
 
-    return Rollout(PlanStore(home_directory()), agent_addresses(agents), _model_store(), _say(quiet=quiet))
+    store, say = PlanStore(home_directory()), _say(quiet=quiet)
+    return Rollout(store, agent_addresses(agents), _model_store(), say, allow_missing=allow_missing)
 
 
 def _say(*, quiet: bool) -> Callable[[str], None]:

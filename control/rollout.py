@@ -7,11 +7,12 @@ one with more workers than before. Routing changes in one step, by one atomic wr
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from control import incoming, moves, registry
-from control.errors import ImpossibleMove, NotFollowed, Refused, RegistryUnusable
+from control.errors import ImpossibleMove, NoAgentAnswers, NotFollowed, Refused, RegistryUnusable
 from control.overview import ask_agent
 from control.releases import operator
 from gateway import traffic
@@ -26,16 +27,31 @@ if TYPE_CHECKING:
 LOAD_WITHIN_S = 300.0
 FOLLOW_WITHIN_S = 20.0
 RETIRE_WITHIN_S = 120.0
+NAME_EVERY_S = 5.0
+MISSING_AFTER_S = 5.0
 
 
 class Rollout:
-    """One operator's hands: the plan, the agents' addresses, the model store, and where to say what happens."""
+    """One operator's hands: the plan, the agents' addresses, the model store, and where to say what happens.
 
-    def __init__(self, store: PlanStore, agents: Sequence[str], model_store: Path, say: Callable[[str], None]) -> None:
+    With `allow_missing` an agent that is silent for five seconds is left out, as long as another one answers.
+    """
+
+    def __init__(
+        self,
+        store: PlanStore,
+        agents: Sequence[str],
+        model_store: Path,
+        say: Callable[[str], None],
+        *,
+        allow_missing: bool = False,
+    ) -> None:
         self._store = store
         self._agents = agents
         self._model_store = model_store
         self._say = say
+        self._allow_missing = allow_missing
+        self._left_out: set[str] = set()
 
     def deploy(
         self,
@@ -251,7 +267,7 @@ class Rollout:
         except Refused as error:
             self._refuse(plan, version, error.reason, is_new=is_new)
             raise
-        except NotFollowed as error:
+        except (NotFollowed, NoAgentAnswers) as error:
             self._refuse(plan, version, str(error), is_new=is_new)
             raise Refused(version, "loading", str(error)) from error
 
@@ -279,23 +295,58 @@ class Rollout:
         within_s: float,
         agents: Sequence[str] | None = None,
     ) -> None:
-        """Returns when every agent (of `agents`, or all) is at the plan's revision and `is_done` with its status.
+        """Return when every agent (of `agents`, or all) is at the plan's revision and `is_done` with its status.
+
+        Every five seconds the agents that are waited for are named, each with what it said last.
 
         Raises:
             NotFollowed: that took longer than `within_s`.
+            NoAgentAnswers: missing agents are allowed, and every one is missing.
         """
-        began, waiting = time.monotonic(), list(self._agents if agents is None else agents)
-        state = ""
-        while waiting:
-            for url in list(waiting):
-                status = ask_agent(url)
-                state = status.get("error") or f"{url} is at revision {status.get('plan_revision')}"
-                if "error" not in status and status["plan_revision"] == plan.revision and is_done(status):
-                    waiting.remove(url)
-            if waiting and time.monotonic() - began > within_s:
-                raise NotFollowed(what, within_s, state)
-            if waiting:
-                time.sleep(0.1)
+        asked = list(self._agents if agents is None else agents)
+        began = named_at = time.monotonic()
+        heard_at = dict.fromkeys(asked, began)
+        self._leave_out([], asked)
+        waiting = [url for url in asked if url not in self._left_out]
+        with ThreadPoolExecutor(max(1, len(asked))) as threads:  # a host that is silent must not hold the others up
+            while waiting:
+                states = {}
+                for url, status in zip(waiting, threads.map(ask_agent, waiting), strict=True):
+                    states[url] = status.get("error") or _progress(status, plan)
+                    if "error" not in status:
+                        heard_at[url] = time.monotonic()
+                        if status["plan_revision"] == plan.revision and is_done(status):
+                            del states[url]
+                now = time.monotonic()
+                if self._allow_missing:
+                    self._leave_out([url for url in states if now - heard_at[url] > MISSING_AFTER_S], asked)
+                waiting = [url for url in states if url not in self._left_out]
+                state = "; ".join(f"{url} {states[url]}" for url in waiting)
+                if waiting and now - began > within_s:
+                    raise NotFollowed(what, within_s, state)
+                if waiting and now - named_at > NAME_EVERY_S:
+                    named_at = now
+                    self._say(f"{what}: waiting for {state}")
+                if waiting:
+                    time.sleep(0.1)
+
+    def _leave_out(self, silent: Sequence[str], asked: Sequence[str]) -> None:
+        """Go on without the agents in `silent`.
+
+        Raises:
+            NoAgentAnswers: none of those `asked` is left.
+        """
+        for url in silent:
+            self._say(f"WARNING: {url} does not answer: left out; it follows the plan when it is back")
+        self._left_out |= set(silent)
+        if asked and self._left_out >= set(asked):
+            raise NoAgentAnswers(asked)
+
+
+def _progress(status: dict[str, Any], plan: traffic.Plan) -> str:
+    """Return what an agent that answers has still to do, to stand behind its address."""
+    revision = status["plan_revision"]
+    return "has not done it yet" if revision == plan.revision else f"is at revision {revision} of {plan.revision}"
 
 
 def _find(status: dict[str, Any], version: str) -> dict[str, Any] | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from control.archive import Archive
-from control.errors import ImpossibleMove, NotFollowed, Refused
+from control.errors import ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
 from control.releases import PlanStore
 from control.rollout import Rollout
 from gateway.traffic import Plan, Release
 
+DEAD = "http://127.0.0.1:9"
 OLD, NEW = (Release(version, f"m-{version}.mar", version[0] * 64, 1) for version in ("1.0", "2.0"))
 
 
@@ -87,6 +88,61 @@ def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agen
     assert any("http://127.0.0.1:9 does not answer" in line for line in said)
     with pytest.raises(NotFollowed, match="The plan stands"):
         both.promote("2.0")
+
+
+def test_a_dead_agent_is_named_while_a_deploy_waits_for_it(store, agent, monkeypatch):
+    monkeypatch.setattr("control.rollout.NAME_EVERY_S", 0.2)
+    monkeypatch.setattr("control.rollout.LOAD_WITHIN_S", 0.9)
+    incoming_archive(monkeypatch, "2.0")
+    said = []
+    both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, said.append)
+    with pytest.raises(Refused, match=f"{DEAD} does not answer"):
+        both.deploy("2.0", share=10)
+    named = [line for line in said if "waiting for" in line]
+    assert 3 <= len(named) <= 5
+    assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
+
+
+def test_with_allow_missing_a_version_is_deployed_promoted_and_rolled_back_by_the_agents_that_answer(
+    store, agent, monkeypatch
+):
+    monkeypatch.setattr("control.rollout.MISSING_AFTER_S", 0.3)
+    incoming_archive(monkeypatch, "2.0")
+    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
+
+    def moving():
+        return Rollout(store, [DEAD, there], store.home, said.append, allow_missing=True)
+
+    assert moving().deploy("2.0", share=10).canary.version == "2.0"
+    assert said.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
+    assert moving().promote().stable == NEW
+    with store.lock("test"):
+        store.write(Plan(0, "m", NEW), "nothing is retained")
+    assert moving().rollback().stable == OLD, "it had to be loaded anew, by the agent that answers"
+
+
+def test_with_allow_missing_at_least_one_agent_has_to_answer(store, monkeypatch):
+    monkeypatch.setattr("control.rollout.MISSING_AFTER_S", 0.3)
+    incoming_archive(monkeypatch, "3.0")
+    before = store.read()
+    alone = Rollout(store, [DEAD], store.home, lambda _: None, allow_missing=True)
+    with pytest.raises(Refused, match="no agent answers"):
+        alone.deploy("3.0", share=10)
+    assert store.read().releases() == before.releases()
+    with pytest.raises(NoAgentAnswers, match=DEAD):
+        alone.promote("2.0")
+    assert store.read().stable == OLD
+
+
+def test_an_agent_that_answers_and_is_slow_to_load_is_not_left_out(store, agent, monkeypatch):
+    monkeypatch.setattr("control.rollout.MISSING_AFTER_S", 0.2)
+    slow = {"1.0": "ready", "2.0": "loading"}
+    threading.Timer(0.7, slow.update, kwargs={"2.0": "failed"}).start()
+    moving = Rollout(
+        store, [agent({"1.0": "ready", "2.0": "ready"}), agent(slow)], store.home, lambda _: None, allow_missing=True
+    )
+    with pytest.raises(Refused, match="it crashed"):
+        moving.promote("2.0")
 
 
 def incoming_archive(monkeypatch, version):
