@@ -37,7 +37,7 @@ Gateways = Annotated[
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option("--allow-missing", help="Go on with the agents that answer (at least one), without those that do not."),
+    typer.Option("--allow-missing", help="Go on with the agents that answer, at least one."),
 ]
 Version = Annotated[str, typer.Argument(help="A version in the plan; `gradserve versions` lists them.")]
 

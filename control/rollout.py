@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from control import incoming, moves, registry
-from control.errors import ImpossibleMove, NoAgentAnswers, NotFollowed, Refused, RegistryUnusable
+from control.errors import GateUnusable, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused, RegistryUnusable
 from control.overview import ask_agent
 from control.releases import operator
 from gateway import traffic
@@ -192,12 +192,14 @@ class Rollout:
 
         Raises:
             Refused: it has not.
+            GateUnusable: most files of the gate's folder are no images.
         """
         self._say(f"{version}: at the gate, beside {plan.stable.version}")
         try:
-            accuracies = gate.judge(plan.stable.version, version)
-        except Refused as error:
-            self._refuse(plan, version, error.reason, is_new=is_new)
+            accuracies = gate.judge(plan.stable.version, version, self._say)
+        except (Refused, GateUnusable) as error:
+            reason = error.reason if isinstance(error, Refused) else str(error)
+            self._refuse(plan, version, reason, is_new=is_new)
             raise
         self._say(f"{version}: passed the gate, {accuracies}")
         self._store.note(f"{version} passed the gate", gate=str(gate.folder), found=accuracies)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -53,10 +54,17 @@ def done(answer, code=0):
     return answer.stdout
 
 
-def test_the_gate_refuses_a_version_that_classifies_worse_and_says_by_how_much(stack, stable, write_untrained):
+def test_the_gate_refuses_a_version_that_classifies_worse_and_says_by_how_much(
+    stack, stable, write_untrained, tmp_path
+):
     before = stack.plan()
     worse = package_directory(write_untrained("9.15.0", seed=5), stack.home.parent / "worse")
-    said = stack.command("deploy", str(worse), "--canary", "10", "--gate", str(SAMPLES))
+    pictures = shutil.copytree(SAMPLES, tmp_path / "samples")
+    strays = {"notes.txt": b"buy milk", "empty.png": b"", "film.mp4": bytes(7_000_000)}
+    for name, content in strays.items():
+        (pictures / "cat" / name).write_bytes(content)
+    said = stack.command("deploy", str(worse), "--canary", "10", "--gate", str(pictures))
+    assert {name for name in strays if f"skipped {pictures / 'cat' / name}: no image" in said.stdout} == set(strays)
     assert "refused at the gate: accuracy" in said.stderr
     assert "it falls by more than 0.5 points" in said.stderr
     done(said, 1)
