@@ -7,18 +7,18 @@ import ipaddress
 import logging
 import math
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage
+from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.storage.redis.redispy import RedispyBridge
-from limits.aio.strategies import FixedWindowRateLimiter
 from limits.storage import storage_from_string
 
 from gateway import keys
-from gateway.exchange import exchange_of
+from gateway.exchange import Quota, exchange_of
 from gateway.reference import mask_passwords
-from gateway.refusals import KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
+from gateway.refusals import KeyExpired, KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
 from gateway.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from gateway.exchange import Exchange
     from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ TIDY_S = 5.0
 class Callers:
     """The keys and quotas of one gateway process.
 
-    Quotas are fixed windows: the cheapest of the library's strategies (10 µs a hit), and exact over each window.
+    Quotas are fixed windows: the cheapest of the library's strategies, and exact over each window. They are counted
+    in the library's store without its strategy, which would count again to tell what is left.
 
     With `waits_for_file` a key file that cannot be used is no error: until it can, its keys are unknown.
 
@@ -61,7 +63,9 @@ class Callers:
             self._read_first(self._file)
         self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
         self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
-        self._limiter = _limiter(settings.rate_store) if self._per_key or self._per_address else None
+        # A key may bring a quota of its own at any time.
+        has_quotas = self._asks or self._per_key or self._per_address
+        self._storage = _storage(settings.rate_store) if has_quotas else None
         self._store_rests_until = 0.0
 
     def refresh_keys(self) -> None:
@@ -78,26 +82,30 @@ class Callers:
         self._complaint = complaint
 
     async def admit(self, request: Request, scope: str) -> None:
-        """Lets the call pass and notes the caller's name.
+        """Lets the call pass and notes the caller's name, and what is left of its quotas.
 
         Raises:
-            KeyMissing, KeyUnknown, ScopeMissing: the caller may not do this.
+            KeyMissing, KeyUnknown, KeyExpired, ScopeMissing: the caller may not do this.
             QuotaExceeded: not so often.
         """
+        exchange = exchange_of(request.scope)
         if self._per_address is not None:
-            await self._spend(self._per_address, "address", address_of(request))
+            await self._spend(exchange, self._per_address, "address", address_of(request))
         if not self._asks:
             return
         key = self._find(presented_key(request))
-        exchange_of(request.scope).caller = key.name
+        exchange.caller, exchange.key = key.name, key.id
+        if key.is_expired():
+            raise KeyExpired(key.expires)
         if scope not in key.scopes:
             raise ScopeMissing(scope)
-        if self._per_key is not None:
-            await self._spend(self._per_key, "key", key.name)
+        quota = _own_quota(key.quota) if key.quota else self._per_key
+        if quota is not None:
+            await self._spend(exchange, quota, "key", key.name)
 
     async def close(self) -> None:
         """Closes the connections to the quotas' store; the library leaves them open."""
-        bridge = getattr(self._limiter and self._limiter.storage, "bridge", None)
+        bridge = getattr(self._storage, "bridge", None)
         if isinstance(bridge, RedispyBridge):
             await bridge.storage.aclose()
 
@@ -111,21 +119,24 @@ class Callers:
             raise KeyUnknown
         return found
 
-    async def _spend(self, quota: RateLimitItem, kind: str, who: str) -> None:
-        limiter = self._limiter
-        if limiter is None or time.monotonic() < self._store_rests_until:
+    async def _spend(self, exchange: Exchange, quota: RateLimitItem, kind: str, who: str) -> None:
+        storage = self._storage
+        if storage is None or time.monotonic() < self._store_rests_until:
             return
+        name = quota.key_for(kind, who)
         try:
-            if await limiter.hit(quota, kind, who):
-                return
-            window = await limiter.get_window_stats(quota, kind, who)
+            count = await storage.incr(name, quota.get_expiry())
+            ends = await storage.get_expiry(name)
         except Exception as error:  # noqa: BLE001 — whatever the store's client raises
             # A store that is away must not take the service with it.
             if time.monotonic() >= self._store_rests_until:  # of the calls that waited together one says it
                 logger.warning("quotas are not counted for %g s: %s", STORE_PAUSE_S, type(error).__name__)
             self._store_rests_until = time.monotonic() + STORE_PAUSE_S
             return
-        raise QuotaExceeded(str(quota), max(1, math.ceil(window.reset_time - time.time())))
+        left_s = max(1, math.ceil(ends - time.time()))
+        exchange.quotas += (Quota(kind, quota.amount, quota.get_expiry(), max(0, quota.amount - count), left_s),)
+        if count > quota.amount:
+            raise QuotaExceeded(str(quota), left_s)
 
     def _read_first(self, path: Path) -> None:
         try:
@@ -206,17 +217,23 @@ class TidyMemoryStorage(MemoryStorage):
             await super()._MemoryStorage__schedule_expiry()  # type: ignore[misc]
 
 
-def _limiter(store: str) -> FixedWindowRateLimiter:
+@lru_cache(maxsize=1024)
+def _own_quota(quota: str) -> RateLimitItem:
+    """Return the quota that a key brings; gateway/keys.py has checked how it is written."""
+    return parse(quota)
+
+
+def _storage(store: str) -> Storage:
     if store.startswith("memory:"):
-        return FixedWindowRateLimiter(TidyMemoryStorage())
+        return TidyMemoryStorage()
     options: dict[str, Any] = {
         "implementation": "redispy",
         "socket_timeout": STORE_TIMEOUT_S,
         "socket_connect_timeout": STORE_TIMEOUT_S,
     }
     try:
-        storage = storage_from_string(f"async+{store}", **options)
+        storage: Storage = storage_from_string(f"async+{store}", **options)  # type: ignore[assignment]
     except Exception as error:
         told = mask_passwords(f"GATEWAY_RATE_STORE={store} cannot be used: {error}")  # the library repeats the address
         raise SettingsError(told) from error
-    return FixedWindowRateLimiter(storage)
+    return storage

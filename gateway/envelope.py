@@ -58,6 +58,10 @@ class Envelope:
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
                 headers.append((b"server-timing", exchange.server_timing().encode("ascii")))
+                if exchange.quotas:
+                    policy, left = exchange.rate_limits()
+                    headers.append((b"ratelimit-policy", policy.encode("ascii")))
+                    headers.append((b"ratelimit", left.encode("ascii")))
                 if self._parts.is_draining:
                     headers.append((b"connection", b"close"))
             await send(message)
@@ -123,5 +127,11 @@ def log_line(scope: Scope, exchange: Exchange) -> dict[str, Any]:
         "ms": round(exchange.elapsed_s() * 1000, 2),
     }
     line.update((f"{stage}_ms", round(seconds * 1000, 2)) for stage, seconds in exchange.stages.items())
-    notes = {"version": exchange.version, "code": exchange.code, "caller": exchange.caller, "row": exchange.row}
+    notes = {
+        "version": exchange.version,
+        "code": exchange.code,
+        "caller": exchange.caller,
+        "key": exchange.key,
+        "row": exchange.row,
+    }
     return {**line, **{name: note for name, note in notes.items() if note}}

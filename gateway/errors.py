@@ -3,7 +3,8 @@
     GatewayError
     ├── BadRequest              400  empty_body · bad_multipart · missing_file · unexpected_field · too_many_files
     │                                bad_parameter · bad_json · bad_http
-    ├── KeyMissing, KeyUnknown  401  key_missing · key_unknown
+    ├── KeyMissing, KeyUnknown,
+    │   KeyExpired              401  key_missing · key_unknown · key_expired
     ├── ScopeMissing            403  scope_missing
     ├── RouteUnknown            404  route_unknown
     ├── VersionUnknown          404  version_unknown

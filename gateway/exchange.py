@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,19 @@ SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 UNMATCHED = "unmatched"
 
 
+class Quota(NamedTuple):
+    """One quota that the request was counted against: `remaining` of `amount` calls are left for `left_s` seconds.
+
+    `kind` is what it belongs to, `key` or `address`; its windows are `window_s` seconds long.
+    """
+
+    kind: str
+    amount: int
+    window_s: int
+    remaining: int
+    left_s: int
+
+
 class Exchange:
     """One request's notes; `stages` are seconds spent, in the order in which they ended."""
 
@@ -27,7 +40,9 @@ class Exchange:
         "code",
         "entries",
         "is_hurried",
+        "key",
         "model",
+        "quotas",
         "request_id",
         "route",
         "row",
@@ -49,6 +64,8 @@ class Exchange:
         self.model = ""
         self.version = ""
         self.caller = ""
+        self.key = ""  # which of the caller's keys, by its id
+        self.quotas: tuple[Quota, ...] = ()
         self.entries: Sequence[dict[str, Any]] = ()  # a prediction's, for the metrics
         self.is_hurried = False  # the caller left the version little time: that none is left is not its fault
         self.traceparent = ""
@@ -72,6 +89,16 @@ class Exchange:
         """The stages so far as a Server-Timing header's value, in ms."""
         stages = {**self.stages, "total": self.elapsed_s()}
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+
+    def rate_limits(self) -> tuple[str, str]:
+        """The values of the headers RateLimit-Policy and RateLimit, which list each quota.
+
+        Source: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
+        """
+        return (
+            ", ".join(f'"{quota.kind}";q={quota.amount};w={quota.window_s}' for quota in self.quotas),
+            ", ".join(f'"{quota.kind}";r={quota.remaining};t={quota.left_s}' for quota in self.quotas),
+        )
 
 
 class Stage:

@@ -1,6 +1,10 @@
 """API keys: only their SHA-256 is stored, in a file that `gradserve keys` edits and the gateway re-reads.
 
-{"schema": 1, "keys": [{"name": "alice", "sha256": "…", "scopes": ["predict", "explain"], "created": "2026-01-31"}]}
+{"schema": 2, "keys": [{"name": "alice", "sha256": "…", "scopes": ["predict", "explain"], "created": "2026-01-31",
+                        "expires": "2026-12-31T00:00:00+00:00", "quota": "600/minute"}]}
+
+`created`, `expires` and `quota` may be left out. Files of schema 1, without expiry and quota, are read as well. While a
+key is rotated there are two of its name; of keys with one name all but one have to expire.
 """
 
 from __future__ import annotations
@@ -14,16 +18,19 @@ import secrets
 import stat
 import tempfile
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)
 SCOPES = ("predict", "explain", "read")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+QUOTA = re.compile(r"[1-9][0-9]{0,8}/(?:second|minute|hour|day)")
 
 
 class KeyFileError(ValueError):
@@ -32,22 +39,39 @@ class KeyFileError(ValueError):
 
 @dataclass(frozen=True)
 class Key:
-    """A caller: its name in logs, its key's SHA-256 in hexadecimal, what it may do, when it was made (ISO date)."""
+    """A caller: its name in logs, its key's SHA-256 in hexadecimal, what it may do, when it was made (ISO date).
+
+    `expires` is the moment from which on it is refused (ISO date and time with offset; empty: never), `quota` how often
+    it may call, like `600/minute` (empty: as GATEWAY_RATE_PER_KEY says).
+    """
 
     name: str
     sha256: str
     scopes: tuple[str, ...]
     created: str = ""
+    expires: str = ""
+    quota: str = ""
+
+    @property
+    def id(self) -> str:
+        """Tells two keys of one name apart in metrics, logs and lists; no secret."""
+        return self.sha256[:8]
+
+    def is_expired(self, now: datetime | None = None) -> bool:
+        """Return True if the key is refused at `now` (default: at this moment)."""
+        return bool(self.expires) and datetime.fromisoformat(self.expires) <= (now or datetime.now(UTC))
 
 
-def make_key(name: str, scopes: Sequence[str], *, created: str = "") -> tuple[str, Key]:
+def make_key(
+    name: str, scopes: Sequence[str], *, created: str = "", expires: str = "", quota: str = ""
+) -> tuple[str, Key]:
     """A new secret of 256 random bits, to be shown once, and the key that is stored for it.
 
     Raises:
-        KeyFileError: the name or a scope cannot be.
+        KeyFileError: the name, a scope, the expiry or the quota cannot be.
     """
     secret = "gs_" + secrets.token_urlsafe(32)
-    return secret, check_key(Key(name, digest(secret), tuple(scopes), created))
+    return secret, check_key(Key(name, digest(secret), tuple(scopes), created, expires, quota))
 
 
 def digest(secret: str) -> str:
@@ -59,7 +83,7 @@ def check_key(key: Key) -> Key:
     """The key itself, if it can be one.
 
     Raises:
-        KeyFileError: its name, digest or scopes cannot be.
+        KeyFileError: its name, digest, scopes, expiry or quota cannot be.
     """
     if not NAME.fullmatch(key.name):
         raise KeyFileError(f"key name {key.name!r} does not match {NAME.pattern}")
@@ -67,6 +91,10 @@ def check_key(key: Key) -> Key:
         raise KeyFileError(f"key {key.name} has no SHA-256 of 64 lower-case hexadecimal digits")
     if not key.scopes or set(key.scopes) - set(SCOPES):
         raise KeyFileError(f"key {key.name} has the scopes {list(key.scopes)}: use one or more of {', '.join(SCOPES)}")
+    if key.expires and not _is_moment(key.expires):
+        raise KeyFileError(f"key {key.name} expires at {key.expires!r}: write like 2026-12-31T00:00:00+00:00")
+    if key.quota and not QUOTA.fullmatch(key.quota):
+        raise KeyFileError(f"key {key.name} has the quota {key.quota!r}: write like 600/minute (second, hour, day)")
     return key
 
 
@@ -81,8 +109,8 @@ def load_keys(path: Path) -> tuple[Key, ...]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise KeyFileError(f"{path.name} is no JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("keys"), list):
-        raise KeyFileError(f"{path.name} is no key file of schema {SCHEMA}")
+    if not isinstance(data, dict) or data.get("schema") not in READABLE or not isinstance(data.get("keys"), list):
+        raise KeyFileError(f"{path.name} is no key file of schema {' or '.join(map(str, READABLE))}")
     return check_names(_parse_key(item) for item in data["keys"])
 
 
@@ -90,9 +118,10 @@ def save_keys(path: Path, keys: Sequence[Key]) -> None:
     """Replaces the file `path` in one step, by one with its mode; only its owner may read a new one.
 
     Raises:
-        KeyFileError: two keys share a name.
+        KeyFileError: two keys share a name, and both have no end.
     """
-    data = {"schema": SCHEMA, "keys": [asdict(key) for key in check_names(keys)]}
+    rows = [{field: value for field, value in asdict(key).items() if value} for key in check_names(keys)]
+    data = {"schema": SCHEMA, "keys": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp makes the file readable by its owner only, before anything is in it.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -126,17 +155,21 @@ def parse_entry(entry: str) -> Key:
 
 
 def check_names(keys: Iterable[Key]) -> tuple[Key, ...]:
-    """The keys, if their names differ.
+    """Return the keys, if of those that share a name all but one expire.
 
     Raises:
-        KeyFileError: two keys share a name.
+        KeyFileError: they do not, or a key is there twice.
     """
-    checked: dict[str, Key] = {}
-    for key in keys:
-        if key.name in checked:
+    checked = tuple(keys)
+    lasting: set[str] = set()
+    digests: set[str] = set()
+    for key in checked:
+        if key.sha256 in digests or (not key.expires and key.name in lasting):
             raise KeyFileError(f"there are two keys named {key.name}")
-        checked[key.name] = key
-    return tuple(checked.values())
+        digests.add(key.sha256)
+        if not key.expires:
+            lasting.add(key.name)
+    return checked
 
 
 def _parse_key(item: object) -> Key:
@@ -145,5 +178,13 @@ def _parse_key(item: object) -> Key:
     scopes = item.get("scopes")
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
         raise KeyFileError(f"key {item.get('name')!r} has no list of scopes")
-    name, sha256, created = (str(item.get(field, "")) for field in ("name", "sha256", "created"))
-    return check_key(Key(name, sha256, tuple(scopes), created))
+    name, sha256, *rest = (str(item.get(field, "")) for field in ("name", "sha256", "created", "expires", "quota"))
+    return check_key(Key(name, sha256, tuple(scopes), *rest))
+
+
+def _is_moment(text: str) -> bool:
+    """Return True if `text` is an ISO date and time with an offset."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False

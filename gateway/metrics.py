@@ -26,6 +26,8 @@ KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that
 # Labels are our own routes, stages, codes and versions; only a contract can bring a great many, its classes. Past this
 # many of a process's versions together, new ones are counted as `other`.
 MAX_CLASS_LABELS = 2000
+# Likewise of callers' keys, for which an operator may have made any number.
+MAX_KEY_LABELS = 1000
 
 
 class Metrics:
@@ -58,6 +60,18 @@ class Metrics:
             "Seconds in which a version answered requests that came out ok.",
             ("version", "kind"),
             buckets=MODEL_SECONDS,
+            registry=registry,
+        )
+        self._callers = Counter(
+            "gateway_caller_requests",
+            "Requests by the API key's name, its id (two while it is rotated) and the status of the answer.",
+            ("caller", "key", "status"),
+            registry=registry,
+        )
+        self._caller_images = Counter(
+            "gateway_caller_images",
+            "Images classified or explained, by the API key's name.",
+            ("caller",),
             registry=registry,
         )
         self._shadow = Counter(
@@ -95,6 +109,7 @@ class Metrics:
         )
         self._children: dict[tuple[object, ...], Counter | Histogram] = {}
         self._classes: set[tuple[str, str]] = set()
+        self._keys: set[tuple[str, str]] = set()
 
     def finish(self, method: str, exchange: Exchange) -> None:
         """Counts an answered request."""
@@ -113,6 +128,8 @@ class Metrics:
             self._counter(self._versions, exchange.version, kind, outcome).inc()
             if not exchange.code:
                 self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
+        if exchange.caller:
+            self._count_usage(exchange)
         for entry in exchange.entries:
             if "class" in entry:
                 label = self._class_label(exchange.version, entry["class"])
@@ -146,6 +163,19 @@ class Metrics:
         together = CollectorRegistry()
         MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         return generate_latest(together)
+
+    def _count_usage(self, exchange: Exchange) -> None:
+        caller, key = exchange.caller, exchange.key
+        if (caller, key) not in self._keys:
+            if len(self._keys) >= MAX_KEY_LABELS:
+                caller, key = "other", ""
+            else:
+                self._keys.add((caller, key))
+        self._counter(self._callers, caller, key, str(exchange.status)).inc()
+        is_explained = exchange.status == 200 and exchange.route == "/explain"
+        images = int(is_explained) or sum("class" in entry for entry in exchange.entries)
+        if images:
+            self._counter(self._caller_images, caller).inc(images)
 
     def _class_label(self, version: str, name: str) -> str:
         if (version, name) not in self._classes:

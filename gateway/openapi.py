@@ -38,8 +38,17 @@ ANSWERS = (
     schemas.State,
 )
 BINARY = {"type": "string", "format": "binary"}
+# Where a quota was counted.
+QUOTA_HEADERS = {
+    "RateLimit-Policy": {"schema": {"type": "string"}, "example": '"key";q=600;w=60'},
+    "RateLimit": {"schema": {"type": "string"}, "example": '"key";r=599;t=42'},
+}
 
-AUTHENTICATION = (refusals.KeyMissing(), refusals.KeyUnknown())
+AUTHENTICATION = (
+    refusals.KeyMissing(),
+    refusals.KeyUnknown(),
+    refusals.KeyExpired("2026-12-31T00:00:00+00:00"),
+)
 GUARD = (*AUTHENTICATION, refusals.ScopeMissing("predict"), refusals.QuotaExceeded("600 per 1 minute", 12))
 BODY = (
     refusals.EmptyBody(),
@@ -211,6 +220,9 @@ def _operation(
     operation: dict[str, Any] = {"summary": summary, "responses": answers | _problems(errors)}
     if not is_open:
         operation["security"] = [{"bearer": []}, {"header": []}]
+        for status in ("200", "429"):
+            answer = operation["responses"][status]
+            operation["responses"][status] = {**answer, "headers": {**answer.get("headers", {}), **QUOTA_HEADERS}}
     if parameters:
         operation["parameters"] = parameters
     if body:

@@ -119,6 +119,20 @@ class KeyUnknown(GatewayError):
         super().__init__("The API key is unknown or was revoked.", headers={"www-authenticate": "Bearer"})
 
 
+class KeyExpired(GatewayError):
+    """401: the API key was ours until `expires`."""
+
+    status = 401
+    code = "key_expired"
+
+    def __init__(self, expires: str) -> None:
+        super().__init__(
+            f"The API key expired at {expires}: ask for a new one.",
+            headers={"www-authenticate": "Bearer"},
+            expires=expires,
+        )
+
+
 class ScopeMissing(GatewayError):
     """403: the API key may not do this."""
 

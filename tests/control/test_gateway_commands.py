@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from typer.testing import CliRunner
@@ -54,8 +55,8 @@ def test_list_tells_names_scopes_and_days_but_no_digest(run):
     run("keys", "make", "alice")
     run("keys", "make", "bob", "--scope", "read")
     shown = run("keys", "list").stdout
-    assert re.search(r"alice +\d{4}-\d\d-\d\d  predict explain\n", shown)
-    assert re.search(r"bob +\d{4}-\d\d-\d\d  read\n", shown)
+    assert re.search(r"alice +[0-9a-f]{8}  \d{4}-\d\d-\d\d  predict explain\n", shown)
+    assert re.search(r"bob +[0-9a-f]{8}  \d{4}-\d\d-\d\d  read\n", shown)
     assert not re.search(r"[0-9a-f]{64}", shown)
     assert [row["name"] for row in json.loads(run("keys", "list", "--json").stdout)] == ["alice", "bob"]
 
@@ -69,10 +70,61 @@ def test_revoke_takes_one_key_back_and_a_running_gateway_follows(run, tmp_path):
     assert [key.name for key in callers._keys] == ["bob"]
 
 
+def test_a_rotated_key_has_a_successor_and_an_end(run, tmp_path):
+    first = run("keys", "make", "alice", "--scope", "read", "--quota", "600/minute").stdout.strip()
+    rotated = run("keys", "rotate", "alice", "--overlap", "12h")
+    second = rotated.stdout.strip()
+    old, new = load_keys(tmp_path / "keys.json")
+    assert [key.sha256 for key in (old, new)] == [digest(first), digest(second)]
+    assert (old.scopes, old.quota, new.expires) == (new.scopes, new.quota, "")
+    left = datetime.fromisoformat(old.expires) - datetime.now(UTC)
+    assert timedelta(hours=11.9) < left <= timedelta(hours=12)
+    assert f"the old key {old.id} works until {old.expires}" in rotated.stderr
+    assert re.search(
+        rf"alice  {old.id} .* read  600/minute  expires {re.escape(old.expires)}", run("keys", "list").stdout
+    )
+    callers = Callers(Settings(keys_file=tmp_path / "keys.json"))
+    assert {callers._find(secret) for secret in (first, second)} == {old, new}
+
+
+def test_a_compromised_key_is_rotated_without_overlap(run, tmp_path):
+    run("keys", "make", "alice")
+    run("keys", "rotate", "alice", "--overlap", "0d")
+    old, new = load_keys(tmp_path / "keys.json")
+    assert (old.is_expired(), new.is_expired()) == (True, False)
+    assert [row["expired"] for row in json.loads(run("keys", "list", "--json").stdout)] == [True, False]
+    run("keys", "rotate", "alice")
+    assert load_keys(tmp_path / "keys.json")[0].id == new.id, "what had expired is gone"
+
+
+def test_one_of_two_keys_of_a_name_is_revoked_by_its_id(run, tmp_path):
+    run("keys", "make", "alice")
+    run("keys", "rotate", "alice")
+    old, new = load_keys(tmp_path / "keys.json")
+    run("keys", "revoke", "alice", "--id", old.id)
+    assert load_keys(tmp_path / "keys.json") == (new,)
+
+
+def test_quota_and_expiry_are_given_and_taken_away(run, tmp_path):
+    run("keys", "make", "alice", "--expires", "2999-12-31", "--quota", "5/second")
+    (key,) = load_keys(tmp_path / "keys.json")
+    assert (key.expires, key.quota) == ("2999-12-31T00:00:00+00:00", "5/second")
+    run("keys", "edit", "alice", "--expires", "none", "--quota", "none", "--scope", "read")
+    (changed,) = load_keys(tmp_path / "keys.json")
+    assert changed == Key("alice", key.sha256, ("read",), key.created)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("make", "alice"), "already"),
+        (("make", "alice"), "already: `gradserve keys rotate alice`"),
+        (("make", "bob", "--quota", "often"), "write like 600/minute"),
+        (("make", "bob", "--expires", "soon"), "write 90d"),
+        (("make", "bob", "--expires", "2020-01-01"), "has passed"),
+        (("rotate", "nobody"), "no key named nobody"),
+        (("edit", "nobody", "--quota", "none"), "no key named nobody"),
+        (("edit", "alice", "--scope", "admin"), "use one or more of predict"),
+        (("revoke", "alice", "--id", "0"), "no key named alice with the id 0"),
         (("make", "a b"), "does not match"),
         (("make", "bob", "--scope", "admin"), "use one or more of predict"),
         (("revoke", "nobody"), "no key named nobody"),

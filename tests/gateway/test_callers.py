@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import socketserver
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -139,6 +141,100 @@ def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) 
     assert statuses == [401, 401, 429]
 
 
+def test_a_key_file_of_today_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    row = {"name": "alice", "sha256": "0" * 64, "scopes": ["predict"], "created": "2026-01-31"}
+    path.write_text(json.dumps({"schema": 1, "keys": [row, {**row, "name": "bob", "sha256": "1" * 64}]}))
+    old = keys.load_keys(path)
+    assert old[0] == keys.Key("alice", "0" * 64, ("predict",), "2026-01-31")
+    keys.save_keys(path, old)
+    assert keys.load_keys(path) == old
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"expires": "soon"}, "write like 2026-12-31T00:00:00"),
+        ({"expires": "2026-12-31T00:00:00"}, "write like 2026-12-31T00:00:00"),
+        ({"quota": "often"}, "write like 600/minute"),
+    ],
+)
+def test_an_expiry_or_quota_that_cannot_be_is_refused(changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(keys.KeyFileError, match=sentence):
+        keys.make_key("a", ["read"], **changes)
+
+
+def test_two_keys_of_one_name_work_until_the_old_one_expires(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
+    old_secret, old = keys.make_key("alice", ["read"], expires=end.isoformat())
+    new_secret, new = keys.make_key("alice", ["read"])
+    keys.save_keys(path, [old, new])
+    stand = make_stand(keys_file=path)
+
+    def answer(secret: str) -> tuple[int, str | None]:
+        found = stand.client.get("/models", headers={"x-api-key": secret})
+        return found.status_code, found.json().get("code")
+
+    assert answer(old_secret) == answer(new_secret) == (200, None)
+    stand.wait_until(lambda: datetime.now(UTC) > end)
+    assert answer(old_secret) == (401, "key_expired")
+    assert answer(new_secret) == (200, None)
+    shown = stand.client.get("/metrics", headers={"x-api-key": new_secret}).text
+    for key, status, count in ((old, 200, 1), (old, 401, 1), (new, 200, 2)):
+        counted = f'gateway_caller_requests_total{{caller="alice",key="{key.sha256[:8]}",status="{status}"}} {count}.0'
+        assert counted in shown
+
+
+def test_a_key_with_a_quota_of_its_own_has_that_and_no_other(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    made = [keys.make_key("large", ["predict"], quota="3/hour"), keys.make_key("usual", ["predict"])]
+    keys.save_keys(path, [key for _, key in made])
+    client = make_stand(keys_file=path, rate_per_key="1/hour").client
+
+    def statuses(secret: str) -> list[int]:
+        headers = {"x-api-key": secret}
+        return [client.post("/predict", content=b"x", headers=headers).status_code for _ in range(4)]
+
+    assert [statuses(secret) for secret, _ in made] == [[200, 200, 200, 429], [200, 429, 429, 429]]
+
+
+def test_a_rotated_key_counts_against_its_callers_one_quota(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    expires = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    made = [keys.make_key("a", ["predict"], quota="2/hour", expires=end) for end in (expires, "")]
+    keys.save_keys(path, [key for _, key in made])
+    client = make_stand(keys_file=path).client
+    answers = [client.post("/predict", content=b"x", headers={"x-api-key": made[turn % 2][0]}) for turn in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+def test_every_answer_tells_what_is_left_of_each_quota(make_stand: Callable[..., Stand]) -> None:
+    secret, key = keys.make_key("a", ["predict"])
+    entry = f"a:{key.sha256}:predict"
+    client = make_stand(keys=(entry,), rate_per_key="2/hour", rate_per_address="100/minute").client
+    answers = [client.post("/predict", content=b"x", headers={"x-api-key": secret}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    for answer, left in zip(answers, (1, 0, 0), strict=True):
+        assert answer.headers["ratelimit-policy"] == '"address";q=100;w=60, "key";q=2;w=3600'
+        address, own = answer.headers["ratelimit"].split(", ")
+        assert re.fullmatch(r'"address";r=9[7-9];t=(60|59|58)', address)
+        assert re.fullmatch(rf'"key";r={left};t=(3600|359\d)', own)
+    assert "ratelimit" not in client.get("/livez").headers
+
+
+def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) -> None:
+    secret, key = keys.make_key("a", ["predict", "explain", "read"])
+    client = make_stand(keys=(f"a:{key.sha256}:predict+explain+read",)).client
+    headers = {"x-api-key": secret}
+    files = [("file", ("x", content)) for content in (b"image-of-dog", b"bad:image_unreadable", b"image-of-cat")]
+    client.post("/predict", content=b"x", headers=headers)
+    client.post("/predict/batch", files=files, headers=headers)
+    client.post("/explain", content=b"x", headers=headers)
+    client.post("/explain", content=b"bad:image_unreadable", headers=headers)
+    assert 'gateway_caller_images_total{caller="a"} 4.0' in client.get("/metrics", headers=headers).text
+
+
 def test_many_callers_do_not_make_each_hit_dearer() -> None:
     async def walks(storage: MemoryStorage) -> int:
         tasks = []
@@ -210,6 +306,9 @@ def test_gateways_with_one_redis_store_count_together(make_stand: Callable[..., 
         server.shutdown()
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert 40 <= int(answers[3].headers["retry-after"]) <= 43
+    assert [answer.headers["ratelimit"].partition(";t=")[0] for answer in answers] == [
+        f'"address";r={left}' for left in (2, 1, 0, 0)
+    ]
 
 
 @pytest.mark.parametrize(
