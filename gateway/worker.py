@@ -45,7 +45,8 @@ LINGER_S = 1.0
 MOST_HEADERS = 100
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
-BEAT_S = 5.0
+# Beats in half of the time after which Gunicorn takes a worker for hung: one that comes late costs nothing.
+BEATS = 4
 # Callers without a place hear so together: a wake-up for each would cost more than the refusal. And who asks again at
 # once, heedless of Retry-After, can do so a hundred times a second on a connection, not thousands of times.
 REFUSE_EVERY_S = 0.01
@@ -329,9 +330,11 @@ class DrainingServer(Server):
         self._seat = seat
         self._acceptors: list[Acceptor] = []
         self._drained_at: float | None = None
+        self._beating: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, then accepts from the sockets."""
+        self._beating = asyncio.create_task(self._beat())
         await super().startup(sockets=[])  # or uvicorn would accept from them itself
 
         def make_protocol() -> asyncio.Protocol:
@@ -359,17 +362,21 @@ class DrainingServer(Server):
         for server in self.servers:
             server.close()
             await server.wait_closed()
-        beating = asyncio.create_task(self._beat())
         try:
             await super().shutdown(sockets)
         finally:
-            beating.cancel()
+            if self._beating is not None:
+                self._beating.cancel()
 
     async def _beat(self) -> None:
-        """Tells Gunicorn's master that this worker lives: uvicorn does so only before it shuts down."""
+        """Tell Gunicorn's master that this worker lives, by the loop's monotonic clock.
+
+        Uvicorn tells it by the wall clock: after that was set back by two minutes it says nothing for as long, and the
+        master kills all workers. Nor does it tell anything while it shuts down.
+        """
         while self.config.callback_notify is not None:
             await self.config.callback_notify()
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(self.config.timeout_notify / BEATS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begins to drain; a second SIGINT ends at once."""

@@ -331,18 +331,28 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     """`start_gateway(WORKERS="2", …)`: a real process under Gunicorn; its address and its master's pid.
 
     With `folder` the plan (`plan.json`) and the log (`log`) lie there; `agent` reports instead of one in good order.
+    `code` is the folder of the gateway's code, and `environ` has variables that are no settings.
     """
     with ExitStack() as stack:
 
-        def start(folder: Path | None = None, agent: FakeAgent | None = None, **settings: str) -> tuple[str, int]:
+        def start(
+            folder: Path | None = None,
+            agent: FakeAgent | None = None,
+            code: Path = ROOT,
+            environ: dict[str, str] | None = None,
+            **settings: str,
+        ) -> tuple[str, int]:
             folder = folder or tmp_path_factory.mktemp("gateway")
-            return stack.enter_context(gateway_process(folder, agent or FakeAgent(), settings))
+            started = gateway_process(folder, agent or FakeAgent(), settings, code, environ or {})
+            return stack.enter_context(started)
 
         yield start
 
 
 @contextlib.contextmanager
-def gateway_process(folder: Path, agent: FakeAgent, settings: dict[str, str]) -> Iterator[tuple[str, int]]:
+def gateway_process(
+    folder: Path, agent: FakeAgent, settings: dict[str, str], code: Path, environ: dict[str, str]
+) -> Iterator[tuple[str, int]]:
     server = BackendServer(("127.0.0.1", 0), Backend)
     server.agent = agent
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -359,12 +369,12 @@ def gateway_process(folder: Path, agent: FakeAgent, settings: dict[str, str]) ->
         "STATUS_MAX_AGE_S": "60",
         **settings,
     }
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **{f"GATEWAY_{name}": value for name, value in settings.items()}}
+    named = {f"GATEWAY_{name}": value for name, value in settings.items()}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"],
-            cwd=ROOT,
-            env=environ,
+            cwd=code,
+            env={**os.environ, "PYTHONPATH": str(code), **named, **environ},
             stdout=log,
             stderr=log,
         )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from conftest import FakeAgent
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> tuple[str, int]:
@@ -527,3 +529,20 @@ def test_a_key_file_that_breaks_stops_neither_a_reload_nor_a_new_worker(
     wait_until(lambda: status() == 401, 30)  # by a worker that has never seen the keys
     path.write_text(whole, encoding="utf-8")
     wait_until(lambda: status() == 200, 10)
+
+
+def test_a_clock_set_back_by_two_minutes_kills_no_worker(
+    start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nclock = time.time\ntime.time = lambda: clock() - 120 * os.path.exists({str(moved)!r})\n"
+    )
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "GUNICORN_CMD_ARGS": "--timeout 2"}
+    base, master = start_gateway(tmp_path, environ=environ, WORKERS="1")
+    before = workers_of(master)
+    moved.touch()
+    time.sleep(4)
+    assert workers_of(master) == before
+    assert "WORKER TIMEOUT" not in (tmp_path / "log").read_text()
+    assert httpx.get(f"{base}/livez").status_code == 200
