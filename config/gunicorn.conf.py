@@ -1,13 +1,20 @@
 """Gunicorn for the gateway: `gunicorn -c config/gunicorn.conf.py 'gateway.app:create_app()'`.
 
 Everything comes from the gateway's own settings (`GATEWAY_*`), so that there is one place to set a thing.
+
+The master imports the whole application before it forks, and each worker only makes it (`create_app`): a worker that is
+started after the files on disk have changed runs the same code as the others. New code needs a restart.
 """
 
 import atexit
+import contextlib
+import importlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from gateway.callers import Callers
@@ -51,6 +58,32 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         os.environ["PROMETHEUS_MULTIPROC_DIR"],
     )
 
+PACKAGES = {"gateway", "contracts"}
+# Gunicorn reads this file again at a reload; the modules stay those of the start. The last four would be loaded late.
+for _name in (
+    "gateway.app",
+    "gateway.worker",
+    "prometheus_client.multiprocess",
+    "httpcore",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
+    "uvicorn.protocols.http.httptools_impl",
+):
+    importlib.import_module(_name)
+if _settings.otlp_endpoint:
+    importlib.import_module("gateway.tracing")
+
+
+def _stamp() -> dict[str, tuple[int, int] | None]:
+    """Return time and size of each file that the gateway's own code was loaded from; None for one that is gone."""
+    found: dict[str, tuple[int, int] | None] = {__file__: None}
+    found.update((module.__file__, None) for name, module in sys.modules.items() if name.split(".")[0] in PACKAGES)
+    for path in found:
+        with contextlib.suppress(OSError):
+            stat = Path(path).stat()
+            found[path] = (stat.st_mtime_ns, stat.st_size)
+    return found
+
 
 def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
     """Looks at what is really listened on: `--bind` and GUNICORN_CMD_ARGS go before this file.
@@ -63,12 +96,17 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
     except ValueError as error:
         raise SystemExit(f"gateway: {error}") from None
     reload = server.handle_hup
+    logger = logging.getLogger("gateway")
+    code = _stamp()
 
     def reload_if_possible() -> None:
+        if _stamp() != code:
+            logger.error("not reloaded, and as it was: the code on disk has changed, and new code needs a restart")
+            return
         try:
             _load()
         except SettingsError as error:
-            logging.getLogger("gateway").error("not reloaded, and as it was: %s", error)  # noqa: TRY400 — it says it all
+            logger.error("not reloaded, and as it was: %s", error)  # noqa: TRY400 — it says it all
         else:
             reload()
 
@@ -79,7 +117,7 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gu
     """Takes a dead worker's gauges out of the sums, and what it told; its counters stay, or they would fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — a reload reads this file anew, but not that one
+    from gateway.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — as above
 
     CONNECTIONS.leave(worker.age)
     IN_FLIGHT.leave(worker.age)

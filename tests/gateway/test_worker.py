@@ -8,6 +8,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import socket
 import threading
@@ -320,6 +321,32 @@ def test_a_reload_under_load_loses_no_request(start_gateway: Callable[..., tuple
     assert not failures
     assert len(statuses) > 20
     assert set(statuses) == {200}
+
+
+def test_code_that_changes_on_disk_reaches_no_worker_before_a_restart(
+    start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    for package in ("gateway", "config"):
+        shutil.copytree(ROOT / package, code / package)
+    base, master = start_gateway(tmp_path, code=code, WORKERS="1", DRAIN_S="0.2")
+    first = workers_of(master)
+    for path in (code / "gateway").rglob("*.py"):
+        path.write_text("raise RuntimeError('half of a new release')\n", encoding="utf-8")
+    os.kill(min(first), signal.SIGKILL)
+    wait_until(lambda: bool(workers_of(master)) and not workers_of(master) & first, 20)
+    wait_until(lambda: can_predict(base), 20)
+    second = workers_of(master)
+    os.kill(master, signal.SIGHUP)
+    wait_until(lambda: "new code needs a restart" in (tmp_path / "log").read_text(), 20)
+    assert workers_of(master) == second
+    assert can_predict(base)
+
+
+def can_predict(base: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.post(f"{base}/predict", content=b"x").status_code == 200
+    return False
 
 
 def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_one(
