@@ -56,6 +56,11 @@ class Places:
         self._stands_since = 0.0
         self._empty_since = -math.inf
 
+    @property
+    def waiting(self) -> int:
+        """The callers who wait for a place."""
+        return len(self._waiting)
+
     def is_full(self, coming: int = 0) -> bool:
         """Whether a caller would be refused at once, after so many who are coming already."""
         return self.taken + len(self._waiting) + coming >= self.limit + self._longest_line()

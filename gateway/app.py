@@ -173,7 +173,6 @@ class NotedRoute(Route):
 def look(parts: Parts) -> None:
     """One look at the plan, the keys and the places."""
     parts.versions.refresh_plan()
-    parts.metrics.note_plan(is_broken=parts.versions.plan_error is not None)
     parts.callers.refresh_keys()
     parts.metrics.sample("predict", parts.dataplane.predict_places)
     parts.metrics.sample("explain", parts.dataplane.explain_places)

@@ -11,6 +11,7 @@ from gateway.errors import Unavailable
 from gateway.metrics import CONTENT_TYPE
 from gateway.parts import Parts, parts_of
 from gateway.routes import json_response
+from gateway.state_metrics import state_metrics
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -56,7 +57,8 @@ async def metrics(request: Request) -> Response:
     parts = parts_of(request)
     await parts.callers.admit(request, "read")
     # Several processes' files are read, which blocks for milliseconds.
-    return Response(await asyncio.to_thread(parts.metrics.render), media_type=CONTENT_TYPE)
+    text = await asyncio.to_thread(parts.metrics.render, state_metrics(parts))
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 def health_report(parts: Parts) -> dict[str, Any]:

@@ -6,15 +6,27 @@ one process counts for itself.
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.metrics_core import Metric
+
     from gateway.admission import Places
     from gateway.exchange import Exchange
+
+logger = logging.getLogger(__name__)
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -28,6 +40,46 @@ KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that
 MAX_CLASS_LABELS = 2000
 # Likewise of callers' keys, for which an operator may have made any number.
 MAX_KEY_LABELS = 1000
+FIRST_FILE_BYTES = 64 * 1024  # the library's own choice
+VALUE_BYTES = 32  # what a value takes in a file beside its key, at most
+NO_ROOM_PAUSE_S = 60.0
+
+
+class AllocatedFile(MmapedDict):
+    """The library's file of values, with room on the disk for a page before it is written.
+
+    The library leaves the file sparse: on a full disk the first write to a page ends the process by SIGBUS.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 — the library's own
+        if not read_mode:
+            with Path(filename).open("ab") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, FIRST_FILE_BYTES)
+                except OSError:
+                    Path(filename).unlink()  # readers cannot parse an empty one
+                    raise
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+
+    def _init_value(self, key: str) -> None:
+        needed = self._used + len(key.encode()) + VALUE_BYTES
+        if needed > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the library doubles it too
+        super()._init_value(key)  # type: ignore[no-untyped-call]  # as above
+
+
+values.MmapedDict = AllocatedFile  # type: ignore[attr-defined]  # where the library takes it from
+
+
+class Snapshot(Collector):
+    """Metrics that were collected before, in the form in which the library writes them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._metrics
 
 
 class Metrics:
@@ -94,75 +146,68 @@ class Metrics:
             buckets=CONFIDENCES,
             registry=registry,
         )
-        self._in_flight = Gauge(
-            "gateway_in_flight",
-            "Places taken, sampled.",
-            ("kind",),
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self._plan_broken = Gauge(
-            "gateway_plan_broken",
-            "1 while a process cannot use the traffic plan's file and goes on by the last good one.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._children: dict[tuple[object, ...], Counter | Histogram] = {}
+        self._in_flight = self._sum("gateway_in_flight", "Calls that have a place, sampled.")
+        self._waiting = self._sum("gateway_waiting", "Calls that wait for a place, sampled.")
+        self._capacity = self._sum("gateway_capacity", "Places, over all gateway processes.")
+        self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._classes: set[tuple[str, str]] = set()
         self._keys: set[tuple[str, str]] = set()
+        self._no_room_until = 0.0
 
     def finish(self, method: str, exchange: Exchange) -> None:
         """Counts an answered request."""
         route = exchange.route
         method = method if method in METHODS else "other"
-        self._counter(self._requests, route, method, str(exchange.status)).inc()
-        self._histogram(self._seconds, route).observe(exchange.elapsed_s())
+        self._count(1, self._requests, route, method, str(exchange.status))
+        self._observe(exchange.elapsed_s(), self._seconds, route)
         for stage, seconds in exchange.stages.items():
-            self._histogram(self._stages, route, stage).observe(seconds)
+            self._observe(seconds, self._stages, route, stage)
         if exchange.code:
-            self._counter(self._refused, exchange.code).inc()
+            self._count(1, self._refused, exchange.code)
         if exchange.version:
             kind = KINDS.get(route, "batch")
             hurried = exchange.is_hurried and exchange.code == "deadline_passed"
             outcome = "caller_deadline" if hurried else exchange.code or "ok"
-            self._counter(self._versions, exchange.version, kind, outcome).inc()
+            self._count(1, self._versions, exchange.version, kind, outcome)
             if not exchange.code:
-                self._histogram(self._model, exchange.version, kind).observe(exchange.stages["model"])
+                self._observe(exchange.stages["model"], self._model, exchange.version, kind)
         if exchange.caller:
             self._count_usage(exchange)
         for entry in exchange.entries:
             if "class" in entry:
                 label = self._class_label(exchange.version, entry["class"])
-                self._histogram(self._confidence, exchange.version, label).observe(entry["confidence"])
+                self._observe(entry["confidence"], self._confidence, exchange.version, label)
 
     def count_refused(self, route: str, count: int) -> None:
         """Counts calls refused for want of a place; not their times, which would hide how slow the answers are."""
-        self._counter(self._requests, route, "POST", "503").inc(count)
-        self._counter(self._refused, "saturated").inc(count)
+        self._count(count, self._requests, route, "POST", "503")
+        self._count(count, self._refused, "saturated")
 
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
         """Counts images that were to be mirrored to the shadow `version`."""
-        self._counter(self._shadow, version, outcome).inc(images)
+        self._count(images, self._shadow, version, outcome)
 
     def observe_shift(self, version: str, shift: float) -> None:
         """Adds by how much more confident than the stable version the shadow was (-1 to 1)."""
-        self._counter(self._shift, version, "up" if shift > 0 else "down").inc(abs(shift))
+        self._count(abs(shift), self._shift, version, "up" if shift > 0 else "down")
 
     def sample(self, kind: str, places: Places) -> None:
-        """Notes how many places of a kind are taken now."""
-        self._in_flight.labels(kind).set(places.taken)
+        """Note how many places of a kind there are, and how many calls have one or wait for one now."""
+        sampled = ((self._in_flight, places.taken), (self._waiting, places.waiting), (self._capacity, places.limit))
+        for gauge, value in sampled:
+            if (child := self._child(gauge, kind)) is not None:
+                child.set(value)
 
-    def note_plan(self, *, is_broken: bool) -> None:
-        """Notes whether the traffic plan's file cannot be used."""
-        self._plan_broken.set(is_broken)
+    def render(self, state: Iterable[Metric] = ()) -> bytes:
+        """Return everything as Prometheus's text, over all processes where there are several, and `state`."""
+        counted: CollectorRegistry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+        return generate_latest(Snapshot([*counted.collect(), *state]))
 
-    def render(self) -> bytes:
-        """Everything as Prometheus's text, over all processes where there are several."""
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._registry)
-        together = CollectorRegistry()
-        MultiProcessCollector(together)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
-        return generate_latest(together)
+    def _sum(self, name: str, what: str) -> Gauge:
+        return Gauge(name, what, ("kind",), registry=self._registry, multiprocess_mode="livesum")
 
     def _count_usage(self, exchange: Exchange) -> None:
         caller, key = exchange.caller, exchange.key
@@ -171,11 +216,11 @@ class Metrics:
                 caller, key = "other", ""
             else:
                 self._keys.add((caller, key))
-        self._counter(self._callers, caller, key, str(exchange.status)).inc()
+        self._count(1, self._callers, caller, key, str(exchange.status))
         is_explained = exchange.status == 200 and exchange.route == "/explain"
         images = int(is_explained) or sum("class" in entry for entry in exchange.entries)
         if images:
-            self._counter(self._caller_images, caller).inc(images)
+            self._count(images, self._caller_images, caller)
 
     def _class_label(self, version: str, name: str) -> str:
         if (version, name) not in self._classes:
@@ -184,19 +229,25 @@ class Metrics:
             self._classes.add((version, name))
         return name
 
-    def _counter(self, metric: Counter, *labels: str) -> Counter:
-        child = self._child(metric, labels)
-        assert isinstance(child, Counter)  # noqa: S101 — the cache is keyed by the metric
-        return child
+    def _count(self, amount: float, counter: Counter, *labels: str) -> None:
+        if (child := self._child(counter, *labels)) is not None:
+            child.inc(amount)
 
-    def _histogram(self, metric: Histogram, *labels: str) -> Histogram:
-        child = self._child(metric, labels)
-        assert isinstance(child, Histogram)  # noqa: S101 — the cache is keyed by the metric
-        return child
+    def _observe(self, value: float, histogram: Histogram, *labels: str) -> None:
+        if (child := self._child(histogram, *labels)) is not None:
+            child.observe(value)
 
-    def _child(self, metric: Counter | Histogram, labels: tuple[str, ...]) -> Counter | Histogram:
+    def _child(self, metric: Kind, *labels: str) -> Kind | None:
+        """Return the metric with these labels; None while the disk has no room for it."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            child = self._children[key] = metric.labels(*labels)
-        return child
+            if time.monotonic() < self._no_room_until:
+                return None
+            try:
+                child = self._children[key] = metric.labels(*labels)
+            except OSError as error:
+                self._no_room_until = time.monotonic() + NO_ROOM_PAUSE_S
+                logger.error("nothing new is counted for %g s: %s", NO_ROOM_PAUSE_S, error.strerror)  # noqa: TRY400
+                return None
+        return child  # type: ignore[return-value]  # the key begins with the metric

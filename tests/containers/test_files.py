@@ -126,7 +126,7 @@ def expressions() -> list[str]:
 
 
 def test_dashboards_and_rules_ask_for_metrics_that_exist():
-    gateway = (ROOT / "gateway" / "metrics.py").read_text(encoding="utf-8")
+    gateway = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "gateway").rglob("*metrics.py"))
     torchserve = (ROOT / "config" / "torchserve" / "metrics.yaml").read_text(encoding="utf-8")
     exported = set(re.findall(r'"(gateway_[a-z_]+)"', gateway)) | set(re.findall(r"name: (\w+)", torchserve))
     for expression in expressions():
@@ -182,10 +182,25 @@ def test_a_part_that_grafana_does_not_know_is_found():
     ]  # fmt: skip
 
 
-def test_promtool_accepts_configuration_rules_and_the_dashboards_expressions(tmp_path):
-    promtool = shutil.which("promtool")
-    if promtool is None:
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    return found
+
+
+def test_alerts_fire_at_what_they_are_for_and_at_nothing_else(tmp_path):
+    tool = promtool()
+    for path in (ROOT / "config" / "prometheus" / "rules.yml", ROOT / "tests" / "containers" / "alerts.yml"):
+        shutil.copy(path, tmp_path)
+    answer = subprocess.run(
+        [tool, "test", "rules", "alerts.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_promtool_accepts_configuration_rules_and_the_dashboards_expressions(tmp_path):
+    tool = promtool()
     asked = [
         {"record": f"panel:{n}", "expr": expression.replace("$__rate_interval", "1m")}
         for n, expression in enumerate(expressions())
@@ -197,5 +212,5 @@ def test_promtool_accepts_configuration_rules_and_the_dashboards_expressions(tmp
         ["check", "config", "--syntax-only", str(config / "prometheus.yml")],
         ["check", "rules", str(config / "rules.yml"), str(rules)],
     ):
-        answer = subprocess.run([promtool, *command], capture_output=True, text=True, check=False)
+        answer = subprocess.run([tool, *command], capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -7,6 +7,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from gateway.exchange import Exchange
@@ -16,8 +17,7 @@ from gateway.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import httpx
-    from conftest import Stand
+    from conftest import FakeAgent, Stand
 
 
 def metric(stand: Stand, name: str, **labels: str) -> float:
@@ -42,6 +42,39 @@ def test_requests_are_counted_by_route_status_and_version(stand: Stand) -> None:
     assert metric(stand, "gateway_model_seconds_count", version="1.0.0", kind="batch") == 1
     assert metric(stand, "gateway_stage_seconds_count", route="/predict", stage="model") == 1
     assert metric(stand, "gateway_confidence_count", **{"class": "dog", "version": "1.0.0"}) == 3
+
+
+def test_metrics_tell_replicas_workers_queues_places_plan_and_disks(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    queued = {"ready": 2, "wanted": 2, "pending": 7, "capacity": 100}
+    works = make_agent(versions=[make_version(predict=queued), make_version("2.0.0", "canary", routable=False)])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "gone":
+            raise httpx.ConnectError("refused")
+        return works(request)
+
+    stand = make_stand(agent=answer, agents=("http://works", "http://gone"), in_flight_predict=5)
+    stand.plan.write_text("{", encoding="utf-8")
+    stand.wait_until(lambda: stand.app.state.parts.versions.plan_error is not None)
+    lines = set(stand.client.get("/metrics").text.splitlines())
+    assert {
+        "gateway_replicas_wanted 2.0",
+        "gateway_replicas_seen 1.0",
+        "gateway_stable_ready 1.0",
+        "gateway_plan_broken 1.0",
+        "gateway_plan_revision 1.0",
+        'gateway_workers_ready{kind="predict",role="stable",version="1.0.0"} 2.0',
+        'gateway_workers_ready{kind="predict",role="canary",version="2.0.0"} 0.0',
+        'gateway_workers_wanted{kind="predict",role="canary",version="2.0.0"} 2.0',
+        'gateway_queue_depth{kind="predict",role="stable",version="1.0.0"} 7.0',
+        'gateway_queue_capacity{kind="predict",role="stable",version="1.0.0"} 100.0',
+        'gateway_capacity{kind="predict"} 5.0',
+        'gateway_waiting{kind="predict"} 0.0',
+    } <= lines
+    free, size = (metric(stand, f"gateway_disk_{name}_bytes", folder="plan") for name in ("free", "size"))
+    assert 0 < free < size
 
 
 def test_unknown_paths_and_methods_share_one_label(stand: Stand) -> None:

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from gateway import keys
 from gateway.worker import GuardedProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from conftest import FakeAgent
 
@@ -573,3 +574,42 @@ def test_a_clock_set_back_by_two_minutes_kills_no_worker(
     assert workers_of(master) == before
     assert "WORKER TIMEOUT" not in (tmp_path / "log").read_text()
     assert httpx.get(f"{base}/livez").status_code == 200
+
+
+def test_a_full_disk_costs_metrics_and_neither_answers_nor_workers(
+    start_gateway: Callable[..., tuple[str, int]], small_disk: Path
+) -> None:
+    base, master = start_gateway(environ={"PROMETHEUS_MULTIPROC_DIR": str(small_disk)}, WORKERS="1", DRAIN_S="0.2")
+    first = workers_of(master)
+    assert can_predict(base)
+    with contextlib.suppress(OSError), (small_disk / "log").open("wb", buffering=0) as log:
+        while True:
+            log.write(b"x" * 4096)
+
+    def call_everything() -> None:
+        assert can_predict(base)
+        assert httpx.post(f"{base}/explain", content=b"x").status_code == 200
+        assert httpx.post(f"{base}/predict/batch", files={"file": b"image-of-dog"}).status_code == 200
+        assert httpx.get(f"{base}/models").status_code == 200
+        assert 'route="/predict",status="200"' in httpx.get(f"{base}/metrics").text
+
+    call_everything()
+    assert workers_of(master) == first, "no page that is new was written to"
+    os.kill(min(first), signal.SIGKILL)
+    wait_until(lambda: bool(workers_of(master)) and not workers_of(master) & first, 20)
+    wait_until(lambda: can_predict(base), 20)
+    call_everything()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 512 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a disk that is small enough to be filled")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
