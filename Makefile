@@ -66,7 +66,7 @@ format: $(STAMP) ## ruff: fix what it can and format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 env-example: $(STAMP) ## write .env.example anew from the settings
-	@$(BIN)/python -m control.env_example > .env.example
+	@$(BIN)/python -m control.cli.env_example > .env.example
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay
 	rm -rf .venv .gradserve/logs .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build *.egg-info

@@ -1,4 +1,4 @@
-"""How fast each engine answers, from a picture's bytes to the JSON answer, and what it costs in accuracy.
+"""How fast each engine answers, from an image's bytes to the JSON answer, and what it costs in accuracy.
 
 One process, one thread, through the handler as a TorchServe worker calls it. All engines are timed in turn within each
 round, so that a machine whose speed drifts is unfair to none; ratios are medians over rounds of ratios within a round.
@@ -26,18 +26,18 @@ import torch
 from PIL import Image
 from ts.context import Context, RequestProcessor
 
-from handlers import contract as contracts
+from contracts import model as model_contract
+from contracts.model import Engine
 from handlers.archive import load_network
-from handlers.contract import Engine
 from handlers.engines import OPENVINO_FILES, build_engine, predict_all
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise
-from training.artifacts import weights_sha256
-from training.data import load_test_images, load_training_images
-from training.looks import record_look
-from training.quantise import CALIBRATION_IMAGES, write_graph
-from training.tracking import environment
+from training.data.images import load_test_images, load_training_images
+from training.evaluate.test_set_log import record_look
+from training.package.artifacts import weights_sha256
+from training.package.quantise import CALIBRATION_IMAGES, write_graph
+from training.tracking.store import environment
 
 BASE = "eager fp32"
 ENGINES = {
@@ -65,7 +65,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    contract = contracts.load(chosen.folder / "contract.json")
+    contract = model_contract.load(chosen.folder / "contract.json")
     known = json.loads(chosen.accuracies_of.read_text(encoding="utf-8")) if chosen.accuracies_of else None
     with tempfile.TemporaryDirectory() as scratch:
         folder = complete(chosen.folder, contract, Path(scratch))
@@ -101,7 +101,7 @@ def main() -> None:
     print(f"written to {chosen.output}")
 
 
-def complete(source: Path, contract: contracts.Contract, scratch: Path) -> Path:
+def complete(source: Path, contract: model_contract.Contract, scratch: Path) -> Path:
     """A copy of the version's folder that has the files of all engines; its own are kept."""
     for path in source.iterdir():
         if path.is_file():
@@ -118,7 +118,7 @@ def complete(source: Path, contract: contracts.Contract, scratch: Path) -> Path:
 
 
 def measure_rates(
-    contract: contracts.Contract, engines: dict, pixels: np.ndarray, rounds: int
+    contract: model_contract.Contract, engines: dict, pixels: np.ndarray, rounds: int
 ) -> dict[str, dict[int, list[float]]]:
     """Images per second of each engine and batch length, one figure per round."""
     rows = [{"body": bytearray(encode(image))} for image in pixels]
@@ -133,7 +133,7 @@ def measure_rates(
     return rates
 
 
-def handler_of(contract: contracts.Contract, engine: object) -> ImageHandler:
+def handler_of(contract: model_contract.Contract, engine: object) -> ImageHandler:
     """A worker's handler around this engine."""
     handler = ImageHandler()
     handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
@@ -153,7 +153,7 @@ def time_batches(handler: ImageHandler, rows: list[dict]) -> float:
     return done / elapsed
 
 
-def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: contracts.Contract) -> float:
+def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: model_contract.Contract) -> float:
     """The share of images that the engine answers rightly."""
     answers = [
         predict_all(engine, normalise(pixels[start : start + 256], contract.input)).argmax(1)
@@ -162,7 +162,7 @@ def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: c
     return float((np.concatenate(answers) == labels).mean())
 
 
-def summarise(rates: dict, accuracies: dict, contract: contracts.Contract, rounds: int, images: int) -> dict:
+def summarise(rates: dict, accuracies: dict, contract: model_contract.Contract, rounds: int, images: int) -> dict:
     """The report that is written."""
     engines = {
         name: {

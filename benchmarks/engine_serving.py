@@ -27,7 +27,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gateway import environment_facts, model_of, pictures, ratio, single, summary
+from benchmarks.gateway import environment_facts, images, model_of, ratio, single, summary
 from benchmarks.serving.load import Address, Measurement, closed_loop
 from benchmarks.serving.servers import ROOT, SINGLE_ROWS, Stack, eager_folder, stack
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def compare_engines(released: Stack, eager: Stack, rounds: int, seconds: float) -> dict[str, Any]:
-    """Single pictures at CLIENTS clients, straight to each stack's TorchServe."""
+    """Single images at CLIENTS clients, straight to each stack's TorchServe."""
     addresses = [Address(its.inference, single(f"/predictions/cifar10/{its.version}")) for its in (released, eager)]
     pairs = [[closed_loop(address, CLIENTS, seconds) for address in addresses] for _ in range(rounds)]
     ours, its = zip(*pairs, strict=True)
@@ -124,7 +124,7 @@ def explanations(released: Stack) -> Iterator[Counter[int]]:
     """Clients that ask for one overlay after the other while the block runs; the statuses that they got."""
     statuses: Counter[int] = Counter()
     stop = threading.Event()
-    files = pictures()
+    files = images()
 
     def ask(number: int) -> None:
         headers = {"content-type": "image/png", "authorization": f"Bearer {released.key}"}
@@ -151,7 +151,7 @@ def explanations(released: Stack) -> Iterator[Counter[int]]:
 def show(report: dict[str, Any]) -> None:
     """Prints the tables."""
     engine = report["torchserve"]
-    print(f"TorchServe, {engine['workers']} workers, {engine['clients']} clients, one picture a request")
+    print(f"TorchServe, {engine['workers']} workers, {engine['clients']} clients, one image a request")
     for name in ("released", "eager fp32 channels_last"):
         row = engine[name]
         print(f"  {name:26s} {row['good_per_s']:7.1f}/s  p50 {row['p50_ms']:6.1f} ms  p99 {row['p99_ms']:6.1f} ms")

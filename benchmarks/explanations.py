@@ -1,6 +1,6 @@
-"""Which layer and which method show best what decided: all candidates on held-out pictures, as `package` chooses.
+"""Which layer and which method show best what decided: all candidates on held-out images, as `package` chooses.
 
-Writes the figures, and a picture that shows the layers side by side.
+Writes the figures, and an image that shows the layers side by side.
 
     python benchmarks/explanations.py [MODEL_FOLDER] [--images 500]
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from control.cores import usable_cores
+from control.agent.cores import usable_cores
 
 os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # before torch and OpenVINO read it
 
@@ -26,37 +26,37 @@ from matplotlib.figure import Figure
 
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
-from training.artifacts import read_model, weights_sha256
-from training.explanations import LAYERS, choose_explanation, explain
-from training.packaging import split_images
-from training.pictures import overlay
+from training.evaluate.explanations import LAYERS, choose_explanation, explain
+from training.evaluate.figures import overlay
+from training.package.artifacts import read_model, weights_sha256
+from training.package.packaging import split_images
 from training.recipe import recipe_from_dict
-from training.tracking import environment
+from training.tracking.store import environment
 
 if TYPE_CHECKING:
-    from handlers.contract import Contract
-    from training.data import Images
+    from contracts.model import Contract
+    from training.data.images import Images
 
-RIGHT, WRONG = 5, 3  # pictures in the contact sheet
+RIGHT, WRONG = 5, 3  # images in the contact sheet
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "explanations.json"
-PICTURE = Path(__file__).parents[1] / "docs" / "heatmap-layers.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "heatmap-layers.png"
 
 
 def main() -> None:
-    """Measures, prints the table, writes it as JSON and draws the picture."""
+    """Measures, prints the table, writes it as JSON and draws the image."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--images", type=int, default=500)
     options.add_argument("--output", type=Path, default=RESULT)
-    options.add_argument("--picture", type=Path, default=PICTURE)
+    options.add_argument("--image", type=Path, default=IMAGE)
     chosen = options.parse_args()
     contract, network = read_model(chosen.folder)
     _, held_out = split_images(recipe_from_dict(contract.accepted["recipe"]), CACHE)
     shown = held_out.sample(chosen.images)
     images = normalise(shown.images, contract.input)
     engine = build_engine(contract.engine, network, directory=chosen.folder, device=torch.device("cpu"))
-    draw(contract, network, shown, predict_all(engine, images).argmax(axis=1), chosen.picture)
+    draw(contract, network, shown, predict_all(engine, images).argmax(axis=1), chosen.image)
     started = time.perf_counter()
     _, measured = choose_explanation(network, contract, engine, images)
     report = {
@@ -70,11 +70,11 @@ def main() -> None:
     }
     chosen.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     show(report)
-    print(f"written to {chosen.output} and {chosen.picture}")
+    print(f"written to {chosen.output} and {chosen.image}")
 
 
 def draw(contract: Contract, network: torch.nn.Module, shown: Images, answers: np.ndarray, path: Path) -> None:
-    """A row for each picture, right answers first; a column for each layer, by the first of the contract's methods."""
+    """A row for each image, right answers first; a column for each layer, by the first of the contract's methods."""
     right = answers == shown.labels
     rows = [*np.flatnonzero(right)[:RIGHT], *np.flatnonzero(~right)[:WRONG]]
     images = normalise(shown.images[rows], contract.input)
@@ -100,7 +100,7 @@ def draw(contract: Contract, network: torch.nn.Module, shown: Images, answers: n
 
 def show(report: dict) -> None:
     """Prints the table."""
-    print(f"{report['model']}, {report['images']} held-out pictures, {report['seconds']:.0f} s")
+    print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s")
     print(
         f"{'layer':14s} {'method':10s} {'score':>6s} {'deletion':>9s} {'insertion':>9s}  like random weights' heatmaps"
     )

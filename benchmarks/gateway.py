@@ -2,7 +2,7 @@
 
 The released model behind the whole stack (keys, quotas, metrics and logs on) is measured beside TorchServe directly, a
 bare pass-through to it, FastAPI in process with the same engine, and in eager fp32 FastAPI in process and TorchServe
-directly. The rivals' TorchServe takes batches of 16 rows, because they send it one picture a row: with the stack's own
+directly. The rivals' TorchServe takes batches of 16 rows, because they send it one image a row: with the stack's own
 batches of one row they would be slower. Each is warmed up first: Java compiles what it runs while it runs. Rounds
 alternate between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of
 ratios within a round. The load generator runs on the same machine and never retries.
@@ -52,17 +52,17 @@ GATEWAY, PASS_THROUGH = "gateway", "bare pass-through"
 TORCHSERVE, TORCHSERVE_EAGER = "TorchServe direct", "TorchServe direct, eager fp32"
 IN_PROCESS, IN_PROCESS_EAGER = "FastAPI in process", "FastAPI in process, eager fp32"
 RESULT = Path(__file__).parent / "results" / "gateway.json"
-PICTURE = ROOT / "docs" / "overload.png"
+IMAGE = ROOT / "docs" / "overload.png"
 
 
 def main() -> None:
-    """Measures, prints, and writes the JSON and the picture of the overload curve."""
+    """Measures, prints, and writes the JSON and the image of the overload curve."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=5.0, help="of each measurement, the first one warms up")
     options.add_argument("--output", type=Path, default=RESULT)
-    options.add_argument("--picture", type=Path, default=PICTURE)
+    options.add_argument("--image", type=Path, default=IMAGE)
     options.add_argument("--only", choices=("throughput", "overload"), help="a part, for trying things out")
     chosen = options.parse_args()
     rounds, seconds = chosen.rounds, chosen.seconds
@@ -85,7 +85,7 @@ def main() -> None:
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if "overload" in report:
-        draw(report["overload"], chosen.picture)
+        draw(report["overload"], chosen.image)
     show(report)
     print(f"written to {chosen.output}")
 
@@ -324,13 +324,13 @@ def is_reached(seen: float | None, how: str, limit: float) -> bool:
 
 
 def single(path: str, key: str = "") -> list[bytes]:
-    """A request for each sample picture, all different."""
-    return [post(path, picture, "image/png", key) for picture in pictures()]
+    """A request for each sample image, all different."""
+    return [post(path, image, "image/png", key) for image in images()]
 
 
 def batch(key: str) -> list[bytes]:
-    """Requests for /predict/batch, each with other pictures."""
-    files, requests = pictures(), []
+    """Requests for /predict/batch, each with other images."""
+    files, requests = images(), []
     for start in range(0, len(files), 7):
         parts = [
             b'--xx\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + files[index % len(files)]
@@ -348,8 +348,8 @@ def post(path: str, body: bytes, media_type: str, key: str) -> bytes:
     return "\r\n".join(head).encode("ascii") + b"\r\n\r\n" + body
 
 
-def pictures() -> list[bytes]:
-    """The sample pictures, 32 by 32 pixels each."""
+def images() -> list[bytes]:
+    """The sample images, 32 by 32 pixels each."""
     return [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
 
 
@@ -362,7 +362,7 @@ def model_of(folder: Path) -> dict[str, Any]:
 def environment_facts() -> dict[str, str]:
     """Hardware and versions."""
     # Not at the top: what it imports would take memory and caches from what is measured.
-    from training.tracking import environment  # noqa: PLC0415
+    from training.tracking.store import environment  # noqa: PLC0415
 
     return {name: value for name, value in environment().items() if name != "threads"}
 

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from handlers import contract as contracts
+from contracts import model as model_contract
+from contracts.model import Engine
 from handlers.archive import load_network
-from handlers.contract import Engine
 from handlers.engines import build_engine
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel
 from handlers.wire import Options, Row
-from training.tracking import environment
+from training.tracking.store import environment
 
 STEP = 50
 FLAT = 1024  # bytes an explanation; a forgotten graph would be a million
@@ -40,7 +40,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    contract = contracts.load(chosen.folder / "contract.json")
+    contract = model_contract.load(chosen.folder / "contract.json")
     network, device = load_network(chosen.folder, contract), torch.device("cpu")
     model = ServedModel(
         contract,
@@ -64,9 +64,9 @@ def explain(model: ServedModel, count: int) -> list[int]:
     methods = [method for method in METHODS if method in model.contract.explain.methods]
     resident = []
     for number in range(count):
-        picture = rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8)
+        image = rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8)
         choice = Options(method=methods[number % len(methods)], format="json" if number % 7 == 0 else "png")
-        (answer,) = model.answer([Row("explain", choice, [encode(picture)])])
+        (answer,) = model.answer([Row("explain", choice, [encode(image)])])
         if answer.body.startswith(b'{"results":[{"error'):
             raise SystemExit(f"an explanation failed: {answer.body!r}")
         if (number + 1) % STEP == 0:
@@ -74,7 +74,7 @@ def explain(model: ServedModel, count: int) -> list[int]:
     return resident
 
 
-def summarise(resident: list[int], contract: contracts.Contract) -> dict:
+def summarise(resident: list[int], contract: model_contract.Contract) -> dict:
     """The report that is written; the first half lets allocators settle."""
     settled = resident[len(resident) // 2 :]
     slope = float(np.polyfit(np.arange(len(settled)) * STEP, settled, 1)[0])

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.serving.load import Address, open_loop
 from benchmarks.serving.servers import ROOT, Stack, stack
-from gateway import traffic
-from gateway.keys import load_keys, make_key, save_keys
+from contracts import plan as traffic_plan
+from gateway.auth.keys import load_keys, make_key, save_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,7 +101,7 @@ def measure(folder: Path, canary_s: float) -> dict[str, Any]:
         "requests": len(answers),
         "failed": dict(Counter(str(answer.status) for answer in answers if answer.status != 200)),
         "failures": failures(answers),
-        "gateway_retries": 0,  # it makes none: gateway/torchserve.py sends a row once
+        "gateway_retries": 0,  # it makes none: gateway/inference/torchserve.py sends a row once
         "outside_the_plan": len(outside_the_plan(answers, plans)),
         "latency_ms": latencies(answers),
         "canary": canary_sides(answers, plans),
@@ -127,7 +127,7 @@ def is_unnoticed(report: dict[str, Any]) -> bool:
 def second_archive(folder: Path, scratch: Path) -> Path:
     """The same model as another version: what moves is a version, and its answers are not looked at here."""
     # Not at the top: it imports what the generator's process has no use for.
-    from training.export import package_directory  # noqa: PLC0415
+    from training.package.export import package_directory  # noqa: PLC0415
 
     copy = shutil.copytree(folder, scratch / "second")
     contract = json.loads((copy / "contract.json").read_text(encoding="utf-8"))
@@ -145,16 +145,16 @@ def add_callers(running: Stack) -> list[str]:
 
 
 def requests_of(secrets: list[str]) -> list[bytes]:
-    """One request of each caller, with the sample pictures in turn."""
-    pictures = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
+    """One request of each caller, with the sample images in turn."""
+    images = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
     found = []
     for index, secret in enumerate(secrets):
-        picture = pictures[index % len(pictures)]
+        image = images[index % len(images)]
         head = (
             f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/png\r\n"
-            f"authorization: Bearer {secret}\r\ncontent-length: {len(picture)}\r\n\r\n"
+            f"authorization: Bearer {secret}\r\ncontent-length: {len(image)}\r\n\r\n"
         )
-        found.append(head.encode("ascii") + picture)
+        found.append(head.encode("ascii") + image)
     return found
 
 
@@ -193,7 +193,7 @@ def gradserve(running: Stack, *arguments: str, then_s: float = PAUSE_S) -> dict[
     """Runs a command beside the stack; a failure ends the benchmark with what it said."""
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "control.cli", *arguments],
+        [sys.executable, "-m", "control.cli.main", *arguments],
         cwd=running.home, env=running.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     took = time.time() - began
@@ -209,7 +209,7 @@ def changes(home: Path) -> list[Change]:
     """Every plan that was in force, by its file in the history, which is written just before it comes into force."""
     found = []
     for path in sorted((home / "history").glob("plan-*.json")):
-        plan = traffic.load(path)
+        plan = traffic_plan.load(path)
         routed = (plan.stable, plan.canary)
         versions = frozenset(release.version for release in routed if release is not None)
         found.append(Change(path.stat().st_mtime, plan.revision, versions))
@@ -291,7 +291,7 @@ def management_calls(home: Path) -> dict[str, int]:
 
 def environment_facts() -> dict[str, str]:
     """Hardware and versions."""
-    from training.tracking import environment  # noqa: PLC0415 — see above
+    from training.tracking.store import environment  # noqa: PLC0415 — see above
 
     return {name: value for name, value in environment().items() if name != "threads"} | {
         "load_average": str(os.getloadavg()[0])

@@ -27,16 +27,16 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from handlers.network import build_network
 from handlers.preprocess import normalise
-from training.augment import training_loader
 from training.convolution import use_patches
+from training.data.augment import training_loader
 from training.recipe import Recipe, recipe_from_dict
 from training.run import Run
-from training.tracking import environment
+from training.tracking.store import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STEPS = {20: 16, 32: 8}  # per round, by picture size: the smallest and the largest of the released recipe
+STEPS = {20: 16, 32: 8}  # per round, by image size: the smallest and the largest of the released recipe
 WANTED = 0.9  # of the bare loop's images/s
 PATCHES = "patch"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str, list[float]]:
-    """Images per second at this picture size, one figure per round: of our loop, and of the bare one by its setting."""
+    """Images per second at this image size, one figure per round: of our loop, and of the bare one by its setting."""
     pictures = STEPS[size] * released.batch_size
     recipe = replace(
         released,
@@ -107,7 +107,7 @@ def our_rounds(run: Run) -> Iterator[float]:
 
 
 class BareLoop:
-    """The shortest loop that trains this network: pictures in memory, no augmentation, nothing recorded."""
+    """The shortest loop that trains this network: images in memory, no augmentation, nothing recorded."""
 
     def __init__(
         self, run: Run, images: torch.Tensor, labels: torch.Tensor, layout: str, *, fused: bool, patches: bool

@@ -1,8 +1,8 @@
-"""What a backbone is worth to somebody with few pictures: transfer in two phases against training from scratch.
+"""What a backbone is worth to somebody with few images: transfer in two phases against training from scratch.
 
 A backbone is trained on six of CIFAR-10's classes, with the pipeline's own commands' functions. The other four classes,
-50 pictures each, are then learnt from it and from random weights: the same number of steps, the same rates tried, the
-best of them chosen on held-out pictures, three seeds. The test pictures of the four classes are only reported.
+50 images each, are then learnt from it and from random weights: the same number of steps, the same rates tried, the
+best of them chosen on held-out images, three seeds. The test images of the four classes are only reported.
 
 Finished runs are kept in the work folder: called again, it goes on where it stopped.
 
@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.artifacts import read_model, weights_sha256
-from training.data import CIFAR10_CLASSES, Images, load_test_images, load_training_images
-from training.inference import predict_logits
-from training.looks import record_look
+from training.data.images import CIFAR10_CLASSES, Images, load_test_images, load_training_images
+from training.evaluate.inference import predict_logits
+from training.evaluate.test_set_log import record_look
+from training.package.artifacts import read_model, weights_sha256
 from training.recipe import Augmentation, Recipe, recipe_to_dict
-from training.tracking import environment
+from training.tracking.store import environment
 from training.train import resume, train
 
 if TYPE_CHECKING:
@@ -81,17 +81,17 @@ def main() -> None:
 
 
 def write_folders(work: Path) -> None:
-    """Writes the two data sets as folders of pictures, as a user would bring them."""
+    """Writes the two data sets as folders of images, as a user would bring them."""
     training, size = load_training_images("cifar10", CACHE)
     test = load_test_images("cifar10", CACHE, size)
-    write_pictures(training, BACKBONE_CLASSES, BACKBONE_IMAGES, work / "six")
-    write_pictures(training, CLASSES, 2 * IMAGES, work / ".four" / "train")
-    write_pictures(test, CLASSES, len(test), work / ".four" / "test")
+    write_images(training, BACKBONE_CLASSES, BACKBONE_IMAGES, work / "six")
+    write_images(training, CLASSES, 2 * IMAGES, work / ".four" / "train")
+    write_images(test, CLASSES, len(test), work / ".four" / "test")
     (work / ".four").rename(work / "four")
 
 
-def write_pictures(images: Images, classes: tuple[str, ...], count: int, folder: Path) -> None:
-    """Writes the first `count` pictures of each class as PNG."""
+def write_images(images: Images, classes: tuple[str, ...], count: int, folder: Path) -> None:
+    """Writes the first `count` images of each class as PNG."""
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index in np.flatnonzero(images.labels == CIFAR10_CLASSES.index(name))[:count]:
@@ -135,7 +135,7 @@ def folder_of(arm: str, rate: float, seed: int, work: Path) -> Path:
 
 
 def test_accuracy(folder: Path, data: str) -> float:
-    """The share of the test pictures that the run's model answers rightly; measured once."""
+    """The share of the test images that the run's model answers rightly; measured once."""
     path = folder / "test_accuracy"
     if not path.exists():
         contract, network = read_model(folder)
@@ -190,7 +190,7 @@ def summarise(runs: list[dict], backbone: Path) -> dict:
 
 def show(report: dict) -> None:
     """Prints the table."""
-    print(f"{report['images']} pictures of {len(report['classes'])} classes, {report['steps']} steps")
+    print(f"{report['images']} images of {len(report['classes'])} classes, {report['steps']} steps")
     for name, arm in report["arms"].items():
         if arm["seeds"] > 1:
             figures = f"{arm['test_accuracy']:.1%} ± {arm['test_accuracy_sd']:.1%}"

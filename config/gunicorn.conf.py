@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gateway.callers import Callers
-from gateway.logs import logging_config
+from gateway.auth.callers import Callers
 from gateway.settings import Settings, SettingsError, load_settings
+from gateway.telemetry.logs import logging_config
 
 
 def _load() -> Settings:
@@ -36,7 +36,7 @@ _master = os.getpid()
 
 bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_settings.host}:{_settings.port}"
 workers = _settings.workers
-worker_class = "gateway.worker.GatewayWorker"
+worker_class = "gateway.server.worker.GatewayWorker"
 keepalive = _settings.keep_alive_s
 # A worker that does not answer the master for this long is killed; the event loop is never blocked for seconds.
 timeout = 30
@@ -62,7 +62,7 @@ PACKAGES = {"gateway", "contracts"}
 # Gunicorn reads this file again at a reload; the modules stay those of the start. The last four would be loaded late.
 for _name in (
     "gateway.app",
-    "gateway.worker",
+    "gateway.server.worker",
     "prometheus_client.multiprocess",
     "httpcore",
     "uvicorn.lifespan.on",
@@ -71,7 +71,7 @@ for _name in (
 ):
     importlib.import_module(_name)
 if _settings.otlp_endpoint:
-    importlib.import_module("gateway.tracing")
+    importlib.import_module("gateway.telemetry.tracing")
 
 
 def _stamp() -> dict[str, tuple[int, int] | None]:
@@ -117,7 +117,7 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gu
     """Takes a dead worker's gauges out of the sums, and what it told; its counters stay, or they would fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — as above
+    from gateway.server.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — as above
 
     CONNECTIONS.leave(worker.age)
     IN_FLIGHT.leave(worker.age)

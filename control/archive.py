@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from contracts.plan import NAME, VERSION
 from control.errors import ArchiveError
-from gateway.traffic import NAME, VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CONTRACT_SCHEMA = 1
 _CONTRACT_FIELDS = ("name", "version", "classes", "input", "architecture", "explain", "engine")
-# A reference file of 32 pictures is far below; a zip bomb is not.
+# A reference file of 32 images is far below; a zip bomb is not.
 _MAX_MEMBER_BYTES = 64_000_000
 
 

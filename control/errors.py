@@ -14,7 +14,7 @@ ControlError
 ├── PortsTaken               somebody else listens where we would
 ├── PartFailed               a part of the local stack died three times within a minute
 ├── MetricsUnreadable        a gateway does not tell what it has counted
-├── NotAnswering             the stack came up and answers no picture
+├── NotAnswering             the stack came up and answers no image
 ├── NoModel                  there is nothing to serve
 ├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
@@ -159,10 +159,10 @@ class MetricsUnreadable(ControlError):
 
 
 class NotAnswering(ControlError):
-    """No picture was answered within `waited_s`; `reason` is the last thing known."""
+    """No image was answered within `waited_s`; `reason` is the last thing known."""
 
     def __init__(self, waited_s: float, reason: str) -> None:
-        super().__init__(f"no picture was answered within {waited_s:.0f} s: {reason}")
+        super().__init__(f"no image was answered within {waited_s:.0f} s: {reason}")
 
 
 class NoModel(ControlError):

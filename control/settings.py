@@ -67,7 +67,7 @@ class AgentSettings(BaseSettings):
     # The gateway fills its rows itself, and of one row a time TorchServe waits for no second: with 2, a lone caller got
     # 228 answers a second instead of 336, and a batch of 32 took 6 % longer.
     batch_size: Annotated[int, Field(ge=1)] = 1
-    """Most rows, of one or more pictures each, that TorchServe hands a predict worker at once."""
+    """Most rows, of one or more images each, that TorchServe hands a predict worker at once."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs TorchServe may spread workers over."""
     java_options: str = (

@@ -1,4 +1,4 @@
-"""Draws docs/answers.png from a running gateway: pictures, answers, heatmaps.
+"""Draws docs/answers.png from a running gateway: images, answers, heatmaps.
 
 python docs/make_picture.py http://127.0.0.1:8000
 """
@@ -19,7 +19,7 @@ SIDE = 256
 
 
 def main(address: str) -> None:
-    """Asks for the first sample of each class and writes the picture beside this file."""
+    """Asks for the first sample of each class and writes the image beside this file."""
     figure = Figure(figsize=(2 * len(CLASSES), 4.2), layout="constrained")
     rows = figure.subplots(2, len(CLASSES))
     with httpx.Client(base_url=address, timeout=30) as client:
@@ -27,8 +27,8 @@ def main(address: str) -> None:
             data = (SAMPLES / name / "0.png").read_bytes()
             answer = client.post("/predict", files={"file": data}).raise_for_status().json()
             overlay = client.post("/explain", params={"size": SIDE}, content=data).raise_for_status().content
-            picture = Image.open(io.BytesIO(data)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            rows[0, column].imshow(picture)
+            image = Image.open(io.BytesIO(data)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            rows[0, column].imshow(image)
             rows[1, column].imshow(Image.open(io.BytesIO(overlay)))
             rows[0, column].set_title(f"{answer['class']} {answer['confidence']:.0%}")
     for axes in rows.flat:

@@ -13,22 +13,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from gateway import docs_page, health, openapi, routes, v2
-from gateway.admission import BodyBudget, Places
-from gateway.agents import Agents
-from gateway.callers import Callers
-from gateway.dataplane import DataPlane
-from gateway.envelope import Envelope
+from gateway.api import docs_page, health, openapi, predictions, v2
+from gateway.api.middleware import RequestMiddleware
+from gateway.api.problems import from_exception, problem_response
+from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
-from gateway.exchange import exchange_of
-from gateway.metrics import Metrics
-from gateway.parts import Parts
-from gateway.problems import from_exception, problem_response
+from gateway.inference.admission import BodyBudget, ConcurrencyLimiter
+from gateway.inference.replicas import Agents
+from gateway.inference.routing import Router
+from gateway.inference.service import InferenceService
+from gateway.inference.shadow import Shadow
+from gateway.inference.torchserve import TorchServe
+from gateway.inference.transport import PooledTransport
+from gateway.request_context import context_of
 from gateway.settings import Settings, load_settings
-from gateway.shadow import Shadow
-from gateway.torchserve import TorchServe
-from gateway.transport import PooledTransport
-from gateway.versions import Versions
+from gateway.state import AppState
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Receive, Scope, Send
 
-    from gateway.tracing import Tracer
+    from gateway.telemetry.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 ROUTES = (
-    ("POST", "/predict", routes.predict),
-    ("POST", "/predict/batch", routes.predict_batch),
-    ("POST", "/explain", routes.explain),
+    ("POST", "/predict", predictions.predict),
+    ("POST", "/predict/batch", predictions.predict_batch),
+    ("POST", "/explain", predictions.explain),
     ("GET", "/health", health.health),
     ("GET", "/livez", health.livez),
     ("GET", "/readyz", health.readyz),
@@ -82,24 +82,24 @@ def create_app(
     """
     settings = settings or load_settings()
     agents = Agents(settings.agents, max_age_s=settings.status_max_age_s, transport=agent)
-    versions = Versions(settings.plan, agents)
+    versions = Router(settings.plan, agents)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
-    predict = Places(settings.in_flight_predict, settings.admission_wait_s)
-    dataplane = DataPlane(
+    predict = ConcurrencyLimiter(settings.in_flight_predict, settings.admission_wait_s)
+    service = InferenceService(
         versions,
         torchserve,
         predict=predict,
-        explain=Places(settings.in_flight_explain, settings.admission_wait_s),
+        explain=ConcurrencyLimiter(settings.in_flight_explain, settings.admission_wait_s),
         chunk_images=settings.chunk_images,
         timeout_s=settings.timeout_s,
         processes=settings.workers,
     )
-    parts = Parts(
+    parts = AppState(
         settings,
         agents,
         versions,
-        dataplane,
+        service,
         BodyBudget(settings.max_buffered_bytes),
         # Gunicorn's configuration refuses an unusable key file. One that breaks later must not end a new worker, and
         # with it the gateway.
@@ -120,7 +120,7 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if parts.tracer is None and settings.otlp_endpoint:
             # Not at the top: a gateway without traces does not pay for the import.
-            from gateway.tracing import exporting_tracer  # noqa: PLC0415
+            from gateway.telemetry.tracing import exporting_tracer  # noqa: PLC0415
 
             parts.tracer = exporting_tracer(settings.otlp_endpoint)
         look(parts)
@@ -144,12 +144,12 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Its own spans would stand beside ours (gateway/tracing.py), and it looks for them at each request.
+        # Its own spans would stand beside ours (gateway/telemetry/tracing.py), and it looks for them at each request.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.parts = parts
     direct = {path: endpoint for method, path, endpoint in ROUTES if method == "POST" and "{" not in path}
-    app.add_middleware(Envelope, parts=parts, direct=direct)
+    app.add_middleware(RequestMiddleware, parts=parts, direct=direct)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
@@ -166,20 +166,20 @@ class NotedRoute(Route):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, when the path fits."""
-        exchange_of(scope).route = self.path
+        context_of(scope).route = self.path
         await super().handle(scope, receive, send)
 
 
-def look(parts: Parts) -> None:
+def look(parts: AppState) -> None:
     """One look at the plan, the keys and the places."""
     parts.versions.refresh_plan()
     parts.callers.refresh_keys()
-    parts.metrics.sample("predict", parts.dataplane.predict_places)
-    parts.metrics.sample("explain", parts.dataplane.explain_places)
+    parts.metrics.sample("predict", parts.service.predict_limiter)
+    parts.metrics.sample("explain", parts.service.explain_limiter)
     tell_refused(parts)
 
 
-def tell_refused(parts: Parts) -> None:
+def tell_refused(parts: AppState) -> None:
     """Logs and counts the refusals for want of a place since the last time."""
     for route, count in parts.refused_early.items():
         parts.metrics.count_refused(route, count)
@@ -189,7 +189,7 @@ def tell_refused(parts: Parts) -> None:
     parts.refused_early.clear()
 
 
-async def keep_fresh(parts: Parts) -> None:
+async def keep_fresh(parts: AppState) -> None:
     """Looks again and again; a fault in one look must not end the looking."""
     while True:
         await asyncio.sleep(parts.settings.poll_s)
@@ -202,7 +202,7 @@ async def keep_fresh(parts: Parts) -> None:
 
 async def answer_problem(request: Request, exception: Exception) -> Response:
     """The problem document of a refusal or failure."""
-    exchange = exchange_of(request.scope)
+    context = context_of(request.scope)
     error = from_exception(exception)
-    exchange.code = error.code
-    return problem_response(error, exchange.request_id, request.scope["path"])
+    context.code = error.code
+    return problem_response(error, context.request_id, request.scope["path"])

@@ -100,7 +100,7 @@ class Gateway:
         size: int | None = None,
         version: str | None = None,
     ) -> bytes:
-        """The heatmap over the picture, as a PNG file's bytes.
+        """The heatmap over the image, as a PNG file's bytes.
 
         Raises:
             GatewayProblem: the gateway refused or failed.

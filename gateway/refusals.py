@@ -203,7 +203,7 @@ class BodyTooLarge(GatewayError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"The body is larger than {limit} bytes: send a smaller picture.",
+            f"The body is larger than {limit} bytes: send a smaller image.",
             headers={"connection": "close"},
             limit_bytes=limit,
         )

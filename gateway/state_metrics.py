@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from gateway.parts import Parts
-    from gateway.versions import Versions
+    from gateway.inference.routing import Router
+    from gateway.state import AppState
 
 
-def state_metrics(parts: Parts) -> Iterable[Metric]:
+def state_metrics(parts: AppState) -> Iterable[Metric]:
     """Return the gauges of what is seen now; the disks are looked at when the result is read."""
     agents, versions = parts.agents, parts.versions
     seen = [
@@ -41,7 +41,7 @@ def state_metrics(parts: Parts) -> Iterable[Metric]:
     return chain(seen, _disks(parts))
 
 
-def _workers(versions: Versions) -> Iterable[Metric]:
+def _workers(versions: Router) -> Iterable[Metric]:
     """Return the workers and queues of each version, over all replicas that are seen."""
     ready: defaultdict[tuple[str, ...], float] = defaultdict(float)
     wanted, pending, capacity = ready.copy(), ready.copy(), ready.copy()
@@ -59,7 +59,7 @@ def _workers(versions: Versions) -> Iterable[Metric]:
     yield _gauge("gateway_queue_capacity", "Upstream batches for which these queues have room.", capacity, names)
 
 
-def _disks(parts: Parts) -> Iterable[Metric]:
+def _disks(parts: AppState) -> Iterable[Metric]:
     """Return the free and the whole bytes of the disks that this process writes to or reads the plan from."""
     folders = {"plan": str(parts.settings.plan.parent)}
     if metrics := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from handlers.contract import Contract
+    from contracts.model import Contract
 
 WEIGHTS = "weights.safetensors"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from handlers.contract import Engine as EngineChoice
+    from contracts.model import Engine as EngineChoice
 
 MAX_BATCH = 64
 """Images in one forward pass: throughput is flat from 32 on, memory grows with every image."""
@@ -79,7 +79,7 @@ class EagerEngine:
 
 
 class OpenVINOEngine:
-    """OpenVINO on the CPU, from the files that training/quantise.py wrote: `fp32`, `bf16` or `int8`.
+    """OpenVINO on the CPU, from the files that training/package/quantise.py wrote: `fp32`, `bf16` or `int8`.
 
     One stream of OMP_NUM_THREADS threads, not pinned: a worker is a process, and several pin to the same first core.
     """
@@ -107,7 +107,7 @@ class OpenVINOEngine:
         try:
             core = openvino.Core()
             model = core.read_model(directory / OPENVINO_FILES[precision])
-            # In the graph the softmax costs nothing; outside, six calls of NumPy cost 0.05 ms of one picture's 3.
+            # In the graph the softmax costs nothing; outside, six calls of NumPy cost 0.05 ms of one image's 3.
             logits = openvino.opset13.multiply(model.get_results()[0].input_value(0), np.float32(1 / temperature))
             model = openvino.Model([openvino.opset13.softmax(logits, 1)], model.get_parameters())
             compiled = core.compile_model(model, "CPU", options)
@@ -128,7 +128,7 @@ class OpenVINOEngine:
     def buffer(self, count: int) -> NDArray[np.float32]:
         """See `Engine.buffer`."""
         # The tensor that is bound already, through a view that is kept: binding another, or asking for the view or the
-        # shape anew, costs 0.1 ms of one picture's 3.
+        # shape anew, costs 0.1 ms of one image's 3.
         if len(self._images) != count:
             self._input.shape = (count, *self._images.shape[1:])
             self._images = self._input.data

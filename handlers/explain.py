@@ -1,4 +1,4 @@
-"""Which part of a picture speaks for a class: class activation maps by pytorch-grad-cam, on the full-precision network.
+"""Which part of an image speaks for a class: class activation maps by pytorch-grad-cam, on the full-precision network.
 
 Grad-CAM weights each feature map `A_k` of one layer by the mean gradient of the class's logit and keeps what is
 positive: `ReLU(Σ_k mean_ij(∂y_c / ∂A_k) A_k)`. Source: Selvaraju et al. 2017, equations 1 and 2,
@@ -22,7 +22,7 @@ from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM, Layer
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sign_correction
 
-from handlers.contract import ContractError
+from contracts.model import ContractError
 from handlers.engines import thread_count
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from handlers.contract import Explanation
+    from contracts.model import Explanation
 
 
 class _SignedEigenCAM(EigenCAM):  # type: ignore[misc]

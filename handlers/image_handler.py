@@ -3,7 +3,7 @@
 TorchServe imports this file as the top-level module `image_handler`, so imports are absolute; `handlers/` lies beside
 it in the archive. An ImportError in here would be reported as `No module named ts.torch_handler.image_handler`.
 
-The wire between gateway and handler (private; the gateway's side is described in gateway/torchserve.py):
+The wire between gateway and handler (private; the gateway's side is described in gateway/inference/torchserve.py):
 
 - One row is one upstream call. `content-type: application/octet-stream`: the body is one image. `content-type:
   application/vnd.gradserve.images`: frames of a 4-byte big-endian length and as many bytes, one image each, at most
@@ -11,7 +11,7 @@ The wire between gateway and handler (private; the gateway's side is described i
 - `x-gradserve`: compact ASCII JSON, all keys optional, unknown ones ignored: `id` (request id, for the log), `deadline`
   (Unix time in ms, after which the row is dropped); predictions: `top_k` (default 1); explanations (one image):
   `target` (class name, default the top one), `method`, `alpha` (0..1, default 0.5), `size` (1..1024, pixels of the
-  overlay's long side, default the picture's own up to 1024), `format` (`png`, default, or `json`).
+  overlay's long side, default the image's own up to 1024), `format` (`png`, default, or `json`).
 - Each row decides by itself: TorchServe's own header `explain: True` marks an explanation, `describe: True` a question
   for what is served; they may share a batch with predictions. Every entry answers all kinds, but only one whose name
   ends in `-explain` has explanations ready from its start: what they need takes seconds and 270 MB to load.
@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import contracts.model
 from handlers import wire
 from handlers.engines import thread_count
 from handlers.model import load_model
@@ -71,9 +72,11 @@ class ImageHandler:
             os.nice(_EXPLAIN_NICENESS)
         torch.set_num_threads(thread_count())
         directory = Path(context.system_properties["model_dir"])
-        if Path(wire.__file__).resolve().parents[1] != directory.resolve():
-            # A PYTHONPATH of the server's environment stands before the archive: other code would answer in its name.
-            raise RuntimeError(f"`handlers` was imported from {wire.__file__}, not from the archive: clear PYTHONPATH")
+        for module in (wire, contracts.model):
+            if Path(str(module.__file__)).resolve().parents[1] != directory.resolve():
+                # A PYTHONPATH of the server's environment stands before the archive: other code would answer for it.
+                where = f"{module.__name__} was imported from {module.__file__}"
+                raise RuntimeError(f"{where}, not from the archive: clear PYTHONPATH")
         try:
             self._model = load_model(
                 directory, device=_device(context.system_properties.get("gpu_id")), explains=explains

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers import wire
 from handlers.build import ArchiveError, verify_files
 from handlers.engines import MAX_BATCH, Engine, EngineError, build_engine, predict_all
@@ -61,7 +61,7 @@ class _Job:
 class ServedModel:
     """A contract with the engine and the explainer that keep it; the explainer is loaded when it is first needed."""
 
-    contract: contracts.Contract
+    contract: model_contract.Contract
     engine: Engine
     load_explainer: Callable[[], Explainer]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -139,10 +139,10 @@ class ServedModel:
 
     def describe(self) -> dict[str, Any]:
         """The contract and what runs it here."""
-        return {"contract": contracts.to_dict(self.contract), **self.facts}
+        return {"contract": model_contract.to_dict(self.contract), **self.facts}
 
     def _decode(self, job: _Job) -> None:
-        # For each picture: a row of large ones takes seconds, and TorchServe kills a worker that is busy for too long.
+        # For each image: a row of large ones takes seconds, and TorchServe kills a worker that is busy for too long.
         job.row.check_deadline()
         size = self.contract.input
         if job.row.kind == "explain":
@@ -266,7 +266,7 @@ def load_model(directory: Path, *, device: torch.device, explains: bool) -> Serv
         EngineError: the engine cannot run here, nor its fallback.
     """
     identity = verify_files(directory)
-    contract = contracts.load(directory / "contract.json")
+    contract = model_contract.load(directory / "contract.json")
     engine, choice = _first_engine(contract, directory, device)
     is_fallback = choice is not contract.engine
     model = ServedModel(
@@ -281,8 +281,8 @@ def load_model(directory: Path, *, device: torch.device, explains: bool) -> Serv
 
 
 def _first_engine(
-    contract: contracts.Contract, directory: Path, device: torch.device
-) -> tuple[Engine, contracts.Engine]:
+    contract: model_contract.Contract, directory: Path, device: torch.device
+) -> tuple[Engine, model_contract.Engine]:
     """The contract's engine, or with an error in the log its fallback, and which of them it is."""
     try:
         return _load_engine(contract.engine, contract, directory, device), contract.engine
@@ -295,7 +295,7 @@ def _first_engine(
 
 
 def _load_engine(
-    choice: contracts.Engine, contract: contracts.Contract, directory: Path, device: torch.device
+    choice: model_contract.Engine, contract: model_contract.Contract, directory: Path, device: torch.device
 ) -> Engine:
     network = None
     if choice.name == "eager":
@@ -305,7 +305,7 @@ def _load_engine(
     return build_engine(choice, network, directory=directory, device=device)
 
 
-def _load_explainer(contract: contracts.Contract, directory: Path, device: torch.device) -> Explainer:
+def _load_explainer(contract: model_contract.Contract, directory: Path, device: torch.device) -> Explainer:
     from handlers.archive import load_network  # noqa: PLC0415 - see above
     from handlers.explain import Explainer  # noqa: PLC0415 - pytorch_grad_cam: 1.6 s, 190 MB
 

@@ -44,8 +44,8 @@ from torchvision.models import ResNet, resnet18  # noqa: E402 - after the declar
 def build_network(architecture: str, classes: int) -> ResNet:
     """An untrained network of the named architecture with `classes` outputs.
 
-    `resnet18` is torchvision's, for pictures of about 224 pixels. `resnet18_small` has a 3×3 stem of stride 1 and no
-    max-pool, for pictures of about 32 to 64 pixels (He et al. 2015, section 4.2, https://arxiv.org/abs/1512.03385).
+    `resnet18` is torchvision's, for images of about 224 pixels. `resnet18_small` has a 3×3 stem of stride 1 and no
+    max-pool, for images of about 32 to 64 pixels (He et al. 2015, section 4.2, https://arxiv.org/abs/1512.03385).
 
     Raises:
         ValueError: the architecture is unknown.

@@ -1,8 +1,8 @@
-"""A heatmap laid over its picture, as a PNG of the picture's own proportions.
+"""A heatmap laid over its image, as a PNG of the image's own proportions.
 
-The network saw the whole picture squashed to its input size (handlers/preprocess.py), so resizing the heatmap to the
-picture's size is the exact way back. Colours: inferno, whose lightness rises evenly with the value; the picture fades
-to grey as it mixes in, so that hue and lightness tell the heat on light and dark pictures alike.
+The network saw the whole image squashed to its input size (handlers/preprocess.py), so resizing the heatmap to the
+image's size is the exact way back. Colours: inferno, whose lightness rises evenly with the value; the image fades
+to grey as it mixes in, so that hue and lightness tell the heat on light and dark images alike.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _COLOURS = (mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.flo
 
 
 def overlay_size(picture: tuple[int, int], long_side: int | None) -> tuple[int, int]:
-    """(width, height) of the overlay of a picture of such a size.
+    """(width, height) of the overlay of an image of such a size.
 
     Args:
-        picture: (width, height) at full resolution.
-        long_side: pixels asked for; None keeps the picture's own, up to `MAX_OVERLAY_SIDE`.
+        image: (width, height) at full resolution.
+        long_side: pixels asked for; None keeps the image's own, up to `MAX_OVERLAY_SIDE`.
     """
     long = max(picture)
     wanted = min(long_side if long_side is not None else long, MAX_OVERLAY_SIDE)
@@ -42,13 +42,13 @@ def stretch(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.f
 
 
 def draw_overlay(image: Image.Image, heatmap: NDArray[np.float32], *, size: tuple[int, int], alpha: float) -> bytes:
-    """The PNG of the picture with its heatmap.
+    """The PNG of the image with its heatmap.
 
     Args:
         image: RGB, of any resolution.
-        heatmap: (H, W) float32 in 0..1, over the whole picture.
+        heatmap: (H, W) float32 in 0..1, over the whole image.
         size: the overlay's (width, height).
-        alpha: how much of the colours shows: 0 is the picture alone, 1 the heatmap alone.
+        alpha: how much of the colours shows: 0 is the image alone, 1 the heatmap alone.
     """
     picture = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
     # Luma of ITU-R BT.601, as Pillow's own conversion to grey.

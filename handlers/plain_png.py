@@ -1,4 +1,4 @@
-"""Reads the pictures that need no preparing at all: PNGs of the network's size, 8 bits a channel, RGB, and no more.
+"""Reads the images that need no preparing at all: PNGs of the network's size, 8 bits a channel, RGB, and no more.
 
 Pillow takes four times as long as the decompression that is in it, which on a quick engine is a tenth of an image's
 way. OpenCV reads the same bits; everything that is not as plain as that, or is damaged, is left to `preprocess`, which
@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from handlers.contract import Input
+    from contracts.model import Input
 
 # Source: https://www.w3.org/TR/png-3/#5DataRep
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

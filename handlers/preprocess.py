@@ -1,8 +1,8 @@
 """From an image's bytes to what the network takes, bit for bit the same in training, evaluation and serving.
 
-Geometry: the whole picture is squashed to the contract's size, each axis by itself. Nothing is cut off and nothing is
-added, so that a heatmap maps back onto the picture by one plain resize (handlers/overlay.py). The filter is Pillow's
-bilinear one, which averages over all pixels when it shrinks; a picture that has the contract's size already is not
+Geometry: the whole image is squashed to the contract's size, each axis by itself. Nothing is cut off and nothing is
+added, so that a heatmap maps back onto the image by one plain resize (handlers/overlay.py). The filter is Pillow's
+bilinear one, which averages over all pixels when it shrinks; an image that has the contract's size already is not
 touched.
 """
 
@@ -22,7 +22,7 @@ from handlers.errors import ImageTooLarge, ImageUnreadable, RequestError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from handlers.contract import Input
+    from contracts.model import Input
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -37,13 +37,13 @@ DRAFT_FACTOR = 2
 
 # Pillow's own limit would answer before ours and without numbers; ours is checked right after the header is read.
 Image.MAX_IMAGE_PIXELS = None
-# It warns of oddities in metadata; the pixels decide. Once for the process: for each picture it would cost 0.03 ms.
+# It warns of oddities in metadata; the pixels decide. Once for the process: for each image it would cost 0.03 ms.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _JPEGS = {"JPEG", "MPO"}
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
-# Source: EXIF 2.32, tag 274: how to turn the stored rows so that the picture stands upright.
+# Source: EXIF 2.32, tag 274: how to turn the stored rows so that the image stands upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,14 +57,14 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, upright and RGB; `size` is its full (width, height), `image` may be a smaller draft."""
+    """A decoded image, upright and RGB; `size` is its full (width, height), `image` may be a smaller draft."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
 def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, int] | None = None) -> Picture:
-    """The picture in `data`: first frame, EXIF orientation honoured, transparency over white, 8 bits a channel.
+    """The image in `data`: first frame, EXIF orientation honoured, transparency over white, 8 bits a channel.
 
     Args:
         data: a PNG, JPEG, WebP, BMP or GIF file; its bytes decide, not what anybody declares.
@@ -97,7 +97,7 @@ def prepare(image: Image.Image, size: Input) -> NDArray[np.uint8]:
 
 
 def decode_for_network(data: bytes | bytearray | memoryview, size: Input) -> Picture:
-    """The picture in `data`, decoded only as large as `prepare` needs; raises what `decode_image` raises."""
+    """The image in `data`, decoded only as large as `prepare` needs; raises what `decode_image` raises."""
     return decode_image(data, at_least=(size.width * DRAFT_FACTOR, size.height * DRAFT_FACTOR))
 
 
@@ -162,7 +162,7 @@ def _orientation(image: Image.Image) -> int:
             return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 - broken metadata does not make a picture unreadable
+    except Exception:  # noqa: BLE001 - broken metadata does not make an image unreadable
         return 1
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from handlers.contract import Contract
+    from contracts.model import Contract
 
 REFERENCE = "reference.json"
 
@@ -24,7 +24,7 @@ REFERENCE = "reference.json"
 class Reference:
     """Inputs with the outputs that the contract's engine gave when the version was packed.
 
-    images: encoded pictures; probabilities: (N, K) float32; tolerance: how far a right engine may be off.
+    images: encoded images; probabilities: (N, K) float32; tolerance: how far a right engine may be off.
     """
 
     images: list[bytes]

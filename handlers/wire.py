@@ -52,7 +52,7 @@ class RowContext(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What the `x-gradserve` header asks for; unset values take the contract's or the picture's default."""
+    """What the `x-gradserve` header asks for; unset values take the contract's or the image's default."""
 
     id: str = ""
     deadline: int | None = None

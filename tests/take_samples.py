@@ -1,4 +1,4 @@
-"""Writes tests/samples/: the first ten test pictures of each of CIFAR-10's classes, in the test split's order.
+"""Writes tests/samples/: the first ten test images of each of CIFAR-10's classes, in the test split's order.
 
 Run it again only if the folder is lost: python tests/take_samples.py
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data import CIFAR10_INPUT, load_test_images
+from training.data.images import CIFAR10_INPUT, load_test_images
 
 SAMPLES = Path(__file__).parent / "samples"
 PER_CLASS = 10

@@ -1,4 +1,4 @@
-"""A training's curves as a picture."""
+"""A training's curves as an image."""
 
 from __future__ import annotations
 

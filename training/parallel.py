@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes of one training, seen from process `rank`, which computes on `device`."""
 
     rank: int
@@ -71,19 +71,19 @@ class Team:
 
 
 @contextmanager
-def join_team() -> Iterator[Team]:
+def join_process_group() -> Iterator[ProcessGroup]:
     """This process's team: those that `torchrun` started (nccl on GPUs, gloo on processors), or itself alone."""
     processes, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     if processes == 1:
-        yield Team(0, 1, device)
+        yield ProcessGroup(0, 1, device)
         return
     if has_gpu:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if has_gpu else "gloo")
     try:
-        yield Team(distributed.get_rank(), processes, device)
+        yield ProcessGroup(distributed.get_rank(), processes, device)
     finally:
         distributed.destroy_process_group()
 
@@ -105,7 +105,7 @@ class _Sum(torch.autograd.Function):
 
 
 class WholeBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of all processes' pictures, which hold equally many.
+    """Batch normalisation by the statistics of all processes' images, which hold equally many.
 
     torch's SyncBatchNorm does this on GPUs only. Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167
     """

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.build import digest
 from handlers.network import ARCHITECTURES, build_network
-from training.artifacts import find_model, weights_file
 from training.errors import TrainingError
+from training.package.artifacts import find_model, weights_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from handlers.contract import Contract, Input
+    from contracts.model import Contract, Input
     from training.recipe import Recipe
 
 # After handlers.network, which declares what torchvision's import needs.
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def choose_architecture(name: str, size: Input) -> str:
-    """The architecture's name; `auto` takes the one with the fine stem for pictures of up to 64 pixels.
+    """The architecture's name; `auto` takes the one with the fine stem for images of up to 64 pixels.
 
     Raises:
         TrainingError: there is none of that name.
@@ -54,7 +54,7 @@ def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ..
     unless the contract beside a file of ours names the same `classes`.
 
     Raises:
-        TrainingError: the weights cannot be fetched or read, or have learnt pictures that this training holds out.
+        TrainingError: the weights cannot be fetched or read, or have learnt images that this training holds out.
     """
     network: nn.Module = build_network(architecture, len(classes))
     if recipe.pretrained == "none":
@@ -101,13 +101,13 @@ def _classes_of(weights: Path) -> tuple[str, ...]:
 
 def _contract_of(weights: Path) -> Contract | None:
     try:
-        return contracts.load(weights.with_name("contract.json"))
-    except (OSError, contracts.ContractError):
+        return model_contract.load(weights.with_name("contract.json"))
+    except (OSError, model_contract.ContractError):
         return None
 
 
 def check_split(recipe: Recipe, data_sha256: str) -> None:
-    """Refuses weights that have learnt from the same pictures by another division.
+    """Refuses weights that have learnt from the same images by another division.
 
     What is held out decides about epoch, temperature and engine: it would have been learnt.
 
@@ -121,7 +121,7 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
         if is_same and any(before.get(name) != getattr(recipe, name) for name in names):
             same = " ".join(f"--{name} {before.get(name)}" for name in names)
             raise TrainingError(
-                f"{recipe.pretrained} has learnt from some of the pictures that this training would hold out: divide "
+                f"{recipe.pretrained} has learnt from some of the images that this training would hold out: divide "
                 f"them as it did ({same}), or begin with other weights"
             )
         if not is_same and before.get("data") == recipe.data:

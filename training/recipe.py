@@ -12,13 +12,13 @@ from training.errors import TrainingError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied.
+    """How training images are varied.
 
-    Every picture is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
+    Every image is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
     the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations`
     operations of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then
     random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896). With probability
-    `cutmix`, a batch's pictures then get a rectangle of their neighbours and a share of their labels (Yun et al. 2019,
+    `cutmix`, a batch's images then get a rectangle of their neighbours and a share of their labels (Yun et al. 2019,
     https://arxiv.org/abs/1905.04899).
     """
 
@@ -28,7 +28,7 @@ class Augmentation:
     cutmix: float = 0.0
 
 
-# (share of the epochs from which it holds, picture size; 0: the contract's): small pictures teach much for little.
+# (share of the epochs from which it holds, image size; 0: the contract's): small images teach much for little.
 # Source: progressive resizing, Howard 2018, https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html
 Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)

@@ -19,15 +19,15 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from handlers.contract import Contract
-from handlers.contract import save as save_contract
+from contracts.model import Contract
+from contracts.model import save as save_contract
 from handlers.network import build_network
 from training.convolution import use_patches
 from training.curves import plot_curves
-from training.data import divide, load_training_images
+from training.data.images import divide, load_training_images
 from training.errors import TrainingError
-from training.inference import predict_logits
-from training.parallel import Team
+from training.evaluate.inference import predict_logits
+from training.parallel import ProcessGroup
 from training.pretrained import ancestor, check_split, choose_architecture, located, pretrained_network
 from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from torch.utils.data import DataLoader
 
-    from training.augment import EpochBatches
+    from training.data.augment import EpochBatches
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class Run:
     """One training: network, averaged weights, optimiser and progress, in one folder."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, cache: Path, team: Team | None = None, *, begins: bool = True
+        self, recipe: Recipe, folder: Path, cache: Path, team: ProcessGroup | None = None, *, begins: bool = True
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.folder = folder
-        self.team = team or Team(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        self.team = team or ProcessGroup(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         self.device = self.team.device
         if recipe.batch_size % self.team.processes:
             raise TrainingError(
@@ -115,16 +115,16 @@ class Run:
         return sum(figures.get("epoch_seconds", figures["seconds"]) for figures in self.history)
 
     def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]], batches: EpochBatches) -> dict[str, float]:
-        """Trains one epoch and returns its figures: loss, accuracy, seconds, images per second, rate, picture size."""
+        """Trains one epoch and returns its figures: loss, accuracy, seconds, images per second, rate, image size."""
         phase = self.recipe.phases()[self.phase]
         if self.epoch == 0:
             self._begin_phase(phase)
         self._freeze(phase)
         batches.epoch = len(self.history)
-        size = self._picture_size(phase)
+        size = self._image_size(phase)
         steps = len(batches) * phase.epochs
         started = shown = time.perf_counter()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # of losses, hits and pictures
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # of losses, hits and images
         rate = 0.0
         title = f"{phase.name} {self.epoch + 1}/{phase.epochs} {size}px"
         with tqdm(loader, desc=title, mininterval=1.0, disable=not self.team.is_first) as bar:
@@ -202,7 +202,7 @@ class Run:
         """
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # earlier code wrote none
             raise TrainingError(
-                f"the pictures of {self.recipe.data} are not those that the training in {self.folder} began with: "
+                f"the images of {self.recipe.data} are not those that the training in {self.folder} began with: "
                 "bring them back, or start anew with --output"
             )
         self.phase, self.epoch = state["phase"], state["epoch"]
@@ -275,7 +275,7 @@ class Run:
         self._trained = self.team.average_gradients(self.network)
 
     def _step(self, images: Tensor, labels: Tensor, size: int, rate: float) -> Tensor:
-        """Trains on one batch and returns its sums of losses, hits and pictures."""
+        """Trains on one batch and returns its sums of losses, hits and images."""
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         if images.shape[-1] != size:
@@ -323,13 +323,13 @@ class Run:
             if not list(module.children()):
                 module.train(phase.trains(name))
 
-    def _picture_size(self, phase: Phase) -> int:
+    def _image_size(self, phase: Phase) -> int:
         done = self.epoch / phase.epochs
         return next(size for start, size in reversed(phase.sizes) if done >= start) or self.input.height
 
 
 def _means(sums: Tensor) -> tuple[float, float, float]:
-    """Mean loss, share of hits and number of pictures, of their sums."""
+    """Mean loss, share of hits and number of images, of their sums."""
     loss, hits, seen = sums.tolist()
     return loss / seen, hits / seen, seen
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from training.augment import training_loader
+from training.data.augment import training_loader
 from training.errors import TrainingError
-from training.parallel import join_team
+from training.parallel import join_process_group
 from training.recipe import Recipe, check, extended, recipe_from_dict
-from training.recorder import Recorder
 from training.run import FILES, Run
-from training.tracking import environment, survive
+from training.tracking.recorder import Recorder
+from training.tracking.store import environment, warn_on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import DataLoader
 
-    from training.augment import EpochBatches
-    from training.parallel import Team
+    from training.data.augment import EpochBatches
+    from training.parallel import ProcessGroup
     from training.recipe import Augmentation
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) 
         DataError: the data cannot be had.
     """
     check(recipe)
-    with join_team() as team, _alone(folder, team):
+    with join_process_group() as team, _alone(folder, team):
         if team.is_first and (folder / "last.pt").exists():
             raise TrainingError(
                 f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
@@ -67,7 +67,7 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         TrainingError: there is no checkpoint, another process trains in the folder, the data has changed, or `changes`
             would change what was done.
     """
-    with join_team() as team:
+    with join_process_group() as team:
         if team.is_first and not (folder / "last.pt").exists():
             raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
         with _alone(folder, team):
@@ -81,7 +81,7 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
 
 
 @contextmanager
-def _alone(folder: Path, team: Team) -> Iterator[None]:
+def _alone(folder: Path, team: ProcessGroup) -> Iterator[None]:
     """Makes the folder, and keeps other trainings out of it."""
     if not team.is_first:
         yield
@@ -139,7 +139,7 @@ def _close(run: Run, recorder: Recorder, status: str, *, registers: bool) -> Non
     reached = _record(run, recorder) if is_whole else recorder.update(run.history)
     recorded = reached and recorder.finish(status, files)
     if recorded and is_whole and registers:
-        recorded = survive(lambda: _register(run, recorder))
+        recorded = warn_on_failure(lambda: _register(run, recorder))
     if not recorded:
         logger.warning("MLflow lacks a part: gradserve train --resume %s sends it", run.folder)
 
@@ -159,7 +159,7 @@ def _recorder(run: Run) -> Recorder:
 
 
 def _register(run: Run, recorder: Recorder) -> None:
-    from training.registry import CHALLENGER, register  # noqa: PLC0415 - MLflow's models take seconds to import
+    from training.tracking.registry import CHALLENGER, register  # noqa: PLC0415 - MLflow's models take seconds to import
 
     if recorder.registered_epoch() == str(run.best_epoch):
         return  # by a training that was resumed after its end

@@ -22,12 +22,12 @@ from unittest import mock
 import nncf
 import torch
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.archive import load_network
-from training.data import divide, load_training_images
-from training.inference import predict_logits
-from training.quantise import add_engine
-from training.tracking import environment
+from training.data.images import divide, load_training_images
+from training.evaluate.inference import predict_logits
+from training.package.quantise import add_engine
+from training.tracking.store import environment
 
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parents[1] / "results" / "bias_correction.json"
@@ -39,7 +39,7 @@ def main() -> None:
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
-    contract = contracts.load(chosen.folder / "contract.json")
+    contract = model_contract.load(chosen.folder / "contract.json")
     network = load_network(chosen.folder, contract)
     images, size = load_training_images("cifar10", CACHE)
     training, held_out = divide(images, subset=0, validation=0.1, seed=0)

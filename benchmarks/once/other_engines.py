@@ -31,15 +31,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from handlers import contract as contracts
+from contracts import model as model_contract
+from contracts.model import Engine
 from handlers.archive import load_network
-from handlers.contract import Engine
 from handlers.engines import build_engine
 from handlers.preprocess import normalise
-from training.artifacts import weights_sha256
-from training.data import load_test_images, load_training_images
-from training.looks import record_look
-from training.tracking import environment
+from training.data.images import load_test_images, load_training_images
+from training.evaluate.test_set_log import record_look
+from training.package.artifacts import weights_sha256
+from training.tracking.store import environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    contract = contracts.load(chosen.folder / "contract.json")
+    contract = model_contract.load(chosen.folder / "contract.json")
     network = load_network(chosen.folder, contract)
     images, _ = load_training_images("cifar10", CACHE)
     calibration = normalise(images.images[:CALIBRATION_IMAGES], contract.input)

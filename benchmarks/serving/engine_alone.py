@@ -1,4 +1,4 @@
-"""The engine alone, without pictures, HTTP or JSON: images per second of one process with one thread at batch 16.
+"""The engine alone, without images, HTTP or JSON: images per second of one process with one thread at batch 16.
 
 Started by benchmarks/gateway.py, once per core: each line on stdin is a number of seconds to measure, each line on
 stdout images per second.
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.archive import load_network
 from handlers.engines import build_engine
 
@@ -25,7 +25,7 @@ BATCH = 16
 def main(folder: Path) -> None:
     """Says `ready`, then answers each number of seconds with a rate."""
     torch.set_num_threads(1)
-    contract = contracts.load(folder / "contract.json")
+    contract = model_contract.load(folder / "contract.json")
     network = load_network(folder, contract) if contract.engine.name == "eager" else None
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
     size = contract.input

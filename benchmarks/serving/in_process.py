@@ -13,7 +13,7 @@ from typing import NoReturn
 import torch
 from fastapi import FastAPI, Request, Response
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.archive import load_network
 from handlers.engines import build_engine
 from handlers.model import ServedModel
@@ -24,7 +24,7 @@ def create_app() -> FastAPI:
     """The application; MODEL_FOLDER holds the version's files."""
     torch.set_num_threads(1)
     folder = Path(os.environ["MODEL_FOLDER"])
-    contract = contracts.load(folder / "contract.json")
+    contract = model_contract.load(folder / "contract.json")
     network = load_network(folder, contract) if contract.engine.name == "eager" else None
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
     model = ServedModel(contract, engine, load_explainer=_no_explainer)

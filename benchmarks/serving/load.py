@@ -183,7 +183,7 @@ async def _closed_loop(address: Address, clients: int, seconds: float, warm_up_s
     ]
     began, cpu = time.perf_counter(), time.process_time()
     for index, connection in enumerate(connections):
-        connection.number = index * 7  # not all the same picture at a time
+        connection.number = index * 7  # not all the same image at a time
         ask(connection, 0.0)
     await asyncio.sleep(seconds)
     measurement.generator_cpu = (time.process_time() - cpu) / seconds

@@ -10,7 +10,7 @@ import os
 import httpx
 from fastapi import FastAPI, Request, Response
 
-from gateway.transport import PooledTransport
+from gateway.inference.transport import PooledTransport
 
 
 def create_app() -> FastAPI:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
-# What serves callers of TorchServe best who send it one picture a row; our gateway fills its rows.
+# What serves callers of TorchServe best who send it one image a row; our gateway fills its rows.
 SINGLE_ROWS = {"AGENT_BATCH_SIZE": "16"}
 PORTS = (
     "PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_MANAGEMENT_PORT", "AGENT_METRICS_PORT",
@@ -64,7 +64,7 @@ def stack(source: Path, **settings: str) -> Iterator[Stack]:
         "GATEWAY_RATE_PER_ADDRESS": "1000000/second",
         **settings,
     }
-    gradserve = [sys.executable, "-m", "control.cli"]
+    gradserve = [sys.executable, "-m", "control.cli.main"]
     make_key = [*gradserve, "keys", "make", "benchmark"]
     key = subprocess.run(make_key, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     try:

@@ -24,7 +24,7 @@ import pytest
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).resolve().parents[2]
-PICTURE = ROOT / "tests" / "samples" / "cat" / "0.png"
+IMAGE = ROOT / "tests" / "samples" / "cat" / "0.png"
 DOCKER = shlex.split(os.environ.get("DOCKER") or "docker")
 COMPOSE = shlex.split(os.environ.get("COMPOSE") or "docker compose")
 PROJECT = "gradserve-test"
@@ -131,7 +131,7 @@ class Load:
         return Counter(answer.status_code for answer in self.answers.values())
 
     def _call(self, number: int) -> None:
-        picture = PICTURE.read_bytes()
+        picture = IMAGE.read_bytes()
         with httpx.Client(timeout=20) as client:
             for count in itertools.count():
                 if self._stop.is_set():
@@ -197,7 +197,7 @@ def project(started):
 def test_up_returns_when_everything_answers(started):
     project, _ = started
     # At once: `up` says that it is ready.
-    picture = {"content": PICTURE.read_bytes(), "headers": {"content-type": "image/png"}}
+    picture = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
     predicted = httpx.post(f"{project.gateway}/predict", **picture, timeout=10)
     assert predicted.status_code == 200, predicted.text
     assert set(predicted.json()) >= {"class", "confidence", "model", "request_id"}
@@ -282,11 +282,11 @@ def test_a_killed_torchserve_container_comes_back_and_nothing_hangs_meanwhile(pr
 
 
 def test_a_training_in_a_container_is_recorded_and_served(project):
-    pictures = ("-v", f"{SAMPLES}:/pictures:ro")
+    pictures = ("-v", f"{SAMPLES}:/images:ro")
     run = ("run", "--rm", "-T", *pictures, "training")
     options = ("--epochs", "1", "--batch-size", "16", "--validation", "0.4", "--workers", "1", "--name", "cifar10")
     said = project.compose(
-        *run, "train", "--data", "imagefolder:/pictures", *options, "--output", "runs/first", timeout_s=480
+        *run, "train", "--data", "imagefolder:/images", *options, "--output", "runs/first", timeout_s=480
     )
     assert "best held-out accuracy" in said
     version = "9.0.0"
@@ -295,7 +295,7 @@ def test_a_training_in_a_container_is_recorded_and_served(project):
     operator = ("run", "--rm", "-T", "gradserve")
     # By its number in MLflow's registry, which packing has given the archive.
     project.compose(*operator, "deploy", "cifar10/1", "--yes", timeout_s=400)
-    picture = {"content": PICTURE.read_bytes(), "headers": {"content-type": "image/png"}}
+    picture = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
     answer = httpx.post(f"{project.gateway}/predict?version={version}", **picture, timeout=10)
     assert answer.json()["model"]["version"] == version
     project.compose(*operator, "promote", version, timeout_s=200)
@@ -339,7 +339,7 @@ def test_another_address_asks_for_keys(project, tmp_path):
         for url in (project.gateway, f"http://127.0.0.2:{port}"):
             for headers, status in (({}, 401), (key, 200)):
                 sent = {"content-type": "image/png", **headers}
-                answer = httpx.post(f"{url}/predict", content=PICTURE.read_bytes(), headers=sent, timeout=10)
+                answer = httpx.post(f"{url}/predict", content=IMAGE.read_bytes(), headers=sent, timeout=10)
                 assert answer.status_code == status, answer.text
     finally:
         project.compose("up", "-d", "--no-deps", "gateway")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from control.env_example import render
+from control.cli.env_example import render
 from control.errors import BadSetting, UnknownSetting
 from control.settings import local_url, read_agent_settings
 

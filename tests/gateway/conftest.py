@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
 ROOT = Path(__file__).parents[2]
-PNG = b"\x89PNG fake picture"
+PNG = b"\x89PNG fake image"
 CLASSES = ["cat", "dog", "frog"]
 
 

@@ -28,11 +28,11 @@ def gateway(stand: Stand) -> Gateway:
 
 
 def test_the_client_reaches_every_route(gateway: Gateway, tmp_path: Path) -> None:
-    picture = tmp_path / "dog.png"
-    picture.write_bytes(b"image-of-dog")
+    image = tmp_path / "dog.png"
+    image.write_bytes(b"image-of-dog")
     with gateway:
-        assert gateway.predict(picture, top_k=2)["class"] == "dog"
-        entries = gateway.predict_batch([picture, b"bad:image_unreadable"])
+        assert gateway.predict(image, top_k=2)["class"] == "dog"
+        entries = gateway.predict_batch([image, b"bad:image_unreadable"])
         assert (entries[0]["class"], entries[1]["error"]["status"]) == ("dog", 422)
         assert gateway.explain(b"x", target="frog", alpha=0.3).startswith(b"\x89PNG")
         assert gateway.heatmap(b"x")["layer"] == "layer3"

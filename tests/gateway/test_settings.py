@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.reference import effective_settings, settings_table
 from gateway.settings import VERSION, Settings, SettingsError, load_settings
+from gateway.settings_docs import effective_settings, settings_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "gateway.md"
 
@@ -90,5 +90,5 @@ def test_the_version_is_the_projects() -> None:
 
 def test_the_documents_table_is_generated_from_the_fields() -> None:
     assert settings_table() in DOCS.read_text(encoding="utf-8"), (
-        "paste the output of gateway.reference.settings_table()"
+        "paste the output of gateway.settings_docs.settings_table()"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.contract import Contract, Explanation, Input
+from contracts.model import Contract, Explanation, Input
 from handlers.engines import build_engine
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from handlers import contract as contracts
+from contracts import model as model_contract
+from contracts.model import Engine
 from handlers.archive import load_network
 from handlers.build import ArchiveError, verify_files, write_build
-from handlers.contract import Engine
 from handlers.model import load_model
 from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.reference import load_reference
-from training.export import write_reference
+from training.package.export import write_reference
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def unpacked(tmp_path, contract, network, model, encode):
         pixels = [prepare(decode_for_network(image, size).image, size) for image in images]
         return model.engine.predict(normalise(np.stack(pixels), size))
 
-    contracts.save(contract, tmp_path / "contract.json")
+    model_contract.save(contract, tmp_path / "contract.json")
     save_file({name: w.contiguous() for name, w in network.state_dict().items()}, tmp_path / "weights.safetensors")
     write_reference(tmp_path / "reference.json", images, predict, tolerance=1e-4, fallback=(predict, 1e-4))
     write_build(tmp_path)
@@ -104,14 +104,16 @@ def test_half_precision_weights_are_loaded_as_float32(unpacked, contract, networ
 
 
 def test_the_fallback_is_used_loudly_and_checked_against_its_own_outputs(unpacked, contract, caplog):
-    contracts.save(replace(contract, engine=Engine("missing", "int8"), fallback=Engine()), unpacked / "contract.json")
+    model_contract.save(
+        replace(contract, engine=Engine("missing", "int8"), fallback=Engine()), unpacked / "contract.json"
+    )
     write_build(unpacked)
     assert load(unpacked).describe()["is_fallback"] is True
     assert "falling back to eager fp32" in caplog.text
 
 
 def test_without_a_fallback_an_engine_that_cannot_run_is_refused(unpacked, contract):
-    contracts.save(replace(contract, engine=Engine("missing", "int8")), unpacked / "contract.json")
+    model_contract.save(replace(contract, engine=Engine("missing", "int8")), unpacked / "contract.json")
     write_build(unpacked)
     with pytest.raises(RuntimeError, match="missing"):
         load(unpacked)

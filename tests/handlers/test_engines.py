@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.contract import Engine
+from contracts.model import Engine
 from handlers.engines import MAX_BATCH, OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
-from training.quantise import write_graph
+from training.package.quantise import write_graph
 
 CPU = torch.device("cpu")
 

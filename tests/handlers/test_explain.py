@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from handlers.contract import ContractError, Explanation
+from contracts.model import ContractError, Explanation
 from handlers.explain import METHODS, Explainer
 from handlers.network import build_network
 

@@ -173,7 +173,7 @@ def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model
     assert json.loads(answer.body)["results"][0]["error"]["code"] == "deadline_passed"
 
 
-def test_pictures_of_a_row_are_decoded_only_while_somebody_waits(model, encode, monkeypatch):
+def test_images_of_a_row_are_decoded_only_while_somebody_waits(model, encode, monkeypatch):
     """A row of many that are slow to decode would hold the worker until TorchServe kills it."""
     decoded = []
 

@@ -33,7 +33,7 @@ def lightness(pixels: np.ndarray) -> np.ndarray:
         ((1, 1), None, (1, 1)),
     ],
 )
-def test_the_overlay_has_the_pictures_proportions(picture, asked, size):
+def test_the_overlay_has_the_images_proportions(picture, asked, size):
     assert overlay_size(picture, asked) == size
 
 
@@ -57,7 +57,7 @@ def test_heat_in_a_corner_is_drawn_in_that_corner(size, corner):
 
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
-def test_heat_is_legible_on_dark_and_light_pictures(grey):
+def test_heat_is_legible_on_dark_and_light_images(grey):
     """Hot and cold differ by at least a quarter of the whole scale from black to white, evenly in between."""
     heatmap = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (8, 1))
     light = lightness(drawn(Image.new("RGB", (64, 8), (grey,) * 3), heatmap, (64, 8)))[4]
@@ -65,7 +65,7 @@ def test_heat_is_legible_on_dark_and_light_pictures(grey):
     assert (np.diff(light[::8]) > 0).all()
 
 
-def test_alpha_goes_from_the_picture_to_the_heatmap(noise):
+def test_alpha_goes_from_the_image_to_the_heatmap(noise):
     image = Image.fromarray(noise)
     heatmap = np.zeros((16, 24), dtype=np.float32)
     assert (drawn(image, heatmap, image.size, alpha=0) == noise).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from handlers.contract import Input
+from contracts.model import Input
 from handlers.errors import RequestError
 from handlers.plain_png import read_plain_png
 from handlers.preprocess import decode_for_network, prepare
@@ -31,7 +31,7 @@ def png(compressed: bytes, *, header: bytes = bytes([8, 2, 0, 0, 0]), parts: int
 
 
 def scan_lines(pixels: np.ndarray, method: int) -> bytes:
-    """The lines of the picture, each announced as filtered by `method`: whatever they are then, they are a picture."""
+    """The lines of the image, each announced as filtered by `method`: whatever they are then, they are an image."""
     return b"".join(bytes([method]) + line.tobytes() for line in pixels)
 
 
@@ -55,7 +55,7 @@ def test_pixels_are_those_that_pillow_reads(method, pixels, parts):
     np.testing.assert_array_equal(read, by_pillow(data))
 
 
-def test_picture_that_is_not_plain_is_left_to_pillow():
+def test_image_that_is_not_plain_is_left_to_pillow():
     text = PngImagePlugin.PngInfo()
     text.add_text("a", "b")
     others = {
@@ -66,7 +66,7 @@ def test_picture_that_is_not_plain_is_left_to_pillow():
         "another size": saved("RGB", NOISE[:20]),
         "JPEG": saved("RGB", name="JPEG"),
         "interlaced": png(zlib.compress(scan_lines(NOISE, 0)), header=bytes([8, 2, 0, 0, 1])),
-        "more than the picture": saved("RGB") + b"more",
+        "more than the image": saved("RGB") + b"more",
         "many parts": png(zlib.compress(scan_lines(NOISE, 0)), parts=1000),
         "nothing": b"",
     }
@@ -74,7 +74,7 @@ def test_picture_that_is_not_plain_is_left_to_pillow():
     assert read_plain_png(saved("RGB"), SIZE) is not None
 
 
-def test_damaged_picture_is_never_answered_otherwise_than_by_pillow():
+def test_damaged_image_is_never_answered_otherwise_than_by_pillow():
     """Bytes changed at random, with sums that are right or wrong; lines cut off; lines that have no such filter."""
     chance = random.Random(0)
     lines = scan_lines(NOISE // 16, 1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handlers.contract import Input
+from contracts.model import Input
 from handlers.errors import ImageTooLarge, ImageUnreadable
 from handlers.preprocess import FORMATS, decode_for_network, decode_image, normalise, prepare
 
@@ -76,7 +76,7 @@ def test_a_header_of_200_megapixels_gets_the_same_answer_not_pillows_own():
 
 
 def test_a_jpeg_of_hundreds_of_scans_is_refused_before_anything_is_decoded():
-    """Each scan goes over all pixels: 40 kB of them took as long as 50 pictures."""
+    """Each scan goes over all pixels: 40 kB of them took as long as 50 images."""
     file = io.BytesIO()
     Image.new("RGB", (4000, 2500), RED).save(file, "JPEG", progressive=True)
     whole = file.getvalue()
@@ -148,7 +148,7 @@ def test_the_first_frame_of_an_animation_counts(encode):
 def test_exif_orientation_is_honoured(orientation, at_least, encode):
     upright = Image.new("RGB", (96, 64), "white")
     upright.paste(RED, (0, 0, 32, 32))
-    # The transposition that undoes each orientation, found by asking which stored picture Pillow turns back into ours.
+    # The transposition that undoes each orientation, found by asking which stored image Pillow turns back into ours.
     stored = {
         1: upright,
         2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -168,7 +168,7 @@ def test_exif_orientation_is_honoured(orientation, at_least, encode):
     assert pixels.reshape(-1, 3)[1:].min() > 220
 
 
-def test_broken_exif_does_not_make_a_picture_unreadable(noise, encode):
+def test_broken_exif_does_not_make_a_image_unreadable(noise, encode):
     assert decode_image(encode(noise, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")).size == (40, 30)
 
 
@@ -179,7 +179,7 @@ def test_large_jpegs_are_decoded_at_a_fraction_but_keep_their_size(encode):
     assert picture.image.size == (200, 150)
 
 
-def test_preparing_a_picture_of_the_networks_size_changes_no_pixel(encode):
+def test_preparing_a_image_of_the_networks_size_changes_no_pixel(encode):
     pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     assert (prepare(decode_image(encode(pixels)).image, SIZE) == pixels).all()
 
@@ -191,7 +191,7 @@ def test_normalising_equals_the_formula():
 
 
 def test_training_and_serving_preprocess_bit_for_bit_alike(encode):
-    """Training normalises whole uint8 arrays, serving one encoded picture after another."""
+    """Training normalises whole uint8 arrays, serving one encoded image after another."""
     pixels = np.random.default_rng(3).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
     trained = normalise(pixels, SIZE)
     served = [normalise(prepare(decode_for_network(encode(p), SIZE).image, SIZE)[None], SIZE)[0] for p in pixels]

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.archive import load_network
 from handlers.build import BUILD, identity
 from handlers.engines import build_engine, predict_all
 from handlers.network import build_network
 from handlers.preprocess import decode_for_network, normalise, prepare
-from training.export import package_directory, write_reference
+from training.package.export import package_directory, write_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = ROOT / "model_store" / "released"
@@ -53,14 +53,14 @@ class Stack:
 
     def start(self, source: Path) -> None:
         """Starts `gradserve up` without waiting for it."""
-        command = [sys.executable, "-m", "control.cli", "up", "--source", str(source)]
+        command = [sys.executable, "-m", "control.cli.main", "up", "--source", str(source)]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def wait_until_ready(self) -> None:
-        """Returns when `gradserve up` says that a picture was answered and explanations are there too."""
+        """Returns when `gradserve up` says that an image was answered and explanations are there too."""
         wait_until(lambda: "ready:" in self.said(), START_WITHIN_S, self)
         wait_until(lambda: self.health().json()["status"] == "ok", START_WITHIN_S, self)
 
@@ -82,7 +82,7 @@ class Stack:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess:
         """Runs a `gradserve` command beside this stack."""
-        command = [sys.executable, "-m", "control.cli", *arguments]
+        command = [sys.executable, "-m", "control.cli.main", *arguments]
         # Not in the repository's folder, where somebody's .env and MLflow store may lie.
         return subprocess.run(
             command,
@@ -213,11 +213,11 @@ def write_untrained(tmp_path_factory):
 
     def write(version: str, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
         folder = tmp_path_factory.mktemp(f"untrained-{version}")
-        size = contracts.Input(32, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
-        contract = contracts.Contract("cifar10", version, classes, size, "resnet18_small")
+        size = model_contract.Input(32, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+        contract = model_contract.Contract("cifar10", version, classes, size, "resnet18_small")
         torch.manual_seed(seed)
         weights = build_network(contract.architecture, len(classes)).state_dict()
-        contracts.save(contract, folder / "contract.json")
+        model_contract.save(contract, folder / "contract.json")
         save_file(
             {name: w.half() if w.is_floating_point() else w for name, w in weights.items()},
             folder / "weights.safetensors",

@@ -1,4 +1,4 @@
-"""What callers get from the whole system: real pictures, odd pictures, bad requests, mixed batches."""
+"""What callers get from the whole system: real images, odd images, bad requests, mixed batches."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def test_at_least_70_of_the_100_sample_pictures_are_right(client):
+def test_at_least_70_of_the_100_sample_images_are_right(client):
     right = 0
     for path in sorted(SAMPLES.glob("*/*.png")):
         answer = client.post("/predict", files={"file": path.read_bytes()})
@@ -52,7 +52,7 @@ def test_answer_says_class_confidence_model_and_request_id(client):
     assert body["request_id"] == answer.headers["x-request-id"] == "abc-1"
 
 
-def test_explanation_is_a_png_of_the_pictures_proportions_with_a_visible_heatmap(client):
+def test_explanation_is_a_png_of_the_images_proportions_with_a_visible_heatmap(client):
     picture = Image.open(CAT).convert("RGB").resize((90, 60))
     answer = client.post("/explain", content=encode(picture))
     assert answer.headers["content-type"] == "image/png"
@@ -74,7 +74,7 @@ def test_explanation_in_numbers_names_target_method_and_layer(client):
     assert 0 <= heatmap.min() <= heatmap.max() <= 1
 
 
-def odd_pictures() -> dict[str, bytes]:
+def odd_images() -> dict[str, bytes]:
     colours = Image.open(CAT).convert("RGB").resize((64, 48))
     with_alpha = colours.convert("RGBA")
     with_alpha.putalpha(128)
@@ -98,9 +98,9 @@ def odd_pictures() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("kind", sorted(odd_pictures()))
-def test_odd_pictures_are_answered_and_explained(client, kind):
-    picture = odd_pictures()[kind]
+@pytest.mark.parametrize("kind", sorted(odd_images()))
+def test_odd_images_are_answered_and_explained(client, kind):
+    picture = odd_images()[kind]
     assert client.post("/predict", content=picture).status_code == 200
     assert client.post("/explain", content=picture).status_code == 200
 
@@ -128,18 +128,18 @@ def test_bad_requests_get_their_status_and_leave_the_service_answering(client, c
     assert client.post("/predict", content=CAT.read_bytes()).status_code == 200
 
 
-def test_bad_picture_does_not_fail_its_batch_neighbours(stack):
+def test_bad_image_does_not_fail_its_batch_neighbours(stack):
     """Sent to TorchServe together, so that good and bad rows share its batches; a batch needs a full queue."""
     version = stack.versions()[0]["version"]
     url = f"{stack.inference}/predictions/cifar10/{version}"
-    pictures = [(path.parent.name, path.read_bytes()) for path in sorted(SAMPLES.glob("*/[0-2].png"))]
-    rows = [pictures[number % len(pictures)][1] if number % 3 else b"no picture" for number in range(96)]
+    images = [(path.parent.name, path.read_bytes()) for path in sorted(SAMPLES.glob("*/[0-2].png"))]
+    rows = [images[number % len(images)][1] if number % 3 else b"no image" for number in range(96)]
     with httpx.Client(limits=httpx.Limits(max_connections=48), timeout=60) as client:
         alone = {row: predict(client, url, row) for row in set(rows)}
         with ThreadPoolExecutor(48) as threads:
             together = list(threads.map(lambda row: predict(client, url, row), rows))
     for row, entry in zip(rows, together, strict=True):
-        if row == b"no picture":
+        if row == b"no image":
             assert entry["error"]["code"] == "image_unreadable"
         else:
             assert entry["class"] == alone[row]["class"]
@@ -176,12 +176,12 @@ def test_predictions_and_explanations_in_one_batch_get_their_own_kind_of_answer(
             assert "class" in answer.json()["results"][0]
 
 
-def test_many_pictures_in_one_row_are_answered_in_order(stack):
+def test_many_images_in_one_row_are_answered_in_order(stack):
     version = stack.versions()[0]["version"]
     paths = sorted(SAMPLES.glob("*/0.png"))
-    pictures = [path.read_bytes() for path in paths]
-    pictures.insert(3, b"no picture")
-    body = b"".join(struct.pack(">I", len(picture)) + picture for picture in pictures)
+    images = [path.read_bytes() for path in paths]
+    images.insert(3, b"no image")
+    body = b"".join(struct.pack(">I", len(picture)) + picture for picture in images)
     answer = httpx.post(
         f"{stack.inference}/predictions/cifar10/{version}",
         content=body,
@@ -211,7 +211,7 @@ def test_readme_shows_the_first_answer_before_line_25():
     assert any("curl -F file=@" in line for line in lines[:25])
 
 
-def test_service_answers_while_pictures_keep_coming_in_bad_shape(client):
+def test_service_answers_while_images_keep_coming_in_bad_shape(client):
     picture = CAT.read_bytes()
     for cut in range(0, len(picture), 200):
         assert client.post("/predict", content=picture[:cut] or b"x").status_code in {200, 422}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from handlers import contract as contracts
+from contracts import model as model_contract
 from handlers.archive import load_network
 from handlers.engines import build_engine
 from handlers.preprocess import normalise
@@ -40,7 +40,7 @@ def stack(make_stack, model_source):
 
 @pytest.fixture(scope="module")
 def contract(model_source):
-    return contracts.load(model_source / "contract.json")
+    return model_contract.load(model_source / "contract.json")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The clients of docs/gateway.md against the real model: real pictures, real answers."""
+"""The clients of docs/gateway.md against the real model: real images, real answers."""
 
 import os
 import re

@@ -15,9 +15,9 @@ import pytest
 pytestmark = [pytest.mark.server, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/[0-4].png"))]
+IMAGES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/[0-4].png"))]
 CLIENTS = 6
-# Between two runs of one picture, whatever batch it is in: far less than between two pictures.
+# Between two runs of one image, whatever batch it is in: far less than between two images.
 SAME = 0.002
 
 
@@ -31,7 +31,7 @@ class Answer:
 
 
 class Load:
-    """Clients that ask for one picture after the other, without retries, and know what each picture's answer is."""
+    """Clients that ask for one image after the other, without retries, and know what each image's answer is."""
 
     def __init__(self, url: str, expected: list[dict[str, float]]) -> None:
         self._url = url
@@ -64,7 +64,7 @@ class Load:
     async def _client(self, client: httpx.AsyncClient, number: int) -> None:
         turn = number
         while not self._stop.is_set():
-            self.answers.append(await self._ask(client, turn % len(PICTURES), f"{number}-{turn}"))
+            self.answers.append(await self._ask(client, turn % len(IMAGES), f"{number}-{turn}"))
             turn += CLIENTS
             # Refusals come at once: asking again at once would be a flood and no load.
             await asyncio.sleep(0.01 if self.answers[-1].what == "200" else 0.1)
@@ -72,7 +72,7 @@ class Load:
     async def _ask(self, client: httpx.AsyncClient, index: int, request_id: str) -> Answer:
         try:
             answer = await client.post(
-                self._url, params={"top_k": 10}, content=PICTURES[index], headers={"x-request-id": request_id}
+                self._url, params={"top_k": 10}, content=IMAGES[index], headers={"x-request-id": request_id}
             )
         except httpx.TransportError as error:
             return Answer(self.now(), f"connection lost ({type(error).__name__})")
@@ -84,17 +84,17 @@ class Load:
 
 
 def is_same(body: dict, expected: dict[str, float]) -> bool:
-    """Whether the answer is that of the picture whose confidences are `expected`."""
+    """Whether the answer is that of the image whose confidences are `expected`."""
     return all(abs(entry["confidence"] - expected[entry["class"]]) < SAME for entry in body["top"])
 
 
 @pytest.fixture(scope="module")
 def expected(stack) -> list[dict[str, float]]:
-    """Each picture's confidences, from when all was well."""
+    """Each image's confidences, from when all was well."""
     found = []
     with httpx.Client(timeout=30) as client:
-        for picture in PICTURES:
-            answer = client.post(f"{stack.gateway}/predict", params={"top_k": 10}, content=picture)
+        for image in IMAGES:
+            answer = client.post(f"{stack.gateway}/predict", params={"top_k": 10}, content=image)
             assert answer.status_code == 200, answer.text
             found.append({entry["class"]: entry["confidence"] for entry in answer.json()["top"]})
     return found
@@ -164,5 +164,5 @@ def test_torchserve_that_is_killed_is_not_ready_until_it_is_back(stack, kill):
 
 
 def test_an_agent_that_is_killed_takes_torchserve_with_it_and_both_come_back(stack, kill):
-    (agent,) = [pid for pid, command in stack.processes().items() if "control.cli agent" in command]
+    (agent,) = [pid for pid, command in stack.processes().items() if "control.cli.main agent" in command]
     kill(agent, {"502 engine_broke", "502 engine_nonsense", "503 not_ready", "504 deadline_passed"}, 180)

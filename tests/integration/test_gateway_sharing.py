@@ -1,4 +1,4 @@
-"""Pictures of many callers at once against the real server: they share rows, and each gets the answer it gets alone."""
+"""Images of many callers at once against the real server: they share rows, and each gets the answer it gets alone."""
 
 import asyncio
 import json
@@ -11,38 +11,38 @@ import pytest
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
+IMAGES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
 CLIENTS = 20  # fewer than one gateway process has places for: should all connections land on it, none is refused
 ROUNDS = 10
-# Between two runs of one picture, whatever batch it is in: far less than between two pictures.
+# Between two runs of one image, whatever batch it is in: far less than between two images.
 SAME = 0.002
 
 
 @pytest.fixture(scope="module")
 def alone(stack) -> list[dict]:
-    """The answer that each picture gets when nobody else asks."""
+    """The answer that each image gets when nobody else asks."""
     with httpx.Client(base_url=stack.gateway, timeout=30) as client:
-        answers = [client.post("/predict", params={"top_k": 10}, content=picture) for picture in PICTURES]
+        answers = [client.post("/predict", params={"top_k": 10}, content=image) for image in IMAGES]
     assert {answer.status_code for answer in answers} == {200}
     return [answer.json() for answer in answers]
 
 
-def test_each_caller_of_a_crowd_gets_the_answer_to_its_own_picture(stack, alone, until):
+def test_each_caller_of_a_crowd_gets_the_answer_to_its_own_image(stack, alone, until):
     distinct = {
         frozenset((entry["class"], round(entry["confidence"] / SAME)) for entry in answer["top"]) for answer in alone
     }
-    assert len(distinct) > len(PICTURES) / 2, "the answers tell the pictures apart"
+    assert len(distinct) > len(IMAGES) / 2, "the answers tell the images apart"
     log = stack.home / "logs" / "gateway.log"
     begins_at = log.stat().st_size
 
     async def client(http: httpx.AsyncClient, number: int) -> None:
         for turn in range(ROUNDS):
-            index = (number * ROUNDS + turn) % len(PICTURES)
+            index = (number * ROUNDS + turn) % len(IMAGES)
             top_k = (1, 3, 10)[(number + turn) % 3]
             await check(http, f"crowd-{number}-{turn}", index, top_k, is_bad=(number + turn) % 7 == 0)
 
     async def check(http: httpx.AsyncClient, request_id: str, index: int, top_k: int, *, is_bad: bool) -> None:
-        content = PICTURES[index][:200] if is_bad else PICTURES[index]
+        content = IMAGES[index][:200] if is_bad else IMAGES[index]
         answer = await http.post(
             "/predict", params={"top_k": top_k}, content=content, headers={"x-request-id": request_id}
         )
@@ -69,4 +69,4 @@ def test_each_caller_of_a_crowd_gets_the_answer_to_its_own_picture(stack, alone,
 
     until(lambda: len(said()) == CLIENTS * ROUNDS, 20)  # answers are sent before they are logged
     rows = Counter(line.get("row", line["request_id"]) for line in said())
-    assert max(rows.values()) > 2, "the callers' pictures did not travel together"
+    assert max(rows.values()) > 2, "the callers' images did not travel together"

@@ -1,4 +1,4 @@
-"""Versions moved on the real stack: under load, through refusals and through kills."""
+"""Router moved on the real stack: under load, through refusals and through kills."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from datetime import datetime
 import httpx
 import pytest
 
-from training.export import package_directory
+from training.package.export import package_directory
 
 pytestmark = pytest.mark.server
 # Requests a second. Half of what the reference machine does with an untrained model in full precision, which leaves the
@@ -38,9 +38,9 @@ class Handler:
 class Load:
     """Requests at a steady rate, without retries; each answer with the time it was asked for."""
 
-    def __init__(self, url: str, picture: bytes) -> None:
+    def __init__(self, url: str, image: bytes) -> None:
         self._url = url
-        self._picture = picture
+        self._image = image
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.answers: list[tuple[float, float, int, str]] = []
@@ -67,7 +67,7 @@ class Load:
     async def _ask(self, client: httpx.AsyncClient) -> None:
         sent = time.time()
         try:
-            answer = await client.post(self._url, content=self._picture, headers={"content-type": "image/png"})
+            answer = await client.post(self._url, content=self._image, headers={"content-type": "image/png"})
         except httpx.HTTPError as error:
             self.answers.append((sent, time.time(), 0, type(error).__name__))
             return
@@ -102,7 +102,7 @@ def outside_the_plan(load: Load, plans: list[tuple[float, set[str]]]) -> list[tu
 
 
 @pytest.fixture(scope="module")
-def picture(model_source):
+def image(model_source):
     reference = json.loads((model_source / "reference.json").read_text())
     return base64.b64decode(reference["images"][0])
 
@@ -130,8 +130,8 @@ def refused(stack, *arguments):
     return answer.stderr
 
 
-def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_request(stack, second, stable, picture):
-    with Load(f"{stack.gateway}/predict", picture) as load:
+def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_request(stack, second, stable, image):
+    with Load(f"{stack.gateway}/predict", image) as load:
         time.sleep(1)
         command(stack, "deploy", str(second), "--canary", "10")
         time.sleep(3)
@@ -153,7 +153,7 @@ def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_req
     assert took < 6.0
     # And back, though it is not loaded any more.
     command(stack, "rollback")
-    assert httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] == stable
+    assert httpx.post(f"{stack.gateway}/predict", content=image).json()["model"]["version"] == stable
 
 
 def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drained(stack):
@@ -223,12 +223,12 @@ def with_handler(archive, path, code):
 
 @pytest.mark.long
 def test_a_version_that_crashes_or_hangs_while_loading_is_refused(
-    make_stack, model_source, second, picture, tmp_path, until
+    make_stack, model_source, second, image, tmp_path, until
 ):
     other = make_stack(AGENT_LOAD_TIMEOUT_S="60")
     other.start(model_source)
     other.wait_until_ready()
-    with Load(f"{other.gateway}/predict", picture) as load:
+    with Load(f"{other.gateway}/predict", image) as load:
         crashing = with_handler(second, tmp_path / "crashing.mar", "import nothing_of_that_name")
         assert "its workers die while they load" in refused(other, "deploy", str(crashing))
         (other.model_store / "cifar10-9.0.0.mar").unlink()
@@ -241,7 +241,7 @@ def test_a_version_that_crashes_or_hangs_while_loading_is_refused(
 
 
 @pytest.mark.long
-def test_kills_in_the_middle_are_healed(make_stack, model_source, second, picture, until):
+def test_kills_in_the_middle_are_healed(make_stack, model_source, second, image, until):
     stack = make_stack()
     stack.start(model_source)
     stack.wait_until_ready()
@@ -249,7 +249,7 @@ def test_kills_in_the_middle_are_healed(make_stack, model_source, second, pictur
 
     # The command, between loading and routing: the version stays loaded, without traffic, and deploying goes on.
     deploy = subprocess.Popen(
-        [sys.executable, "-m", "control.cli", "deploy", str(second), "--canary", "50"],
+        [sys.executable, "-m", "control.cli.main", "deploy", str(second), "--canary", "50"],
         env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until(lambda: len(stack.versions()) == 2, 30)
@@ -261,23 +261,23 @@ def test_kills_in_the_middle_are_healed(make_stack, model_source, second, pictur
     until(lambda: not told(stack)["ok"], 30)
     assert told(stack)["drift"]
     until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
-    assert httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] == stable
+    assert httpx.post(f"{stack.gateway}/predict", content=image).json()["model"]["version"] == stable
     command(stack, "deploy", "9.0.0", "--canary", "50")
 
     # The agent, while both serve: nobody can say anything; then it is started again, and both are verified again.
-    (agent,) = [pid for pid, line in stack.processes().items() if "control.cli agent" in line]
+    (agent,) = [pid for pid, line in stack.processes().items() if "control.cli.main agent" in line]
     os.kill(agent, signal.SIGKILL)
     assert "does not answer" in told(stack)["agents"][0]["error"]
     until(lambda: stack.health().status_code == 503, 30)
     until(lambda: [v["state"] for v in stack.versions()] == ["ready", "ready"], 180)
     until(lambda: stack.command("status").returncode == 0, 30)
     assert told(stack)["drift"] == []
-    served = {httpx.post(f"{stack.gateway}/predict", content=picture).json()["model"]["version"] for _ in range(40)}
+    served = {httpx.post(f"{stack.gateway}/predict", content=image).json()["model"]["version"] for _ in range(40)}
     assert served == {stable, "9.0.0"}
 
     # The command again, between workers and routing: the canary has its workers and its share, no more.
     promote = subprocess.Popen(
-        [sys.executable, "-m", "control.cli", "promote"],
+        [sys.executable, "-m", "control.cli.main", "promote"],
         env=stack.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     until(lambda: stack.audit()[-1]["what"] == "promote 9.0.0: workers", 30)

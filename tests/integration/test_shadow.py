@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from training.export import package_directory
+from training.package.export import package_directory
 
 pytestmark = pytest.mark.server
 SHADOW = "9.5.0"

@@ -31,7 +31,7 @@ def test_torchserve_that_dies_comes_back_verified(stack, until):
     until(lambda: stack.health().status_code == 503, 5)
     until(lambda: stack.health().json()["status"] == "ok", 120)
     assert stack.status()["torchserve"]["restarts"] == before["restarts"] + 1
-    # Versions without traffic, which earlier tests left, are verified after the stable one.
+    # Router without traffic, which earlier tests left, are verified after the stable one.
     until(lambda: all(version["verified"] for version in stack.status()["versions"]), 60)
 
 

@@ -20,6 +20,6 @@ def test_short_training_by_the_released_recipe_is_registered_packed_and_served(m
         assert done.returncode == 0, done.stderr
     stack.start(tmp_path / "package")
     stack.wait_until_ready()
-    picture = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
-    answer = httpx.post(f"{stack.gateway}/predict", content=picture, headers={"content-type": "image/png"}).json()
+    image = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
+    answer = httpx.post(f"{stack.gateway}/predict", content=image, headers={"content-type": "image/png"}).json()
     assert answer["model"] == {"name": "cifar10", "version": "0.9.0"}

@@ -1,4 +1,4 @@
-"""Versions on trial on the real stack: at the gate, as canaries and shadows that are judged, from MLflow's registry."""
+"""Router on trial on the real stack: at the gate, as canaries and shadows that are judged, from MLflow's registry."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.serving.load import Address, open_loop
-from training.export import package_directory
-from training.releases import find_release, log_release
+from training.package.export import package_directory
+from training.tracking.releases import find_release, log_release
 
 pytestmark = pytest.mark.server
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -27,9 +27,9 @@ ROLLED_BACK, NO_VERDICT = 3, 4
 @contextmanager
 def load(stack):
     """Steady requests through the gateway while the block runs; yields the statuses."""
-    pictures = [path.read_bytes() for path in sorted(SAMPLES.glob("*/*.png"))]
+    images = [path.read_bytes() for path in sorted(SAMPLES.glob("*/*.png"))]
     head = "POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: {}\r\n\r\n"
-    requests = [head.format(len(picture)).encode() + picture for picture in pictures]
+    requests = [head.format(len(image)).encode() + image for image in images]
     statuses, stop = [], threading.Event()
 
     def note(number, due, answered, status, answer):
@@ -59,17 +59,17 @@ def test_the_gate_refuses_a_version_that_classifies_worse_and_says_by_how_much(
 ):
     before = stack.plan()
     worse = package_directory(write_untrained("9.15.0", seed=5), stack.home.parent / "worse")
-    pictures = shutil.copytree(SAMPLES, tmp_path / "samples")
+    images = shutil.copytree(SAMPLES, tmp_path / "samples")
     strays = {"notes.txt": b"buy milk", "empty.png": b"", "film.mp4": bytes(7_000_000)}
     for name, content in strays.items():
-        (pictures / "cat" / name).write_bytes(content)
-    said = stack.command("deploy", str(worse), "--canary", "10", "--gate", str(pictures))
-    assert {name for name in strays if f"skipped {pictures / 'cat' / name}: no image" in said.stdout} == set(strays)
+        (images / "cat" / name).write_bytes(content)
+    said = stack.command("deploy", str(worse), "--canary", "10", "--gate", str(images))
+    assert {name for name in strays if f"skipped {images / 'cat' / name}: no image" in said.stdout} == set(strays)
     assert "refused at the gate: accuracy" in said.stderr
     assert "it falls by more than 0.5 points" in said.stderr
     done(said, 1)
     assert {**stack.plan(), "revision": 0} == {**before, "revision": 0}
-    assert "of 100 pictures" in stack.audit()[-1]["reason"]
+    assert "of 100 images" in stack.audit()[-1]["reason"]
 
 
 def test_a_gate_with_folders_that_are_no_classes_is_refused_before_anything_is_loaded(stack, pack_again, tmp_path):

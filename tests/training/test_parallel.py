@@ -51,9 +51,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def command(processes: int, *options: str) -> list[str]:
-    alone = [sys.executable, "-m", "control.cli"]
+    alone = [sys.executable, "-m", "control.cli.main"]
     team = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*(alone if processes == 1 else [*team, "-m", "control.cli"]), "train", *options]
+    return [*(alone if processes == 1 else [*team, "-m", "control.cli.main"]), "train", *options]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -9,10 +9,10 @@ from threading import Thread
 import pytest
 import torch
 
-from handlers.contract import Contract
-from handlers.contract import save as save_contract
+from contracts.model import Contract
+from contracts.model import save as save_contract
 from handlers.network import build_network
-from training.data import CIFAR10_CLASSES, CIFAR10_INPUT
+from training.data.images import CIFAR10_CLASSES, CIFAR10_INPUT
 from training.errors import TrainingError
 from training.pretrained import check_split, located, pretrained_network
 from training.recipe import Augmentation, Recipe
@@ -80,14 +80,14 @@ def test_imagenet_weights_are_fetched_whole_but_for_the_head(served, hub, state)
         assert name.startswith("fc.") or torch.equal(network[name], value), name
 
 
-def test_small_pictures_network_gets_the_centre_of_imagenets_stem(served, hub, state):
+def test_small_images_network_gets_the_centre_of_imagenets_stem(served, hub, state):
     network = fetched()
     assert torch.equal(network["conv1.weight"], state["conv1.weight"][:, :, 2:5, 2:5])
     for name, value in state.items():
         assert name.startswith(("fc.", "conv1.")) or torch.equal(network[name], value), name
 
 
-def test_larger_pictures_network_gets_our_stem_in_the_middle_of_its_own(tmp_path):
+def test_larger_images_network_gets_our_stem_in_the_middle_of_its_own(tmp_path):
     ours = build_network("resnet18_small", 10).state_dict()
     torch.save(ours, tmp_path / "best.pth")
     recipe = replace(RECIPE, pretrained=str(tmp_path / "best.pth"))
@@ -137,17 +137,17 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_grandparents_that_have_learnt_what_would_be_held_out_are_refused_too(tmp_path):
     grandparent = {
         "recipe": {"data": "cifar10", "subset": 0, "validation": 0.1, "seed": 3},
-        "provenance": {"data_sha256": "of these pictures"},
+        "provenance": {"data_sha256": "of these images"},
     }
     parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
     write_weights(tmp_path, parent | {"ancestor": {"name": "a", "version": "1", "accepted": grandparent}})
     recipe = Recipe(pretrained=str(tmp_path / "best.pth"), validation=0.1, seed=3)
-    check_split(recipe, "of these pictures")
+    check_split(recipe, "of these images")
     with pytest.raises(TrainingError, match=r"--validation 0\.1 --seed 3"):
-        check_split(replace(recipe, seed=4), "of these pictures")
+        check_split(replace(recipe, seed=4), "of these images")
 
 
-def test_pictures_that_have_changed_since_the_weights_learnt_them_are_warned_of(tmp_path, caplog):
+def test_images_that_have_changed_since_the_weights_learnt_them_are_warned_of(tmp_path, caplog):
     parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
     write_weights(tmp_path, parent)
     recipe = Recipe(data="imagefolder:pets", pretrained=str(tmp_path / "best.pth"))

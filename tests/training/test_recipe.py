@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway import traffic
+from contracts import plan as traffic_plan
 from training import recipe as recipes
 from training.errors import TrainingError
-from training.packaging import VERSION
+from training.package.packaging import VERSION
 from training.recipe import Augmentation, Cycle, Recipe, extended, rate_factor, recipe_from_dict, recipe_to_dict
 
 
@@ -20,7 +20,7 @@ def test_recipe_survives_its_stored_form():
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
 
 
-def test_released_recipe_is_valid_and_holds_5000_pictures_out():
+def test_released_recipe_is_valid_and_holds_5000_images_out():
     path = Path(recipes.__file__).with_name("released.toml")
     recipe = recipe_from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
     recipes.check(recipe)
@@ -57,7 +57,7 @@ def test_name_that_no_archive_could_have_is_refused_before_the_training(name):
 
 
 def test_names_and_versions_are_those_that_a_traffic_plan_takes():
-    assert (recipes.NAME.pattern, VERSION.pattern) == (traffic.NAME.pattern, traffic.VERSION.pattern)
+    assert (recipes.NAME.pattern, VERSION.pattern) == (traffic_plan.NAME.pattern, traffic_plan.VERSION.pattern)
 
 
 def test_from_scratch_there_is_one_phase_that_trains_everything():

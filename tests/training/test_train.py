@@ -17,18 +17,18 @@ import torch
 from filelock import FileLock
 from mlflow import MlflowClient
 
-from handlers.contract import load as load_contract
+from contracts.model import load as load_contract
 from handlers.engines import softmax
 from handlers.network import build_network
-from training.artifacts import find_model, read_model
-from training.augment import training_loader
-from training.data import CIFAR10_CLASSES, divide, load_training_images
+from training.data.augment import training_loader
+from training.data.images import CIFAR10_CLASSES, divide, load_training_images
 from training.errors import TrainingError
-from training.inference import predict_logits
+from training.evaluate.inference import predict_logits
+from training.package.artifacts import find_model, read_model
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Cycle, Recipe, recipe_to_dict
 from training.run import Run
-from training.tracking import tracking_uri
+from training.tracking.store import tracking_uri
 from training.train import resume, train
 
 # After handlers.network, which declares what torchvision's import needs.
@@ -88,7 +88,7 @@ def test_mlflow_holds_parameters_metrics_environment_files_and_the_machines_load
     assert names == {"best.pth", "contract.json", "history.json", "curves.png"}
 
 
-def test_mlflow_holds_the_pictures_learnt_from_and_held_out_as_inputs(trained):
+def test_mlflow_holds_the_images_learnt_from_and_held_out_as_inputs(trained):
     run = MlflowClient(tracking_uri()).get_run(load_contract(trained / "contract.json").accepted["run_id"])
     inputs = {
         entry.tags[0].value: (entry.dataset.digest, json.loads(entry.dataset.profile)["features_shape"][0])
@@ -319,12 +319,12 @@ def test_checkpoint_that_cannot_be_read_is_named(tmp_path, cache):
         resume(tmp_path, cache)
 
 
-def test_resume_with_other_pictures_is_refused(tmp_path, cache):
-    shutil.copytree(SAMPLES, tmp_path / "pictures")
-    recipe = replace(RECIPE, data=f"imagefolder:{tmp_path}/pictures", epochs=1)
+def test_resume_with_other_images_is_refused(tmp_path, cache):
+    shutil.copytree(SAMPLES, tmp_path / "images")
+    recipe = replace(RECIPE, data=f"imagefolder:{tmp_path}/images", epochs=1)
     train(recipe, tmp_path / "run", cache, registers=False)
     written = (tmp_path / "run" / "contract.json").read_bytes()
-    shutil.copyfile(SAMPLES / "cat" / "0.png", tmp_path / "pictures" / "dog" / "another.png")
+    shutil.copyfile(SAMPLES / "cat" / "0.png", tmp_path / "images" / "dog" / "another.png")
     with pytest.raises(TrainingError, match="not those that the training"):
         resume(tmp_path / "run", cache, registers=False)
     assert (tmp_path / "run" / "contract.json").read_bytes() == written

@@ -1,0 +1,1 @@
+"""The agent: keep one TorchServe at the traffic plan and report its status."""

@@ -1,0 +1,330 @@
+"""Brings one TorchServe to the plan, and keeps it there: look, decide, act, twice a second.
+
+What TorchServe forgets at a restart, the plan remembers. Each version has at most one step under way, so that one that
+loads slowly holds up no other, and no look is held up by a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from contracts import plan as traffic_plan
+from control.agent.deployment import Deployment, Role, Step, Wanted, next_step
+from control.agent.gateway_reports import Gateways
+from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
+from control.agent.verification import verify_explanation, verify_predictions
+from control.archive import inspect_archive
+from control.errors import ArchiveError, ManagementError, VerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from control.agent.torchserve.log import ServerLog
+    from control.agent.torchserve.management import Management, Registered
+    from control.settings import AgentSettings
+
+_log = logging.getLogger(__name__)
+_PAUSE_AFTER_ERROR_S = 1.0
+
+
+class PlanFile:
+    """The plan on disk, re-read when it changes; a broken or missing file leaves the last good one in force."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._path = settings.plan
+        self._stamp: tuple[int, int, int] | None = None
+        self.plan: traffic_plan.Plan | None = None
+        self.error: str | None = "no plan read yet"
+
+    def read(self) -> traffic_plan.Plan | None:
+        """The plan in force."""
+        try:
+            facts = self._path.stat()
+            stamp = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+            if stamp != self._stamp:
+                self.plan = traffic_plan.load(self._path)
+                self._stamp, self.error = stamp, None
+                _log.info("plan revision %d in force", self.plan.revision)
+        except (OSError, traffic_plan.PlanError) as error:
+            problem = (
+                str(error) if isinstance(error, traffic_plan.PlanError) else f"{self._path.name}: {error.strerror}"
+            )
+            if problem != self.error:
+                _log.error("the plan cannot be used, the last good one stays in force: %s", problem)
+            self.error, self._stamp = problem, None
+        return self.plan
+
+
+class Reconciler:
+    """The versions of one TorchServe: what the plan wants, what is there, and the steps between."""
+
+    def __init__(self, settings: AgentSettings, management: Management, log: ServerLog, *, workers: int) -> None:
+        self._settings = settings
+        self._management = management
+        self._server_log = log
+        self._priority = WorkerPriority(is_allowed=can_restore_priority())
+        self._workers = workers
+        self.plan_file = PlanFile(settings)
+        self.gateways = Gateways()
+        self.deployments: dict[tuple[str, str], Deployment] = {}
+        self.stepped = asyncio.Event()
+        """Set when a step has ended: the next one need not wait for the next regular look."""
+
+    async def tick(self) -> None:
+        """One look at plan and server, and the start of whatever step is due.
+
+        Raises:
+            ManagementError: the server could not be looked at.
+        """
+        self.stepped.clear()
+        plan = self.follow()
+        looked_at = time.monotonic()
+        names = {model for model, _ in self.deployments} | ({plan.model} if plan else set())
+        seen = {name: await self._describe(name) for name in sorted(names)}
+        now = time.monotonic()
+        self._retire_others(plan, seen)
+        for (model, version), deployment in list(self.deployments.items()):
+            predict, explain = seen.get(model, ({}, {}))
+            deployment.see(predict.get(version), explain.get(version), now)
+            if deployment.task is None and deployment.acted_at < looked_at:
+                self._start_step(deployment, now)
+        # Explainers lower themselves for good, see handlers/image_handler.py.
+        found = [(d.predict, d.wanted.role) for d in self.deployments.values() if d.predict is not None]
+        self._priority.apply(
+            [entry for entry, role in found if role != "shadow"], [entry for entry, role in found if role == "shadow"]
+        )
+
+    def follow(self) -> traffic_plan.Plan | None:
+        """Reads the plan and takes over its wishes; works without a server."""
+        plan = self.plan_file.read()
+        for wish in self._wishes(plan) if plan is not None else ():
+            known = self.deployments.setdefault((wish.model, wish.version), Deployment(wish))
+            if known.wanted != wish:
+                known.replace(wish, time.monotonic())
+        return plan
+
+    def start_over(self) -> None:
+        """Forgets what was seen and verified: TorchServe has been restarted and knows nothing."""
+        for deployment in self.deployments.values():
+            if deployment.task is not None:
+                deployment.task.cancel()
+            deployment.start_over()
+        retiring = [key for key, found in self.deployments.items() if found.wanted.role == "retiring"]
+        for key in retiring:
+            del self.deployments[key]
+
+    def pending(self) -> int:
+        """Jobs that wait in any queue, by the last look."""
+        return sum(deployment.pending for deployment in self.deployments.values())
+
+    async def close(self) -> None:
+        """Ends every step under way."""
+        tasks = [d.task for d in self.deployments.values() if d.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _describe(self, name: str) -> tuple[dict[str, Registered], dict[str, Registered]]:
+        return await self._management.describe(name), await self._management.describe(explain_entry(name))
+
+    def _retire_others(
+        self, plan: traffic_plan.Plan | None, seen: dict[str, tuple[dict[str, Registered], dict[str, Registered]]]
+    ) -> None:
+        """Sends everything that is there and not in the plan on its way out; without a plan nothing is touched."""
+        if plan is None:
+            return
+        wanted = {(plan.model, release.version) for release in plan.releases()}
+        strangers = {(name, version) for name, entries in seen.items() for found in entries for version in found}
+        for model, version in (strangers | set(self.deployments)) - wanted:
+            out = Wanted(model, version, "retiring", "", "", 0, 0)
+            deployment = self.deployments.setdefault((model, version), Deployment(out))
+            if deployment.wanted.role != "retiring":
+                _log.info("%s %s is out of the plan and retires", model, version)
+                # With its archive, for the plan may name it again before it is gone.
+                deployment.wanted = replace(deployment.wanted, role="retiring", workers=0, explain_workers=0)
+
+    def _wishes(self, plan: traffic_plan.Plan) -> Iterable[Wanted]:
+        roles: list[tuple[Role, traffic_plan.Release | None]] = [
+            ("stable", plan.stable),
+            ("canary", plan.canary),
+            ("shadow", plan.shadow),
+            *(("retained", release) for release in plan.retained),
+        ]
+        for role, release in roles:
+            if release is not None:
+                workers = release.workers or (self._workers if role == "stable" else 1)
+                explainers = self._settings.explain_workers
+                yield Wanted(
+                    plan.model, release.version, role, release.archive, release.sha256, workers, explainers
+                )  # fmt: skip
+
+    def _start_step(self, deployment: Deployment, now: float) -> None:
+        step = next_step(
+            deployment,
+            now,
+            load_timeout_s=self._settings.load_timeout_s,
+            settle_s=self._settings.retire_settle_s,
+            let_go=self._let_go(deployment, now),
+        )
+        if step is Step.NOTHING:
+            return
+        if step is Step.FORGET:
+            del self.deployments[deployment.wanted.model, deployment.wanted.version]
+            return
+        deployment.task = asyncio.create_task(self._carry_out(deployment, step))
+
+    def _let_go(self, deployment: Deployment, now: float) -> bool | None:
+        """Whether no gateway process can still ask for a version on its way out; None where none says anything."""
+        self.gateways.forget(now, self._settings.retire_settle_s)
+        if deployment.out_since is None or not self.gateways:
+            return None
+        plan, wanted = self.plan_file.plan, deployment.wanted
+        # The plan names a version that failed: of it gateways are held back by the status alone.
+        revision = plan.revision if plan is not None and wanted.role == "retiring" else None
+        hold = self.gateways.hold(wanted.version, since=deployment.out_since, revision=revision)
+        if wanted.role == "retiring":
+            deployment.reason = f"waits: {hold}" if hold else None
+        return hold is None
+
+    async def _carry_out(self, deployment: Deployment, step: Step) -> None:
+        wanted = deployment.wanted
+        try:
+            await self._step(deployment, step)
+        except (ArchiveError, VerificationError) as error:
+            _log.error("%s %s failed: %s", wanted.model, wanted.version, error)
+            deployment.fail(str(error), time.monotonic())
+        except ManagementError as error:
+            _log.warning("%s %s: %s", wanted.model, wanted.version, error)
+            if step is Step.REGISTER_PREDICT and error.status >= 400:
+                deployment.fail(str(error), time.monotonic())
+            elif step is Step.REGISTER_EXPLAIN and error.status >= 400:
+                deployment.fail_explanations(str(error), time.monotonic())
+            else:
+                deployment.reason = str(error)
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+        except Exception:  # noqa: BLE001 (one version's trouble must not end the agent; the traceback is logged)
+            _log.exception("%s %s: step %s went wrong", wanted.model, wanted.version, step.name)
+            deployment.fail("an unforeseen error; the agent's log has it", time.monotonic())
+        finally:
+            deployment.verifying = False
+            deployment.task = None
+            deployment.acted_at = time.monotonic()
+            self.stepped.set()
+
+    async def _step(self, deployment: Deployment, step: Step) -> None:
+        wanted, now = deployment.wanted, time.monotonic()
+        match step:
+            case Step.INSPECT:
+                await self._inspect(deployment)
+            case Step.VERIFY:
+                await self._verify(deployment)
+            case Step.VERIFY_EXPLAIN:
+                await self._verify_explanation(deployment)
+            case Step.SET_DEFAULT:
+                await self._management.set_default(wanted.model, wanted.version)
+                await self._management.set_default(explain_entry(wanted.model), wanted.version)
+                deployment.is_default = True
+            case Step.UNREGISTER:
+                await self._unregister(deployment)
+            case Step.FAIL_CRASHES:
+                deployment.fail(f"its workers die while they load: {self._why(wanted)}", now)
+            case Step.FAIL_SLOW:
+                limit = self._settings.load_timeout_s
+                deployment.fail(f"no worker was ready within {limit:.0f} s: {self._why(wanted)}", now)
+            case Step.RETRY:
+                deployment.failed, deployment.archive = False, None
+            case _:
+                await self._change_workers(wanted, step)
+
+    async def _change_workers(self, wanted: Wanted, step: Step) -> None:
+        """Registers an entry, or changes the number of its workers."""
+        entry, explain = wanted.model, explain_entry(wanted.model)
+        match step:
+            case Step.REGISTER_PREDICT:
+                _log.info("%s %s is registered as %s", entry, wanted.version, wanted.role)
+                size = self._settings.batch_size
+                await self._management.register(wanted.archive, entry, workers=wanted.workers, batch_size=size)
+            case Step.REGISTER_EXPLAIN:
+                workers = wanted.explain_workers
+                await self._management.register(wanted.archive, explain, workers=workers, batch_size=1)
+            case Step.SCALE_PREDICT:
+                await self._management.scale(entry, wanted.version, wanted.workers)
+            case Step.SCALE_EXPLAIN:
+                await self._management.scale(explain, wanted.version, wanted.explain_workers)
+            case Step.RECYCLE_PREDICT:
+                # To none and, at the next look, back to what the plan wants.
+                await self._management.scale(entry, wanted.version, 0)
+            case Step.RECYCLE_EXPLAIN:
+                await self._management.scale(explain, wanted.version, 0)
+
+    def _why(self, wanted: Wanted) -> str:
+        return self._server_log.why(wanted.model, wanted.version) or "they did not say why; TorchServe's log may"
+
+    async def _inspect(self, deployment: Deployment) -> None:
+        wanted = deployment.wanted
+        path = self._settings.model_store / wanted.archive
+        archive = await asyncio.to_thread(inspect_archive, path, wanted.sha256)
+        if archive.version != wanted.version:
+            raise ArchiveError(path, f"holds version {archive.version}, the plan says {wanted.version}")
+        deployment.archive, deployment.contract = archive, archive.contract
+
+    async def _verify(self, deployment: Deployment) -> None:
+        if deployment.archive is None:
+            return
+        deployment.verifying = True
+        wanted = deployment.wanted
+        as_engine = await verify_predictions(self._url, deployment.archive, wanted.model)
+        deployment.verified, deployment.failures = True, 0
+        deployment.reason = None if as_engine else "its engine cannot run on this machine; the fallback serves"
+        _log.info("%s %s is verified and routable as %s", wanted.model, wanted.version, wanted.role)
+
+    async def _verify_explanation(self, deployment: Deployment) -> None:
+        """Notes whether it explains; one that does not goes on predicting, visibly degraded."""
+        if deployment.archive is None:
+            return
+        wanted = deployment.wanted
+        entry = explain_entry(wanted.model)
+        try:
+            await verify_explanation(self._url, deployment.archive, entry)
+        except VerificationError as error:
+            _log.error("%s", error)
+            deployment.explains, deployment.reason = False, str(error)
+            return
+        deployment.explains = True
+
+    @property
+    def _url(self) -> str:
+        """TorchServe's inference address on this machine, whatever name gateways use."""
+        return f"http://{self._settings.inference_host}:{self._settings.inference_port}"
+
+    async def _unregister(self, deployment: Deployment) -> None:
+        """Removes both entries; TorchServe's default goes to another version first, since it cannot be removed."""
+        wanted = deployment.wanted
+        for name, entry in ((wanted.model, deployment.predict), (explain_entry(wanted.model), deployment.explain)):
+            if entry is None:
+                continue
+            heir = self._heir(wanted)
+            others = await self._management.describe(name)
+            if heir in others:
+                await self._management.set_default(name, heir)
+            elif rest := [version for version in others if version != wanted.version]:
+                await self._management.set_default(name, rest[0])
+            await self._management.unregister(name, wanted.version)
+        # What is loaded again, because the plan names it again by now, is verified again.
+        deployment.verified, deployment.explains = False, None
+        _log.info("%s %s is unregistered", wanted.model, wanted.version)
+
+    def _heir(self, wanted: Wanted) -> str:
+        """The stable version, or an empty string where that is the one to go."""
+        plan = self.plan_file.plan
+        is_heir = plan is not None and plan.model == wanted.model and plan.stable.version != wanted.version
+        return plan.stable.version if plan is not None and is_heir else ""
+
+
+def explain_entry(model: str) -> str:
+    """The name of the TorchServe entry that explains `model`."""
+    return f"{model}-explain"

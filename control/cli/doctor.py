@@ -1,0 +1,168 @@
+"""What `gradserve doctor` looks at. Each check gives findings: how bad, what, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from control.agent.torchserve.process import find_java, torchserve_home
+from control.archive import inspect_archive
+from control.cli.status import ask_agent, drift, serves
+from control.errors import ControlError
+from control.release.plan_store import PlanStore
+from control.settings import read_agent_settings
+from control.stack.stack import refuse_taken_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from contracts import plan as traffic_plan
+
+_LITTLE_DISK_BYTES = 2_000_000_000
+_CLOCK_OFF_S = 3.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: `good`, `note` or `bad`, what was found, and the remedy where there is something to do."""
+
+    severity: Literal["good", "note", "bad"]
+    about: str
+    text: str
+    remedy: str = ""
+
+
+def examine(home: Path, agents: Sequence[str], model_store: Path) -> list[Finding]:
+    """Every finding, in the order in which a request would meet the trouble."""
+    seen = [ask_agent(url) for url in agents]
+    plan, plan_finding = _plan(home)
+    return [
+        *_installed(),
+        *_settings(seen),
+        plan_finding,
+        *(_archives(plan, model_store) if plan else []),
+        *(finding for agent in seen for finding in _agent(plan, agent)),
+        _disk(home),
+        _mlflow(),
+        _keys(),
+    ]
+
+
+def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
+    """Prints the findings on stdout."""
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))  # noqa: T201 (the command's output)
+        return
+    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table("", "about", "finding", box=None, padding=(0, 2), show_header=False)
+    marks = {"good": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
+    for finding in findings:
+        remedy = f"\n[bold]{finding.remedy}[/bold]" if finding.remedy else ""
+        table.add_row(marks[finding.severity], finding.about, finding.text + remedy)
+    Console(highlight=False).print(table)
+
+
+def _installed() -> Iterable[Finding]:
+    """Java, TorchServe and kill: without them there is no agent on this machine (gateways need none of them)."""
+    checks: list[tuple[str, Callable[[], object]]] = [("Java", find_java), ("TorchServe", torchserve_home)]
+    for about, look in checks:
+        try:
+            yield Finding("good", about, str(look()))
+        except ControlError as error:
+            yield Finding("bad", about, "not found", str(error))
+    if shutil.which("kill") is None:
+        yield Finding("bad", "kill", "not on PATH: TorchServe cannot stop workers", "install procps")
+
+
+def _settings(seen: Sequence[dict[str, Any]]) -> Iterable[Finding]:
+    try:
+        settings = read_agent_settings()
+    except ControlError as error:
+        yield Finding("bad", "settings", str(error), "correct the variable (.env.example lists all)")
+        return
+    yield Finding("good", "settings", "every AGENT_* variable is known")
+    if any("error" not in agent for agent in seen):
+        return  # they hold their ports themselves
+    try:
+        refuse_taken_ports(settings.ports())
+        yield Finding("good", "ports", "free")
+    except ControlError as error:
+        yield Finding("bad", "ports", str(error), "stop what listens there, or choose others by AGENT_*_PORT")
+
+
+def _plan(home: Path) -> tuple[traffic_plan.Plan | None, Finding]:
+    try:
+        plan = PlanStore(home).read()
+    except ControlError as error:
+        return None, Finding("bad", "plan", str(error), "gradserve up writes one; earlier ones are in the history")
+    return plan, Finding("good", "plan", f"revision {plan.revision}, stable {plan.stable.version}")
+
+
+def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
+    for release in plan.releases():
+        try:
+            archive = inspect_archive(model_store / release.archive, release.sha256)
+        except ControlError as error:
+            severity: Literal["note", "bad"] = "bad" if release == plan.stable else "note"
+            yield Finding(severity, "archive", str(error), "bring the file back, or pack it again and deploy it")
+            continue
+        classes = len(archive.classes)
+        yield Finding("good", "archive", f"{release.archive}: hash and contract hold, {classes} classes")
+
+
+def _agent(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[Finding]:
+    about = f"agent {agent['url']}"
+    if "error" in agent:
+        yield Finding("bad", about, agent["error"], "start it: gradserve up, or gradserve agent; --agents names others")
+        return
+    differences = list(drift(plan, agent))
+    for line in differences:
+        yield Finding("note" if serves(agent) else "bad", about, line, "the agent repairs it; its log says how")
+    ahead = agent["observed_at"] - time.time()
+    if ahead > _CLOCK_OFF_S:
+        text = f"its clock is {ahead:.0f} s ahead of this machine's"
+        yield Finding("bad", about, text, "synchronise the clocks: deadlines and the age of a status depend on them")
+    if not differences:
+        yield Finding("good", about, "as the plan says")
+
+
+def _disk(home: Path) -> Finding:
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free at {folder}"
+    if free < _LITTLE_DISK_BYTES:
+        return Finding("bad", "disk", text, "make room: archives are unpacked at each load, and logs grow")
+    return Finding("good", "disk", text)
+
+
+def _mlflow() -> Finding:
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith(("http://", "https://")):
+        return Finding("good", "MLflow", f"no server: {uri or 'a SQLite file in the working directory'}")
+    try:
+        httpx.get(f"{uri.rstrip('/')}/health", timeout=3.0).raise_for_status()
+    except httpx.HTTPError as error:
+        text = f"{urlsplit(uri).hostname} does not answer ({type(error).__name__})"
+        return Finding("note", "MLflow", text, "all goes on without it; `train --resume` sends what it lacks")
+    return Finding("good", "MLflow", f"{urlsplit(uri).hostname} answers")
+
+
+def _keys() -> Finding:
+    file, keys = os.environ.get("GATEWAY_KEYS_FILE"), os.environ.get("GATEWAY_KEYS")
+    if not file and not keys:
+        return Finding("note", "keys", "none: the gateway serves loopback only, or everyone if told so")
+    if file and not Path(file).is_file():
+        return Finding("bad", "keys", f"{file} is not there", "make it, or correct GATEWAY_KEYS_FILE")
+    if file and Path(file).stat().st_mode & 0o007:
+        return Finding("note", "keys", f"{file} is open to every user of this machine", f"chmod 640 {file}")
+    return Finding("good", "keys", "configured")

@@ -1,0 +1,310 @@
+"""The gateway's commands: `gradserve keys make|rotate|edit|list|revoke` and `gradserve config`."""
+# ruff: noqa: PLC0415 (each command imports what it needs, see cli.py)
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from control.errors import BadSetting, KeysUnusable
+from control.settings import PREFIX, home_directory, read_agent_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.auth.keys import Key
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_NONE = "none"
+
+keys = typer.Typer(help="Make, rotate, edit, list and revoke the gateway's API keys.", no_args_is_help=True)
+File = Annotated[
+    Path | None,
+    typer.Option(
+        "--file", envvar="GATEWAY_KEYS_FILE", help="The key file; default: keys.json in GRADSERVE_HOME.", metavar="PATH"
+    ),
+]
+Name = Annotated[str, typer.Argument(help="Whose key it is; the name stands in the gateway's logs.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option("--scope", help="What it may do: predict, explain, read. Repeat it.", metavar="SCOPE"),
+]
+Expires = Annotated[
+    str | None,
+    typer.Option(help="From when on it is refused: 90d, 12h, 30m, or an ISO date and time (UTC).", metavar="WHEN"),
+]
+QuotaOfKey = Annotated[
+    str | None,
+    typer.Option("--quota", help="How often it may call, instead of GATEWAY_RATE_PER_KEY.", metavar="600/minute"),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the `gradserve` command."""
+    app.add_typer(keys, name="keys", rich_help_panel="Serve")
+    app.command(rich_help_panel="Serve")(config)
+
+
+@keys.command()
+def make(
+    name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
+) -> None:
+    """Make a key and print its secret, once: only the SHA-256 of it is stored. Without --scope: predict and explain.
+
+    The secret goes to stdout and everything else to stderr, so that `KEY=$(gradserve keys make alice)` holds it.
+
+    Example: gradserve keys make alice --expires 90d --quota 600/minute
+    """
+    from gateway.auth.keys import make_key
+
+    path = key_file(file)
+    with changing(path) as stored:
+        if any(key.name == name and not key.is_expired() for key in stored):
+            raise KeysUnusable(
+                path, f"there is a key named {name} already: `gradserve keys rotate {name}`, or choose another name"
+            )
+        secret, key = make_key(
+            name, scope or ["predict", "explain"], created=_today(), expires=_moment(path, expires), quota=quota or ""
+        )
+        stored[:] = [*(other for other in stored if other.name != name), key]
+    typer.echo(secret)
+    typer.echo(f"stored in {path} for {', '.join(key.scopes)}; the secret is shown this once", err=True)
+    if not os.environ.get("GATEWAY_KEYS_FILE"):
+        typer.echo(f"the gateway asks for keys when it is started with GATEWAY_KEYS_FILE={path}", err=True)
+
+
+@keys.command()
+def rotate(
+    name: Name,
+    overlap: Annotated[
+        str, typer.Option(help="For how long the old key still works: 7d, 12h, 30m; 0d ends it now.", metavar="TIME")
+    ] = "7d",
+    file: File = None,
+) -> None:
+    """Make a second key of the same name, scopes and quota, print its secret, and let the old one expire.
+
+    Both work until then. The metric gateway_caller_requests_total tells by `key` whether the old one is still used.
+
+    Example: gradserve keys rotate alice --overlap 12h
+    """
+    from gateway.auth.keys import make_key
+
+    path = key_file(file)
+    with changing(path) as stored:
+        own = [key for key in stored if key.name == name and not key.is_expired()]
+        if not own:
+            raise _no_key(path, name)
+        newest = own[-1]
+        secret, key = make_key(name, newest.scopes, created=_today(), expires=newest.expires, quota=newest.quota)
+        end = _moment(path, overlap, may_be_now=True)
+        old = [
+            replace(other, expires=min(filter(None, (other.expires, end)), key=datetime.fromisoformat)) for other in own
+        ]
+        stored[:] = [*(other for other in stored if other.name != name), *old, key]
+    typer.echo(secret)
+    for other in old:
+        typer.echo(f"the old key {other.id} works until {other.expires}", err=True)
+    typer.echo(f"the new key {key.id} is stored in {path}; the secret is shown this once", err=True)
+
+
+@keys.command()
+def edit(
+    name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
+) -> None:
+    """Change what a key may do, how often, or until when; `none` takes expiry or quota away. Its secret stays.
+
+    Of a key that is being rotated the new one is changed.
+
+    Example: gradserve keys edit alice --quota 100/second --expires none
+    """
+    from gateway.auth.keys import check_key
+
+    path = key_file(file)
+    with changing(path) as stored:
+        own = [index for index, key in enumerate(stored) if key.name == name]
+        if not own:
+            raise _no_key(path, name)
+        changes: dict[str, Any] = {}
+        if scope:
+            changes["scopes"] = tuple(scope)
+        if expires is not None:
+            changes["expires"] = _moment(path, expires)
+        if quota is not None:
+            changes["quota"] = "" if quota == _NONE else quota
+        stored[own[-1]] = check_key(replace(stored[own[-1]], **changes))
+    typer.echo(f"changed: {name} {stored[own[-1]].id}", err=True)
+
+
+@keys.command("list")
+def list_keys(
+    file: File = None,
+    *,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a JSON array: of each key name, id, scopes, created, expires, quota and expired; no digest.",
+        ),
+    ] = False,
+) -> None:
+    """List the keys: name, id, the day each was made, scopes, quota, and when it expires.
+
+    Example: gradserve keys list --json
+    """
+    stored = read_keys(key_file(file))
+    if as_json:
+        rows = [{**asdict(key), "id": key.id, "expired": key.is_expired()} for key in stored]
+        typer.echo(json.dumps([{name: row[name] for name in row if name != "sha256"} for row in rows], indent=2))
+        return
+    width = max((len(key.name) for key in stored), default=0)
+    for key in stored:
+        end = f"  {'expired' if key.is_expired() else 'expires'} {key.expires}" if key.expires else ""
+        quota = f"  {key.quota}" if key.quota else ""
+        typer.echo(f"{key.name:{width}}  {key.id}  {key.created or '-':10}  {' '.join(key.scopes)}{quota}{end}")
+
+
+@keys.command()
+def revoke(
+    name: Name,
+    only: Annotated[
+        str | None, typer.Option("--id", help="Only the key with this id, of two that have the name.")
+    ] = None,
+    file: File = None,
+) -> None:
+    """Take a key back; running gateways refuse it within a second.
+
+    Example: gradserve keys revoke alice
+    """
+    path = key_file(file)
+    with changing(path) as stored:
+        left = [key for key in stored if key.name != name or only not in {None, key.id}]
+        if len(left) == len(stored):
+            raise _no_key(path, name, only)
+        stored[:] = left
+    typer.echo(f"revoked: {name}", err=True)
+
+
+def _no_key(path: Path, name: str, only: str | None = None) -> KeysUnusable:
+    which = f" with the id {only}" if only else ""
+    return KeysUnusable(path, f"there is no key named {name}{which}; `gradserve keys list` shows them")
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _moment(path: Path, when: str | None, *, may_be_now: bool = False) -> str:
+    """Return the moment that `when` names, a duration from now or an ISO date (time, UTC); empty for none.
+
+    Raises:
+        KeysUnusable: it names none, or one that has passed.
+    """
+    if when in {None, _NONE}:
+        return ""
+    now = datetime.now(UTC).replace(microsecond=0)
+    if duration := re.fullmatch(r"([0-9]{1,4})([mhd])", when or ""):
+        moment = now + timedelta(**{_UNITS[duration[2]]: int(duration[1])})
+    else:
+        try:
+            moment = datetime.fromisoformat(when or "")
+        except ValueError as error:
+            raise KeysUnusable(path, f"{when!r} is no time: write 90d, 12h, 30m or 2026-12-31T18:00") from error
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment < now or (moment == now and not may_be_now):
+        raise KeysUnusable(path, f"{when} has passed: `gradserve keys revoke` ends a key now")
+    return moment.astimezone(UTC).isoformat()
+
+
+def key_file(file: Path | None) -> Path:
+    """The file that is meant."""
+    return (file or home_directory() / "keys.json").resolve()
+
+
+def read_keys(path: Path) -> list[Key]:
+    """The keys in the file; none where there is no file yet.
+
+    Raises:
+        KeysUnusable: it cannot be read or is no key file.
+    """
+    from gateway.auth.keys import KeyFileError, load_keys
+
+    try:
+        return list(load_keys(path))
+    except FileNotFoundError:
+        return []
+    except (OSError, KeyFileError) as error:
+        raise KeysUnusable(path, str(error)) from error
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[list[Key]]:
+    """The file's keys, written back when the block has changed the list; two changes at once wait for each other.
+
+    Raises:
+        KeysUnusable: the keys cannot be read, cannot be as they are now, or cannot be written.
+    """
+    from gateway.auth.keys import KeyFileError, save_keys
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f".{path.name}.lock").open("a", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stored = read_keys(path)
+            yield stored
+            save_keys(path, stored)
+    except (OSError, KeyFileError) as error:
+        raise KeysUnusable(path, str(error)) from error
+
+
+def config(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False
+) -> None:
+    """Print every setting in effect and where it comes from: the environment, .env, or its default. Secrets are masked.
+
+    `gradserve up` itself sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway it starts, and AGENT_PLAN
+    and, unless it is set, AGENT_MANAGEMENT_LOG for the agent.
+    """
+    rows = settings_in_effect()
+    if as_json:
+        typer.echo(json.dumps([{"name": n, "value": v, "source": s} for n, v, s in rows], indent=2))
+        return
+    width = min(60, max(len(name) + len(value) + 1 for name, value, _ in rows))
+    for name, value, source in rows:
+        typer.echo(f"{f'{name}={value}':{width}}  # {source}")
+
+
+def settings_in_effect() -> list[tuple[str, str, str]]:
+    """Name, value (secrets masked) and source of each of the gateway's and the agent's settings.
+
+    Raises:
+        ControlError: some cannot be used; the text says which.
+    """
+    from dotenv import dotenv_values
+
+    from gateway.settings import SettingsError, load_settings
+    from gateway.settings_docs import effective_settings, written
+
+    try:
+        gateway = effective_settings(load_settings())
+    except SettingsError as error:
+        raise BadSetting([str(error)]) from error
+    agent = read_agent_settings()
+    rows = [*gateway]
+    for field in type(agent).model_fields:
+        source = "environment" if field in agent.model_fields_set else "default"
+        rows.append((PREFIX + field.upper(), written(getattr(agent, field)), source))
+    # `gradserve` has put .env's lines into the environment; what was set there before has won.
+    in_file = dotenv_values(".env") if Path(".env").is_file() else {}
+    return [
+        (name, value, ".env" if source == "environment" and in_file.get(name) == os.environ.get(name) else source)
+        for name, value, source in rows
+    ]

@@ -1,0 +1,127 @@
+"""The `gradserve` command.
+
+Importing this module must stay quick (`gradserve status` in a shell prompt): each command imports what it needs.
+"""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from control.cli import keys, release, train
+from control.cli.release import Agents, Gateways, agent_addresses, gateway_addresses
+from control.errors import ControlError
+from control.settings import home_directory
+
+app = typer.Typer(
+    name="gradserve",
+    help="Train an image classifier, pack it, serve it with explanations, and move new versions into production.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+@app.command(rich_help_panel="Serve")
+def up(
+    port: Annotated[
+        int, typer.Option(envvar=["PORT", "GATEWAY_PORT"], min=1, max=65535, help="Public port of the gateway.")
+    ] = 8000,
+    source: Annotated[
+        Path, typer.Option(help="Folder with the model to pack and serve when there is no plan yet.")
+    ] = Path("model_store/released"),
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Start MLflow's page as well, on port 5000.")] = False,  # noqa: FBT002
+) -> None:
+    """Start everything on this machine and look after it until Ctrl-C.
+
+    Packs the released model if its archive is missing or was built from other bytes, writes the first traffic plan,
+    starts the agent (with TorchServe) and the gateway, and tells the address once an image has been answered. A part
+    that dies is started again; three deaths within a minute end everything with the reason.
+
+    Exit codes: 0 stopped by a signal, 1 could not run (the reason is printed).
+    """
+    from control.stack.stack import StackOptions, run_stack
+
+    run_stack(StackOptions(home_directory(), source, port, mlflow), typer.echo)
+
+
+@app.command(rich_help_panel="Serve")
+def prepare(
+    source: Annotated[Path, typer.Option(help="Folder with the model to pack.")] = Path("model_store/released"),
+) -> None:
+    """Pack the released model and write the first traffic plan, as `up` does before it starts anything.
+
+    Packs only what has changed, and leaves a plan that is there in force. Containers run this once before the agent.
+    """
+    from control.release.plan_store import PlanStore
+    from control.settings import read_agent_settings
+    from control.stack.stack import prepare_plan
+
+    prepare_plan(PlanStore(home_directory()), source, read_agent_settings().model_store, typer.echo)
+
+
+@app.command(rich_help_panel="Serve")
+def agent() -> None:
+    """Run the agent: start TorchServe, bring it to the traffic plan, tell `/status` on a private port.
+
+    `gradserve up` and the container image start this; it takes everything from `AGENT_*` (see .env.example). TERM
+    drains before it stops, a second TERM does not wait.
+    """
+    import asyncio
+    import logging
+
+    from control.agent.agent import run_agent
+    from control.settings import read_agent_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)-5s] %(name)s - %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    asyncio.run(run_agent(read_agent_settings()))
+
+
+@app.command(rich_help_panel="Serve")
+def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = False) -> None:
+    """Show the traffic plan, what each agent makes of it, and what the gateways have counted by version.
+
+    Exit codes: 0 every agent serves a verified stable version, 1 some does not, or cannot be asked.
+    """
+    from control.cli.status import overview, print_overview
+
+    key = os.environ.get("GRADSERVE_KEY")
+    view = overview(home_directory(), agent_addresses(agents), gateway_addresses(gateways), key)
+    print_overview(view, as_json=as_json)
+    raise typer.Exit(0 if view["ok"] else 1)
+
+
+def _read_env_file(path: Path) -> None:
+    """Adds the settings in `.env` to the environment; what is set there already wins."""
+    if path.is_file():
+        from dotenv import load_dotenv
+
+        load_dotenv(path, override=False)
+
+
+train.register(app)
+release.register(app)
+keys.register(app)
+
+
+def main() -> NoReturn:
+    """Runs the command; a foreseeable mistake is one sentence on stderr and exit code 1."""
+    _read_env_file(Path(".env"))
+    try:
+        app()
+    except ControlError as error:
+        typer.echo(f"gradserve: {error}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The commands that move versions: `deploy`, `promote`, `rollback`, `retire`, `scale`, `versions`, `doctor`."""
+# ruff: noqa: PLC0415 (each command imports what it needs, see cli.py)
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control.settings import home_directory, local_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from contracts.plan import Plan
+    from control.release.rollout import Rollout
+
+PANEL = "Release"
+Json = Annotated[bool, typer.Option("--json", help="Print the resulting plan as one JSON document.")]
+Agents = Annotated[
+    str,
+    typer.Option(
+        "--agents", envvar="GATEWAY_AGENTS", help="Status addresses of the agents, with commas.", metavar="URLS"
+    ),
+]
+Gateways = Annotated[
+    str,
+    typer.Option(
+        "--gateways",
+        envvar="GRADSERVE_GATEWAYS",
+        help="Addresses of the gateways, with commas; GRADSERVE_KEY holds a key with the scope read where they ask.",
+        metavar="URLS",
+    ),
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option("--allow-missing", help="Go on with the agents that answer, at least one."),
+]
+Version = Annotated[str, typer.Argument(help="A version in the plan; `gradserve versions` lists them.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the `gradserve` command."""
+    for command in (deploy, promote, rollback, retire, scale, versions, doctor):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def agent_addresses(agents: str) -> list[str]:
+    """The agents' addresses in `agents`, or this machine's own agent's."""
+    own = local_url(os.environ.get("AGENT_HOST", ""), os.environ.get("AGENT_PORT") or 9100)
+    return [url.strip().rstrip("/") for url in (agents or own).split(",") if url.strip()]
+
+
+def gateway_addresses(gateways: str) -> list[str]:
+    """The gateways' addresses in `gateways`, or this machine's own gateway's."""
+    own = local_url(
+        os.environ.get("GATEWAY_HOST", ""), os.environ.get("PORT") or os.environ.get("GATEWAY_PORT") or 8000
+    )
+    return [url.strip().rstrip("/") for url in (gateways or own).split(",") if url.strip()]
+
+
+def deploy(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION | PATH.mar | NAME@ALIAS | NAME/NUMBER",
+            help="A version in the model store, a file, or a registered version of MLflow's.",
+        ),
+    ],
+    canary: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Give it so many per cent of the calls.", metavar="PERCENT")
+    ] = None,
+    *,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Mirror calls to it; its answers are only compared.")
+    ] = False,
+    stable: Annotated[bool, typer.Option("--stable", help="Make it the stable version at once.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept what would break callers (classes, input).")] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Labelled images, one folder a class, to compare it by."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, max=100, help="With --gate: points of accuracy it may lose to the stable version.")
+    ] = 0.5,
+    allow_missing: AllowMissing = False,
+    gateways: Gateways = "",
+    agents: Agents = "",
+    as_json: Json = False,
+) -> None:
+    """Bring a version in: check its archive, load it, verify it on every agent, and only then route to it.
+
+    Without --canary, --shadow or --stable it is loaded and gets no traffic (call it by `version=…`, promote it later).
+    If anything is wrong, the version is unloaded, the plan is as before, and the reason is told.
+
+    With --gate it and the stable version first classify the folder's images, through the gateway. Files that are no
+    images are skipped and named.
+
+    Every agent must load it. One that does not answer is named every five seconds; with --allow-missing the command
+    goes on without it after five, and it follows the plan when it is back.
+
+    Example: gradserve deploy 1.0.1 --canary 10
+
+    Exit codes: 0 in force, 1 refused (the reason is printed).
+    """
+    if sum((canary is not None, shadow, stable)) > 1:
+        raise typer.BadParameter("choose one of --canary, --shadow and --stable")
+    from control.release.accuracy_gate import Gate
+
+    address, key = gateway_addresses(gateways)[0], os.environ.get("GRADSERVE_KEY")
+    judge = Gate(gate, address, key, max_drop / 100) if gate else None
+    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
+    _show(rollout.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes, gate=judge), as_json=as_json)
+
+
+def promote(
+    version: Annotated[str | None, typer.Argument(help="Default: the canary, else the shadow.")] = None,
+    *,
+    auto: Annotated[bool, typer.Option("--auto", help="Watch it beside the stable version, then decide.")] = False,
+    window: Annotated[float, typer.Option(min=1, help="With --auto: seconds to watch.")] = 600.0,
+    requests: Annotated[
+        int, typer.Option(min=1, help="With --auto: requests (pairs, of a shadow) that both need for a verdict.")
+    ] = 500,
+    significance: Annotated[
+        float, typer.Option(min=1e-9, max=0.5, help="With --auto: how improbable by chance a difference must be.")
+    ] = 0.01,
+    slower: Annotated[
+        float, typer.Option(min=1, help="With --auto: how many times the stable version's p99 is allowed.")
+    ] = 1.5,
+    disagreement: Annotated[
+        float, typer.Option(min=0.001, max=99, help="With --auto: per cent of a shadow's pairs that may differ.")
+    ] = 10.0,
+    allow_missing: AllowMissing = False,
+    gateways: Gateways = "",
+    agents: Agents = "",
+    as_json: Json = False,
+) -> None:
+    """Make a loaded version the stable one. The old stable version stays loaded until it is retired.
+
+    It gets as many workers as the stable version has before it gets the traffic; no request is dropped. Every agent
+    must have it ready, or with --allow-missing those that answer.
+
+    With --auto the canary (else the shadow) is watched for a while, by what the gateways count. It is rolled back when
+    it fails more than the stable version (Fisher's exact test), when more than 1 % of its answers take longer than the
+    stable version's p99 times --slower (exact binomial test), or, as a shadow, when it names another class more often
+    than --disagreement (exact binomial test); at once when that is beyond doubt (p below 0.001). Otherwise it is
+    promoted at the end. The verdict is printed, and written to the audit log with its figures.
+
+    Example: gradserve promote --auto --window 300
+
+    Exit codes: 0 promoted, 1 not possible, 3 rolled back, 4 no verdict (too few requests, or the plan was changed).
+    """
+    if not auto:
+        _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
+        return
+    from control.release.auto_promote import Window, settle
+    from control.release.plan_store import PlanStore
+    from control.release.verdict import Limits
+
+    limits = Limits(requests, significance, slower, disagreement / 100)
+    watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
+    store, say = PlanStore(home_directory()), _say(quiet=as_json)
+    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
+    verdict, plan = settle(rollout, store, version, window=watched, limits=limits, say=say)
+    _show(plan, as_json=as_json)
+    raise typer.Exit({"promote": 0, "rollback": 3, "none": 4}[verdict.decision])
+
+
+def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False) -> None:
+    """Take the canary (or shadow) out of traffic; without one, go back to the stable version of before.
+
+    Under two seconds while that version is still loaded, without those agents that do not answer. Otherwise it is
+    loaded and verified first, by every agent, or with --allow-missing by those that answer.
+
+    Example: gradserve rollback --allow-missing
+    """
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).rollback(), as_json=as_json)
+
+
+def retire(
+    version: Version, *, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False
+) -> None:
+    """Unload a version that is not stable: no more traffic, then drained, then unregistered. Its archive stays.
+
+    Example: gradserve retire 1.0.0
+    """
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).retire(version), as_json=as_json)
+
+
+def scale(
+    version: Version,
+    workers: Annotated[int, typer.Argument(min=1, help="Prediction workers on each agent.")],
+    *,
+    allow_missing: AllowMissing = False,
+    agents: Agents = "",
+    as_json: Json = False,
+) -> None:
+    """Change the number of a version's prediction workers.
+
+    More are ready when this returns. Fewer become true when the version is loaded the next time: TorchServe drops
+    what a worker that it takes away has in hand.
+
+    Example: gradserve scale 1.0.1 3
+    """
+    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).scale(version, workers), as_json=as_json)
+
+
+def versions(*, agents: Agents = "", as_json: Json = False) -> None:
+    """List every version there is: in the plan, on the agents, in the model store."""
+    from control.cli.status import list_versions, print_versions
+
+    found = list_versions(home_directory(), agent_addresses(agents), _model_store())
+    print_versions(found, as_json=as_json)
+
+
+def doctor(*, agents: Agents = "", as_json: Json = False) -> None:
+    """Look for what is wrong: Java, TorchServe, plan, archives, agents, ports, disk, clock, MLflow, keys.
+
+    Exit codes: 0 nothing found that stops serving, 1 something that does; each finding comes with its remedy.
+    """
+    from control.cli.doctor import examine, print_findings
+
+    findings = examine(home_directory(), agent_addresses(agents), _model_store())
+    print_findings(findings, as_json=as_json)
+    raise typer.Exit(1 if any(finding.severity == "bad" for finding in findings) else 0)
+
+
+def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
+    from control.release.plan_store import PlanStore
+    from control.release.rollout import Rollout
+
+    store, say = PlanStore(home_directory()), _say(quiet=quiet)
+    return Rollout(store, agent_addresses(agents), _model_store(), say, allow_missing=allow_missing)
+
+
+def _say(*, quiet: bool) -> Callable[[str], None]:
+    """Where progress goes: to stdout, or to stderr where that is for the result alone."""
+    return lambda line: typer.echo(line, err=quiet)
+
+
+def _model_store() -> Path:
+    return Path(os.environ.get("AGENT_MODEL_STORE") or "model_store")
+
+
+def _show(plan: Plan, *, as_json: bool) -> None:
+    from contracts import plan as traffic_plan
+    from control.cli.status import plan_line
+
+    typer.echo(json.dumps(traffic_plan.dump(plan)) if as_json else plan_line(traffic_plan.dump(plan)))

@@ -1,0 +1,304 @@
+"""The `train`, `evaluate` and `package` commands: options in, calls of training's modules, a summary out.
+
+Training's modules take seconds to import; they are imported when a command runs, not for `--help`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tomllib
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from control.agent.cores import usable_cores
+from control.errors import ControlError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+console = Console()
+
+Cache = Annotated[
+    Path,
+    typer.Option(envvar="GRADSERVE_DATA", help="Folder that keeps the data set.", show_default="~/.cache/gradserve"),
+]
+DEFAULT_CACHE = Path.home() / ".cache" / "gradserve"
+RUNS = Path(".gradserve") / "training"
+STORE = Path("model_store")
+RESULTS = Path("results")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the `gradserve` command."""
+    panel = "Models"
+    app.command(rich_help_panel=panel)(train)
+    app.command(rich_help_panel=panel)(evaluate)
+    app.command(rich_help_panel=panel)(package)
+
+
+def train(  # noqa: PLR0917 - every option is an argument
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file of hyper-parameters, such as training/released.toml.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.", show_default="cifar10"
+        ),
+    ] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="none (from scratch), imagenet, or a model of ours: PATH of a run, runs:/ID or models:/NAME@alias.",
+            show_default="none",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Epochs of the last phase, or all from scratch; without the recipe's cycles.", show_default="30"
+        ),
+    ] = None,
+    head_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.", show_default="3"),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.", show_default="0.1")] = None,
+    head_rate: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.", show_default="0.1")
+    ] = None,
+    unfreeze: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers that the last phase of a transfer trains, with commas; or all.", show_default="layer3,layer4"
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.", show_default="128")] = None,
+    subset: Annotated[
+        int | None, typer.Option(min=0, help="Use only so many training images; 0: all.", show_default="0")
+    ] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of the images held out, 0 to 1.", show_default="0.2")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.", show_default="1")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", show_default="auto")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of split, weights, order and augmentation.", show_default="0")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name.", show_default="cifar10, or the folder's name")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the training in this folder, by its own recipe.")
+    ] = None,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Train a classifier and record it in MLflow.
+
+    Without --pretrained all is trained from scratch. With it, a new head is trained on the frozen backbone first, then
+    the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights, contract, curves. A
+    finished one goes on where --resume comes with a --config that adds cycles. With several processes:
+
+    torchrun --nproc-per-node 2 -m control.cli.main train …
+
+    Example: gradserve train --epochs 1 --subset 2000
+    """
+    from training import train as training  # noqa: PLC0415 - imports torch
+    from training.recipe import recipe_from_dict  # noqa: PLC0415 - with the line above
+
+    if resume is not None and output is not None:
+        raise ControlError("--resume goes on in the training's own folder: leave --output out")
+    _show_progress()
+    given = {
+        "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
+        "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
+        "workers": workers, "precision": precision, "seed": seed, "name": name,
+        "unfreeze": [name.strip() for name in unfreeze.split(",")] if unfreeze else None,
+    }  # fmt: skip
+    with _translate_errors():
+        settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
+        settings |= {key: value for key, value in given.items() if value is not None}
+        if epochs is not None:
+            settings["cycles"] = []
+        if resume is not None:
+            folder = resume
+            _tell_road(folder)
+            training.resume(folder, cache, changes=settings)
+        else:
+            kind, _, path = str(settings.get("data", "")).partition(":")
+            if kind == "imagefolder":
+                settings.setdefault("name", _name_of(Path(path)))
+            folder = output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            recipe = recipe_from_dict(settings)
+            _tell_road(folder)
+            training.train(recipe, folder, cache)
+    if not _speaks():
+        return
+    best = json.loads((folder / "contract.json").read_text(encoding="utf-8"))["accepted"]["validation_accuracy"]
+    console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
+    console.print(f"next: gradserve evaluate {folder} --output {folder}/evaluation")
+    console.print(f"  or: gradserve package {folder} --version 1.0.1")
+
+
+def evaluate(  # noqa: PLR0917 - every option is an argument
+    model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")] = str(
+        STORE / "released"
+    ),
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.",
+            show_default="what it learnt from",
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the figures (JSON) and images.")] = RESULTS,
+    card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
+    explain_images: Annotated[
+        int, typer.Option(help="Test images on which heatmaps are measured; 0: none.", min=0)
+    ] = 500,
+    cache: Cache = DEFAULT_CACHE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Measure a model and its heatmaps on the test images, with the engine that serves it.
+
+    Every look at the test images adds a line to results/test_looks.jsonl.
+
+    Example: gradserve evaluate model_store/released
+    """
+    _use_all_cores()
+    from training.evaluate import evaluate as evaluation  # noqa: PLC0415 - imports torch
+
+    _show_progress()
+    looks = RESULTS / "test_looks.jsonl"
+    with _translate_errors():
+        report = evaluation.evaluate(model, data, cache, output, looks=looks, card=card, explained=explain_images)
+    if as_json:
+        print(json.dumps(report))  # noqa: T201 - for programs
+        return
+    console.print(_table(report))
+    before, after = report["expected_calibration_error_before"], report["expected_calibration_error"]
+    console.print(
+        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']:,} images, "
+        f"calibration error {after:.4f} ({before:.4f} at temperature 1)"
+    )
+    if heat := report.get("explanation"):
+        console.print(
+            f"heatmaps ({heat['method']}, {heat['layer']}) on {heat['images']} images: "
+            f"insertion {heat['insertion_area']:.3f}, deletion {heat['deletion_area']:.3f}; random order: "
+            f"{heat['random']['insertion_area']:.3f}, {heat['random']['deletion_area']:.3f}"
+        )
+    console.print(f"{report['seconds']:.0f} s; written to {output}")
+
+
+def package(  # noqa: PLR0917 - every option is an argument
+    model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")],
+    version: Annotated[str, typer.Option(help="The new version's name, such as 1.0.1.")],
+    store: Annotated[Path, typer.Option(help="TorchServe's model store.")] = STORE,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the version's files.", show_default="MODEL/package-VERSION")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="fp32 (PyTorch), bf16 or int8 (OpenVINO; PyTorch stays its fallback).")
+    ] = "fp32",
+    max_drop: Annotated[
+        float, typer.Option(help="Refuse bf16 or int8 when it loses more points of held-out accuracy.", min=0)
+    ] = 0.3,
+    explain_images: Annotated[
+        int,
+        typer.Option(
+            help="Held-out images that choose the heatmaps' layer and method, 500 for a release; 0: the defaults.",
+            min=0,
+        ),
+    ] = 0,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Pack a trained model into an archive that TorchServe serves.
+
+    Weights are kept in half precision; the temperature is fitted and the reference answers are taken on the held-out
+    images. int8 is calibrated on training images; what it costs is written to gate.json, in the archive too.
+
+    Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
+    """
+    _use_all_cores()
+    from training.package.packaging import package as pack  # noqa: PLC0415 - imports torch
+
+    _show_progress()
+    folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
+    with _translate_errors():
+        made = pack(
+            model,
+            version,
+            store,
+            folder,
+            cache,
+            precision=precision,
+            max_drop=max_drop / 100,
+            explain_images=explain_images,
+        )
+    accepted = made.contract.accepted
+    console.print(
+        f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
+        f"{accepted['held_out_calibration_error']:.4f} (before: {accepted['held_out_calibration_error_before']:.4f})"
+    )
+
+
+def _name_of(images: Path) -> str:
+    """A model's name, which is part of file names and addresses, after the folder of its images."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", images.resolve().name).strip("-") or "images"
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Makes training's foreseeable failures the command's own, which are told without a traceback."""
+    from contracts.model import ContractError  # noqa: PLC0415 - not for `--help`
+    from handlers.engines import EngineError  # noqa: PLC0415 - imports torch
+    from training.errors import TrainingError  # noqa: PLC0415 - not for `--help`
+
+    try:
+        yield
+    except (TrainingError, ContractError, EngineError) as error:
+        raise ControlError(str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ControlError(f"the recipe is no TOML: {error}") from error
+
+
+def _tell_road(folder: Path) -> None:
+    if _speaks():
+        console.print(f"training in {folder}; if it is cut off: gradserve train --resume {folder}", soft_wrap=True)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of those that torchrun started which talks to a person."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _use_all_cores() -> None:
+    """Before torch is imported: engines take one thread, a worker's share, unless the environment says otherwise."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
+
+
+def _show_progress() -> None:
+    level = os.environ.get("LOG_LEVEL", "INFO") if _speaks() else "WARNING"
+    logging.basicConfig(level=level, format="%(message)s")
+    for chatty in ("httpx", "alembic", "mlflow"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _table(report: dict[str, Any]) -> Table:
+    table = Table("class", "precision", "recall", "f1", title=f"{report['model']['name']} {report['model']['version']}")
+    for name, row in (*report["per_class"].items(), ("mean", report["macro"])):
+        table.add_row(name, *(f"{row[column]:.3f}" for column in ("precision", "recall", "f1")))
+    return table

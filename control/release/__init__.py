@@ -1,0 +1,1 @@
+"""Move versions into production and back."""

@@ -1,0 +1,105 @@
+"""An archive's way into the model store: found where the operator says, checked, compared with the stable version."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control.archive import Archive, file_sha256, inspect_archive
+from control.errors import ArchiveError, ImpossibleMove, WouldBreakCallers
+from control.release import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from contracts.plan import Plan
+
+
+def fetch(plan: Plan, what: str, model_store: Path, say: Callable[[str], None]) -> Archive:
+    """The checked archive that `what` names (registered, a file, a version in the model store), in the model store.
+
+    Raises:
+        ArchiveError: it must not be loaded.
+        ImpossibleMove: it is registered for another model.
+        RegistryUnusable: it cannot be had from the registry.
+    """
+    if reference := registry.parse_reference(what):
+        return _fetch_registered(plan, reference, model_store, say)
+    given = Path(what)
+    path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
+    return _keep(plan, inspect_archive(path, _checksum_beside(path)), model_store)
+
+
+def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: Callable[[str], None]) -> None:
+    """Says what callers would notice; does nothing where that is nothing, or accepted with `yes`.
+
+    Raises:
+        WouldBreakCallers: it is something.
+    """
+    try:
+        stable = inspect_archive(model_store / plan.stable.archive)
+        differences = contract_differences(stable.contract, archive.contract)
+    except ArchiveError as error:
+        differences = [f"what callers would notice is unknown, for the stable version's own {error}"]
+    if differences and not yes:
+        raise WouldBreakCallers(archive.version, differences)
+    for difference in differences:
+        say(f"{archive.version}: {difference} (accepted with --yes)")
+
+
+def contract_differences(stable: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What callers of the stable version would notice, each as a sentence's part."""
+    differences = []
+    gone = [name for name in stable["classes"] if name not in new["classes"]]
+    added = [name for name in new["classes"] if name not in stable["classes"]]
+    if gone or added:
+        differences.append(f"classes gone: {', '.join(gone) or 'none'}, new: {', '.join(added) or 'none'}")
+    methods = [m for m in stable["explain"].get("methods", []) if m not in new["explain"].get("methods", [])]
+    if methods:
+        differences.append(f"explanation methods gone: {', '.join(methods)}")
+    sizes = [f"{contract['input']['width']}x{contract['input']['height']}" for contract in (stable, new)]
+    if sizes[0] != sizes[1]:
+        differences.append(f"input size {sizes[1]} instead of {sizes[0]} (heatmaps as numbers have that size)")
+    return differences
+
+
+def _fetch_registered(
+    plan: Plan, reference: registry.Reference, model_store: Path, say: Callable[[str], None]
+) -> Archive:
+    """The registered archive; downloaded unless these very bytes are in the model store."""
+    if reference.name != plan.model:
+        raise ImpossibleMove(f"the plan is of {plan.model}, not of {reference.name}")
+    release = registry.find(reference)
+    say(f"models:/{release.name}/{release.number} is {release.version}")
+    home = model_store / f"{plan.model}-{release.version}.mar"
+    if home.is_file() and file_sha256(home) == release.sha256:
+        return _keep(plan, inspect_archive(home, release.sha256), model_store)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=model_store) as folder:
+        path = registry.fetch(release, Path(folder))
+        return _keep(plan, inspect_archive(path, release.sha256), model_store)
+
+
+def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
+    """The checked archive, in the model store."""
+    path = archive.path
+    if archive.contract["name"] != plan.model:
+        raise ArchiveError(path, f"holds the model {archive.contract['name']}, the plan is of {plan.model}")
+    home = model_store / f"{plan.model}-{archive.version}.mar"
+    if path.resolve() != home.resolve():
+        if home.exists() and inspect_archive(home).sha256 != archive.sha256:
+            raise ArchiveError(path, f"{home.name} is in the model store with other bytes: use a new version")
+        partial = home.with_suffix(".partial")
+        shutil.copyfile(path, partial)
+        partial.replace(home)
+    return replace(archive, path=home)
+
+
+def _checksum_beside(path: Path) -> str | None:
+    """The SHA-256 in the file `<archive>.sha256`, if there is one."""
+    try:
+        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,141 @@
+"""What can be done to a traffic plan, as functions from plan to plan: one version, one role, none lost silently."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from typing import TypeVar
+
+from contracts.plan import Canary, Plan, Release
+from control.errors import ImpossibleMove
+
+_AnyRelease = TypeVar("_AnyRelease", bound=Release)
+
+
+def find(plan: Plan, version: str) -> Release:
+    """The version's entry in the plan, without the role it has there.
+
+    Raises:
+        ImpossibleMove: the plan does not name it.
+    """
+    for release in plan.releases():
+        if release.version == version:
+            return Release(release.version, release.archive, release.sha256, release.workers)
+    known = ", ".join(release.version for release in plan.releases())
+    raise ImpossibleMove(f"{version} is not in the plan ({known}): deploy it first")
+
+
+def role_of(plan: Plan, version: str) -> str | None:
+    """`stable`, `canary`, `shadow` or `retained`; None for a version that the plan does not name."""
+    named = {"stable": plan.stable, "canary": plan.canary, "shadow": plan.shadow}
+    for role, release in named.items():
+        if release is not None and release.version == version:
+            return role
+    return "retained" if any(release.version == version for release in plan.retained) else None
+
+
+def retain(plan: Plan, release: Release) -> Plan:
+    """The plan with `release` loaded and without traffic.
+
+    Raises:
+        ImpossibleMove: it is the stable version, or the version is there with other bytes.
+    """
+    role = role_of(plan, release.version)
+    if role is None:
+        return replace(plan, retained=(*plan.retained, release))
+    if find(plan, release.version).sha256 != release.sha256:
+        raise ImpossibleMove(f"{release.version} is in the plan with other bytes: give the new build a new version")
+    if role == "stable":
+        raise ImpossibleMove(f"{release.version} is the stable version already")
+    return _without_role(plan, release.version, keep=True)
+
+
+def give_canary(plan: Plan, version: str, share: float) -> Plan:
+    """The plan with `version` as canary of `share` per cent; another share keeps the callers that it has.
+
+    Raises:
+        ImpossibleMove: it is stable, or unknown, or there is another canary.
+    """
+    release = find(plan, version)
+    _refuse_stable(plan, version)
+    if plan.canary is not None and plan.canary.version != version:
+        raise ImpossibleMove(f"{plan.canary.version} is the canary: promote it or roll it back first")
+    salt = plan.canary.salt if plan.canary is not None else secrets.token_hex(8)
+    canary = Canary(version, release.archive, release.sha256, release.workers, share=share, salt=salt)
+    return replace(_without_role(plan, version, keep=False), canary=canary)
+
+
+def give_shadow(plan: Plan, version: str) -> Plan:
+    """The plan with `version` as shadow.
+
+    Raises:
+        ImpossibleMove: it is stable, or unknown, or there is another shadow.
+    """
+    release = find(plan, version)
+    _refuse_stable(plan, version)
+    if plan.shadow is not None and plan.shadow.version != version:
+        raise ImpossibleMove(f"{plan.shadow.version} is the shadow: roll it back first")
+    return replace(_without_role(plan, version, keep=False), shadow=release)
+
+
+def make_stable(plan: Plan, version: str, *, workers: int | None) -> Plan:
+    """The plan with `version` stable and the stable version of before retained, both with `workers` workers.
+
+    The old one keeps its workers, so that going back is only a change of routing.
+
+    Raises:
+        ImpossibleMove: it is stable already, or unknown.
+    """
+    release = find(plan, version)
+    _refuse_stable(plan, version)
+    rest = _without_role(plan, version, keep=False)
+    before = replace(plan.stable, workers=workers)
+    return replace(rest, stable=replace(release, workers=workers), retained=(before, *rest.retained))
+
+
+def give_workers(plan: Plan, version: str, workers: int) -> Plan:
+    """The plan with so many prediction workers for `version`.
+
+    Raises:
+        ImpossibleMove: the plan does not name it.
+    """
+    find(plan, version)
+
+    def scaled(release: _AnyRelease) -> _AnyRelease:
+        return replace(release, workers=workers) if release.version == version else release
+
+    return replace(
+        plan,
+        stable=scaled(plan.stable),
+        canary=scaled(plan.canary) if plan.canary else None,
+        shadow=scaled(plan.shadow) if plan.shadow else None,
+        retained=tuple(scaled(release) for release in plan.retained),
+    )
+
+
+def remove(plan: Plan, version: str) -> Plan:
+    """The plan without `version`.
+
+    Raises:
+        ImpossibleMove: it is the stable version, or unknown.
+    """
+    find(plan, version)
+    _refuse_stable(plan, version)
+    return _without_role(plan, version, keep=False)
+
+
+def _without_role(plan: Plan, version: str, *, keep: bool) -> Plan:
+    """The plan with `version` taken out of its role; kept as retained, or not at all."""
+    release = find(plan, version)
+    kept = (release,) if keep else ()
+    return replace(
+        plan,
+        canary=None if plan.canary and plan.canary.version == version else plan.canary,
+        shadow=None if plan.shadow and plan.shadow.version == version else plan.shadow,
+        retained=(*(other for other in plan.retained if other.version != version), *kept),
+    )
+
+
+def _refuse_stable(plan: Plan, version: str) -> None:
+    if plan.stable.version == version:
+        raise ImpossibleMove(f"{version} is the stable version: promote another one or roll back first")

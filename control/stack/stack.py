@@ -1,0 +1,283 @@
+"""Everything on one machine: `gradserve up` packs the model, starts agent and gateway, looks after them, stops them.
+
+Settings have one place each: the environment, which the parts inherit. Only what the parts must share is set here
+(addresses, plan, model store).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from control.agent.torchserve.process import check_installed
+from control.errors import NoModel, NotAnswering, PortsTaken
+from control.release.plan_store import PlanStore, first_plan, with_new_bytes
+from control.settings import AgentSettings, local_url, read_agent_settings
+from control.stack.supervisor import Part, check_all, stop_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_log = logging.getLogger(__name__)
+_ROOT = Path(__file__).resolve().parents[2]
+READY_WITHIN_S = 180.0
+MLFLOW_PORT = 5000
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """What `gradserve up` is told: the public port, the model's folder, and whether MLflow's page is wanted."""
+
+    home: Path
+    source: Path
+    port: int
+    mlflow: bool = False
+    ready_within_s: float = READY_WITHIN_S
+
+
+def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
+    """Brings everything up, says so, and looks after it until SIGTERM or Ctrl-C; a second one does not wait.
+
+    Raises:
+        ControlError: it cannot run, or a part keeps dying; the text says why.
+    """
+    settings = read_agent_settings()
+    check_installed()
+    refuse_taken_ports(wanted_ports(settings, options), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
+    store = PlanStore(options.home)
+    prepare_plan(store, options.source, settings.model_store, say)
+    parts = stack_parts(settings, options)
+    stop, hurry = threading.Event(), threading.Event()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    with _signals(on_signal):
+        try:
+            for part in parts:
+                part.start()
+            say(f"starting: logs in {options.home / 'logs'}")
+            if _wait_for_answer(parts, settings, options, stop):
+                say(_greeting(options))
+            while not stop.is_set():
+                check_all(parts)
+                stop.wait(0.2)
+            say("stopping")
+        finally:
+            _stop(parts, hurry)
+
+
+def wanted_ports(settings: AgentSettings, options: StackOptions) -> dict[int, str]:
+    """Every port the stack will listen on, with its use."""
+    ports = settings.ports() | {options.port: "the gateway"}
+    return ports | {MLFLOW_PORT: "MLflow's page"} if options.mlflow else ports
+
+
+def refuse_taken_ports(ports: dict[int, str], host: str = "127.0.0.1") -> None:
+    """Does nothing when every port is free.
+
+    Raises:
+        PortsTaken: some are not; all of them are named.
+    """
+    taken = {port: use for port, use in ports.items() if not all(_is_free(at, port) for at in {host, "127.0.0.1"})}
+    if taken:
+        raise PortsTaken(taken)
+
+
+def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callable[[str], None]) -> None:
+    """Packs the model in `source` if its archive is missing or was built from other bytes, and plans it if nothing is.
+
+    A plan that is there stays in force; only the hash of a re-packed archive is brought up to date.
+
+    Raises:
+        NoModel: there is neither a plan nor a model to pack.
+        ControlError: the archive or the plan cannot be used.
+    """
+    if not source.is_dir():
+        if not store.exists():
+            raise NoModel(source, "the folder is not there")
+        return
+    archive = pack(source, model_store)
+    with store.lock("up"):
+        if not store.exists():
+            plan = store.write(first_plan(archive), "first plan")
+            say(f"serving {plan.model} {plan.stable.version} from {archive.name}")
+            return
+        plan = store.read()
+        renewed = with_new_bytes(plan, archive)
+        if renewed != plan:
+            store.write(renewed, "repacked", archive=archive.name)
+        if archive.name not in {release.archive for release in plan.releases()}:
+            say(f"{archive.name} is packed and not in the plan; stable stays {plan.stable.version}")
+
+
+def pack(source: Path, model_store: Path) -> Path:
+    """The archive of the model in `source`, packed anew only if its bytes or the handlers' have changed.
+
+    Raises:
+        NoModel: the model is incomplete.
+    """
+    # Imported here: the agent's side of this package has no part in packing.
+    from contracts.model import ContractError  # noqa: PLC0415
+    from training.errors import ExportError  # noqa: PLC0415
+    from training.package.export import package_directory  # noqa: PLC0415
+
+    try:
+        return package_directory(source, model_store)
+    except (ExportError, ContractError, OSError) as error:
+        raise NoModel(source, str(error)) from error
+
+
+def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
+    """The parts in the order they are started; they are stopped in the opposite order, so the gateway goes first."""
+    logs = options.home / "logs"
+    shared = os.environ | {
+        "GRADSERVE_HOME": str(options.home),
+        "PYTHONUNBUFFERED": "1",
+        "AGENT_PLAN": str(options.home / "plan.json"),
+        "AGENT_MANAGEMENT_LOG": str(settings.management_log or logs / "management.log"),
+        "GATEWAY_PLAN": str(options.home / "plan.json"),
+        "GATEWAY_PORT": str(options.port),
+        "GATEWAY_AGENTS": local_url(settings.host, settings.port),
+    }
+    gunicorn = ["-m", "gunicorn", "-c", str(_ROOT / "config" / "gunicorn.conf.py"), "gateway.app:create_app()"]
+    agent = Part(
+        "agent",
+        [sys.executable, "-m", "control.cli.main", "agent"],
+        shared,
+        logs / "agent.log",
+        settings.drain_timeout_s + 20,
+    )
+    gateway = Part("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0)
+    return [*([_mlflow_part(logs)] if options.mlflow else []), agent, gateway]
+
+
+def _mlflow_part(logs: Path) -> Part:
+    """MLflow's page on loopback, over the same store that training writes to."""
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    page = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT), "--workers", "1", "--backend-store-uri", store]
+    return Part(
+        "mlflow", [sys.executable, "-m", "mlflow", "server", *page], dict(os.environ), logs / "mlflow.log", 10.0
+    )
+
+
+def _wait_for_answer(parts: list[Part], settings: AgentSettings, options: StackOptions, stop: threading.Event) -> bool:
+    """Whether an image was answered through the public port (False: told to stop before).
+
+    Raises:
+        NotAnswering: it took too long, or the stable version cannot be loaded.
+        PartFailed: a part keeps dying.
+    """
+    image, began, reason = tiny_png(), time.monotonic(), "the gateway does not listen yet"
+    with httpx.Client(timeout=10.0, trust_env=False) as client:
+        while not stop.is_set():
+            check_all(parts)
+            if failure := _stable_failure(client, settings):
+                raise NotAnswering(time.monotonic() - began, failure)
+            with contextlib.suppress(httpx.HTTPError):
+                url = _gateway_url(options)
+                answer = client.post(f"{url}/predict", content=image, headers={"content-type": "image/png"})
+                # With keys configured, a refusal comes from a gateway that is up; /readyz says the rest.
+                asks_for_key = answer.status_code == 401
+                if asks_for_key:
+                    answer = client.get(f"{url}/readyz")
+                if answer.status_code == 200:
+                    return True
+                reason = f"status {answer.status_code}, {answer.text[:200]}"
+            if time.monotonic() - began > options.ready_within_s:
+                raise NotAnswering(options.ready_within_s, reason)
+            stop.wait(0.2)
+    return False
+
+
+def _stable_failure(client: httpx.Client, settings: AgentSettings) -> str | None:
+    """Why the stable version cannot be loaded, if the agent has given it up."""
+    try:
+        status = client.get(f"{local_url(settings.host, settings.port)}/status").json()
+    except (httpx.HTTPError, json.JSONDecodeError):
+        return None
+    failed = [v for v in status["versions"] if v["role"] == "stable" and v["state"] == "failed"]
+    return str(failed[0]["reason"]) if failed else None
+
+
+def _gateway_url(options: StackOptions) -> str:
+    return local_url(os.environ.get("GATEWAY_HOST", ""), options.port)
+
+
+def _greeting(options: StackOptions) -> str:
+    address = _gateway_url(options)
+    image = next(iter(sorted(Path("tests/samples/cat").glob("*.png"))), Path("image.png"))
+    lines = [
+        f"ready: {address}",
+        f"  curl -F file=@{image} {address}/predict",
+        f"  curl -F file=@{image} {address}/explain -o heatmap.png",
+        *([f"  MLflow: http://127.0.0.1:{MLFLOW_PORT}"] if options.mlflow else []),
+        "Ctrl-C stops everything.",
+    ]
+    return "\n".join(lines)
+
+
+def _stop(parts: list[Part], hurry: threading.Event) -> None:
+    """Stops the parts in order; a second signal kills them."""
+    threading.Thread(target=_kill_when, args=(hurry, parts), daemon=True).start()
+    stop_all(parts)
+
+
+def _kill_when(hurry: threading.Event, parts: list[Part]) -> None:
+    hurry.wait()
+    for part in parts:
+        if part.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(part.process.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
+    """Calls `on_signal` at SIGTERM, SIGINT and SIGHUP."""
+    signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {signum: signal.signal(signum, lambda *_: on_signal()) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do it: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def tiny_png() -> bytes:
+    """A grey image of 32 by 32 pixels, made without an imaging library (the gateway's environment has none).
+
+    Source: PNG, third edition, sections 5 and 11, https://www.w3.org/TR/png-3/
+    """
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 32, 32, 8, 0, 0, 0, 0)
+    rows = (b"\x00" + b"\x80" * 32) * 32
+    pixels = zlib.compress(rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

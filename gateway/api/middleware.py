@@ -1,0 +1,137 @@
+"""The outermost layer of every request: its id, its error answer, its headers, its log line and its metrics.
+
+Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task and two queues for each request. And the calls that are
+made most go from here to their endpoints: the framework's layers below would add nothing but a tenth of their time.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from starlette.requests import Request
+
+from gateway.api.problems import from_exception, problem_response
+from gateway.api.uploads import ClientGoneError
+from gateway.errors import Unavailable
+from gateway.request_context import RequestContext, request_id_of
+from gateway.server.load_shedding import LoadShedder
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from gateway.state import AppState
+
+Endpoint: TypeAlias = "Callable[[Request], Awaitable[Response]]"
+logger = logging.getLogger(__name__)
+CLIENT_GONE = 499  # nginx's word in logs and metrics for a caller who left; nobody is answered with it
+
+
+class RequestMiddleware:
+    """Wraps `app`, the application that `parts` belong to; a POST to a path in `direct` does without it."""
+
+    def __init__(self, app: ASGIApp, *, parts: AppState, direct: Mapping[str, Endpoint]) -> None:
+        self._app = app
+        self._parts = parts
+        self._direct = direct
+        self._early = LoadShedder(parts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, whatever happens inside."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        context = RequestContext(request_id_of(scope))
+        scope["gradserve"] = context
+        tracer = self._parts.tracer
+        span = tracer.begin(scope, context) if tracer is not None else None
+
+        async def send_enveloped(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                context.status = message["status"]
+                # No image is needed any more, and the caller may take its time to read.
+                self._parts.body_budget.give_back(context.body_bytes)
+                context.body_bytes = 0
+                headers = message.setdefault("headers", [])
+                headers.append((b"x-request-id", context.request_id.encode("ascii")))
+                headers.append((b"server-timing", context.server_timing().encode("ascii")))
+                if context.quotas:
+                    policy, left = context.rate_limits()
+                    headers.append((b"ratelimit-policy", policy.encode("ascii")))
+                    headers.append((b"ratelimit", left.encode("ascii")))
+                if self._parts.is_draining:
+                    headers.append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            self._refuse_early(scope, context)
+            await self._answer(scope, receive, send_enveloped)
+        except ClientGoneError:
+            context.status = CLIENT_GONE
+        except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
+            await self._answer_error(exception, scope, receive, send_enveloped)
+        finally:
+            self._finish(scope, context)
+            if tracer is not None and span is not None:
+                tracer.end(span, scope, context)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if scope["method"] == "POST" and path in self._direct:
+            scope["gradserve"].route = path
+            response = await self._direct[path](Request(scope, receive, send))
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _refuse_early(self, scope: Scope, context: RequestContext) -> None:
+        """Lets the call pass, unless it would be refused for want of a place after all the work of getting there.
+
+        Raises:
+            Unavailable: there is no place, nor one in the line for it.
+        """
+        if self._early.applies(scope["path"]):
+            context.route = scope["path"]
+            raise Unavailable("saturated")
+
+    def _finish(self, scope: Scope, context: RequestContext) -> None:
+        self._parts.body_budget.give_back(context.body_bytes)
+        self._parts.metrics.finish(scope["method"], context)
+        if context.code == "saturated" and context.status == 503:
+            self._parts.saturated += 1  # told together: a line for each would take from those who are answered
+        elif logger.isEnabledFor(logging.INFO):
+            logger.info("request", extra=log_line(scope, context))
+
+    @staticmethod
+    async def _answer_error(exception: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        context: RequestContext = scope["gradserve"]
+        error = from_exception(exception)
+        context.code = error.code
+        if error.code == "internal_error":
+            logger.error("unhandled exception", exc_info=exception, extra={"request_id": context.request_id})
+        if context.status:  # the answer has begun; nothing can be said any more
+            raise exception
+        await problem_response(error, context.request_id, scope["path"])(scope, receive, send)
+
+
+def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:
+    """What a request's log line says."""
+    line: dict[str, Any] = {
+        "request_id": context.request_id,
+        "method": scope["method"],
+        "route": context.route,
+        "status": context.status,
+        "ms": round(context.elapsed_s() * 1000, 2),
+    }
+    line.update((f"{stage}_ms", round(seconds * 1000, 2)) for stage, seconds in context.stages.items())
+    notes = {
+        "version": context.version,
+        "code": context.code,
+        "caller": context.caller,
+        "key": context.key,
+        "row": context.row,
+    }
+    return {**line, **{name: note for name, note in notes.items() if note}}

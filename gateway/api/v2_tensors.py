@@ -1,0 +1,204 @@
+"""V2 tensors to images and predictions to V2 tensors, as JSON or with the binary tensor extension.
+
+A BYTES tensor in binary is, for each element, its length as 4 bytes, little-endian, and the element. In JSON, where
+images cannot stand as they are, an element is base64.
+Source: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.api.params import MAX_TOP_K
+from gateway.errors import GatewayError
+from gateway.refusals import BadJson, BadParameter, BodyTooLarge, EmptyBody, TooManyFiles
+
+OUTPUTS = ("class", "confidence")
+MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON
+MAX_DIMENSIONS = 8  # of a shape; to multiply a body full of them would take hours
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What a call asks: its images, how many classes each, and each wanted output: its name, whether it goes binary."""
+
+    id: str
+    images: list[bytes]
+    top_k: int
+    outputs: tuple[tuple[str, bool], ...]
+
+
+class ImageFailedError(GatewayError):
+    """One image of a V2 call has no answer, so the call has none; `index` says which."""
+
+    def __init__(self, index: int, error: dict[str, Any]) -> None:
+        headers = {"retry-after": "1"} if error["status"] == 503 else None
+        super().__init__(f"Image {index}: {error['detail']}", headers=headers, index=index)
+        self.status = error["status"]
+        self.code = error["code"]
+
+
+def read_request(body: bytes, header_length: str | None, *, max_images: int, max_image_bytes: int) -> InferRequest:
+    """The call that a body holds; `header_length` is its Inference-Header-Content-Length.
+
+    Raises:
+        GatewayError: it holds none, or more or larger images than are taken.
+    """
+    if not body:
+        raise EmptyBody
+    end = len(body)
+    if header_length is not None:
+        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
+            raise BadParameter("inference-header-content-length", header_length, "a number of bytes")
+        end = min(int(header_length), end)
+    # Parsed, a member takes 24 times its bytes; base64 holds none of these.
+    if sum(body.count(sign, 0, end) for sign in (b"[", b"{", b",")) > MAX_MEMBERS + MEMBERS_PER_IMAGE * max_images:
+        raise BadJson("it has more members than a call can have")
+    try:
+        head = orjson.loads(memoryview(body)[:end])
+    except orjson.JSONDecodeError as error:
+        raise BadJson("it cannot be parsed") from error
+    if not isinstance(head, dict):
+        raise BadJson("it is no object")
+    images = _images(_input(head), memoryview(body)[end:], max_images)
+    if any(len(image) > max_image_bytes for image in images):
+        raise BodyTooLarge(max_image_bytes)
+    parameters = _object(head.get("parameters"), "parameters")
+    top_k = parameters.get("top_k", 1)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
+        raise BadParameter("top_k", str(top_k), f"a whole number from 1 to {MAX_TOP_K}")
+    identity = head.get("id", "")
+    if not isinstance(identity, str):
+        raise BadJson("`id` is no text")
+    return InferRequest(identity, images, top_k, _outputs(head, parameters))
+
+
+def raise_for_failed(entries: list[dict[str, Any]]) -> None:
+    """Does nothing when every image has an answer.
+
+    Raises:
+        ImageFailedError: the first that has none.
+    """
+    for index, entry in enumerate(entries):
+        if "error" in entry:
+            raise ImageFailedError(index, entry["error"])
+
+
+def write_response(
+    head: dict[str, Any], entries: list[dict[str, Any]], asked: InferRequest
+) -> tuple[bytes, int | None]:
+    """The body, and the length of its JSON part where binary tensors follow (None: there are none)."""
+    wide = asked.top_k > 1
+    columns = min((len(entry["top"]) for entry in entries), default=0)
+    shape = [len(entries), columns] if wide else [len(entries)]
+    outputs, blobs = [], []
+    for name, is_binary in asked.outputs:
+        if wide:
+            values = [best[name] for entry in entries for best in entry["top"][:columns]]
+        else:
+            values = [entry[name] for entry in entries]
+        output: dict[str, Any] = {"name": name, "datatype": "BYTES" if name == "class" else "FP32", "shape": shape}
+        if is_binary:
+            blob = _pack(name, values)
+            blobs.append(blob)
+            output["parameters"] = {"binary_data_size": len(blob)}
+        else:
+            output["data"] = values
+        outputs.append(output)
+    content = orjson.dumps({**head, "outputs": outputs})
+    return (content + b"".join(blobs), len(content)) if blobs else (content, None)
+
+
+def _pack(name: str, values: list[Any]) -> bytes:
+    if name == "confidence":
+        return struct.pack(f"<{len(values)}f", *values)
+    texts = [value.encode("utf-8") for value in values]
+    return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+
+
+def _input(head: dict[str, Any]) -> dict[str, Any]:
+    inputs = head.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise BadJson("`inputs` does not hold exactly one tensor")
+    tensor = inputs[0]
+    if tensor.get("name") != "image" or tensor.get("datatype") != "BYTES":
+        raise BadJson("the input tensor is not named `image` with datatype BYTES")
+    return tensor
+
+
+def _images(tensor: dict[str, Any], binary: memoryview, most: int) -> list[bytes]:
+    """The tensor's elements, `most` at most: counted while they are read, for a body has room for millions."""
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(side, int) and not isinstance(side, bool) for side in shape):
+        raise BadJson("`shape` is no list of whole numbers")
+    if len(shape) > MAX_DIMENSIONS:
+        raise BadJson(f"`shape` has more than {MAX_DIMENSIONS} dimensions")
+    size = _object(tensor.get("parameters"), "parameters").get("binary_data_size")
+    if size is not None:
+        if isinstance(size, bool) or not isinstance(size, int) or size != len(binary):
+            raise BadJson("`binary_data_size` is not the number of bytes after the JSON")
+        images = _unpack(binary, most)
+    else:
+        images = _decode(tensor.get("data"), most)
+    if not images or math.prod(shape) != len(images):
+        raise BadJson(f"`shape` {shape} does not hold the {len(images)} elements that came")
+    return images
+
+
+def _unpack(binary: memoryview, most: int) -> list[bytes]:
+    images: list[bytes] = []
+    start = 0
+    while start < len(binary):
+        if len(images) == most:
+            raise TooManyFiles(most)
+        end = start + 4 + int.from_bytes(binary[start : start + 4], "little")
+        if end > len(binary):
+            raise BadJson("an element is longer than the bytes that are left")
+        images.append(bytes(binary[start + 4 : end]))
+        start = end
+    return images
+
+
+def _decode(data: object, most: int) -> list[bytes]:
+    if not isinstance(data, list):
+        raise BadJson("`data` is no list")
+    if sum(len(row) if isinstance(row, list) else 1 for row in data) > most:
+        raise TooManyFiles(most)
+    flat = [item for row in data for item in (row if isinstance(row, list) else [row])]
+    try:
+        return [base64.b64decode(item, validate=True) for item in flat]
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise BadJson("an element of `data` is no base64") from error
+
+
+def _outputs(head: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
+    default = parameters.get("binary_data_output") is True
+    wanted = head.get("outputs")
+    if not wanted:
+        return tuple((name, default) for name in OUTPUTS)
+    if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
+        raise BadJson("`outputs` is no list of objects")
+    if len(wanted) > len(OUTPUTS):
+        raise BadJson("`outputs` names an output twice")
+    chosen = []
+    for item in wanted:
+        if item.get("name") not in OUTPUTS:
+            raise BadJson(f"an output is not one of {', '.join(OUTPUTS)}")
+        own = _object(item.get("parameters"), "parameters").get("binary_data")
+        chosen.append((str(item["name"]), own if isinstance(own, bool) else default))
+    return tuple(chosen)
+
+
+def _object(value: object, name: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadJson(f"`{name}` is no object")
+    return value

@@ -1,0 +1,1 @@
+"""Answer images: admission, batching, routing, replicas and TorchServe's inference API."""

@@ -1,0 +1,192 @@
+"""What the agents see: each replica's status, polled in the background, so that no request and no probe waits for it.
+
+A status counts only while the agent's own look at TorchServe is young: an agent that hangs, or one that answers but
+cannot see TorchServe, is as good as none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+
+from contracts.plan import REPORT_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+POLL_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Workers of one TorchServe entry, `ready` of `wanted`; queued rows, `pending` of `capacity` (None: unseen)."""
+
+    ready: int = 0
+    wanted: int = 0
+    pending: int | None = None
+    capacity: int | None = None
+
+
+@dataclass(frozen=True)
+class VersionStatus:
+    """One version on one replica, as its agent reports it."""
+
+    model: str
+    version: str
+    role: str
+    state: str
+    routable: bool
+    predict: Pool
+    explain: Pool
+    reason: str | None
+    contract: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """One agent's whole report."""
+
+    observed_at: float
+    draining: bool
+    engine_state: str
+    engine_restarts: int
+    inference_url: str
+    versions: tuple[VersionStatus, ...]
+
+
+@dataclass
+class Replica:
+    """One agent and the TorchServe behind it.
+
+    `in_flight` counts by version what this process has given to that TorchServe and is not over: calls, also those that
+    still wait for a place or whose caller has gone, and the rows of batches.
+    """
+
+    url: str
+    status: AgentStatus | None = None
+    fresh_at: float = 0.0
+    in_flight: Counter[str] = field(default_factory=Counter, compare=False)
+    poll: asyncio.Task[None] | None = field(default=None, compare=False)
+
+
+def parse_status(data: Any) -> AgentStatus:  # noqa: ANN401 — parsed JSON
+    """The report that `data` (parsed JSON) holds.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is no report.
+    """
+    engine = data["torchserve"]
+    return AgentStatus(
+        observed_at=float(data["observed_at"]),
+        draining=bool(data["draining"]),
+        engine_state=str(engine["state"]),
+        engine_restarts=int(engine["restarts"]),
+        inference_url=str(engine["inference_url"]).rstrip("/"),
+        versions=tuple(_parse_version(item) for item in data["versions"]),
+    )
+
+
+def _parse_version(item: dict[str, Any]) -> VersionStatus:
+    return VersionStatus(
+        model=str(item["model"]),
+        version=str(item["version"]),
+        role=str(item["role"]),
+        state=str(item["state"]),
+        routable=bool(item["routable"]),
+        predict=_parse_pool(item["predict"]),
+        explain=_parse_pool(item["explain"]),
+        reason=item.get("reason"),
+        contract=dict(item.get("contract") or {}),
+    )
+
+
+def _parse_pool(item: dict[str, Any]) -> Pool:
+    return Pool(int(item["ready"]), int(item["wanted"]), item.get("pending"), item.get("capacity"))
+
+
+class Agents:
+    """The replicas' statuses; `poll_all` and `begin_polls` renew them and `current` gives those that count.
+
+    Every poll reports to the agent, so that it unregisters no version that a gateway process still needs: the process's
+    id, the plan's revision that it routes by, and what it has in flight by version.
+
+    `clock` is monotonic seconds, `wall` Unix time; both are passed in by tests.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        *,
+        max_age_s: float,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.replicas = tuple(Replica(url) for url in urls)
+        self._id = uuid.uuid4().hex
+        self._max_age_s = max_age_s
+        self._client = httpx.AsyncClient(transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False)
+        self._clock = clock
+        self._wall = wall
+
+    def current(self) -> list[tuple[Replica, AgentStatus]]:
+        """Each replica whose status is young enough, with that status."""
+        oldest = self._clock() - self._max_age_s
+        return [
+            (replica, replica.status)
+            for replica in self.replicas
+            if replica.status is not None and replica.fresh_at >= oldest
+        ]
+
+    async def poll_all(self, revision: int | None) -> None:
+        """Renews every replica's status once; a failure leaves the old one to grow stale.
+
+        `revision` is that of the plan by which calls are routed, None without one.
+        """
+        await asyncio.gather(*(self._poll(replica, revision) for replica in self.replicas))
+
+    def begin_polls(self, revision: int | None) -> None:
+        """Polls each replica whose last poll is over: an agent that hangs holds up neither the others nor the plan."""
+        for replica in self.replicas:
+            if replica.poll is None or replica.poll.done():
+                replica.poll = asyncio.create_task(self._poll(replica, revision))
+
+    async def close(self) -> None:
+        """Ends the polls and closes the connections to the agents."""
+        for replica in self.replicas:
+            if replica.poll is not None:
+                replica.poll.cancel()
+        await self._client.aclose()
+
+    def _report(self, replica: Replica, revision: int | None) -> str:
+        in_flight = {version: count for version, count in replica.in_flight.items() if count}
+        return orjson.dumps({"id": self._id, "revision": revision, "in_flight": in_flight}).decode("ascii")
+
+    async def _poll(self, replica: Replica, revision: int | None) -> None:
+        asked_at = self._clock()
+        report = {REPORT_HEADER: self._report(replica, revision)}
+        try:
+            response = await self._client.get(f"{replica.url}/status", headers=report)
+            response.raise_for_status()
+            status = parse_status(orjson.loads(response.content))
+        except (httpx.HTTPError, KeyError, TypeError, ValueError, AttributeError) as error:
+            logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
+            return
+        # The agent's clock may be another machine's: what counts is that its look moved on between two polls. Only the
+        # first status, which has none before it, is compared with our own clock.
+        if replica.status is None:
+            is_fresh = abs(self._wall() - status.observed_at) <= self._max_age_s
+        else:
+            is_fresh = status.observed_at != replica.status.observed_at
+        replica.status = status
+        if is_fresh:
+            replica.fresh_at = asked_at

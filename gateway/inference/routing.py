@@ -1,0 +1,144 @@
+"""Which version on which replica answers a call: the plan says who should, the agents' statuses say who can."""
+
+from __future__ import annotations
+
+import logging
+import random
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from contracts import plan as traffic_plan
+from gateway.errors import Unavailable
+from gateway.refusals import VersionUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from gateway.inference.replicas import Agents, AgentStatus, Replica, VersionStatus
+
+logger = logging.getLogger(__name__)
+Kind = Literal["predict", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one call goes: a version of a model on one replica's TorchServe, and the ready workers it has there.
+
+    While the call is on, from the choice to the last answer, the target is entered as a context; so the agent learns
+    when nothing needs a version any more.
+    """
+
+    replica: Replica
+    inference_url: str
+    model: str
+    version: str
+    workers: int
+
+    def __enter__(self) -> Self:
+        self.replica.in_flight[self.version] += 1
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.replica.in_flight[self.version] -= 1
+
+
+class Router:
+    """The versions that are served. The plan's file is re-read when it changes; a broken one leaves the last plan."""
+
+    def __init__(self, plan_path: Path, agents: Agents, *, chance: Callable[[], float] = random.random) -> None:
+        self.plan: traffic_plan.Plan | None = None
+        self.plan_error: str | None = None
+        self._plan_path = plan_path
+        self._plan_seen: tuple[int, int, int] | None = None
+        self._agents = agents
+        self._chance = chance
+
+    @property
+    def revision(self) -> int | None:
+        """The revision of the plan in force."""
+        return self.plan.revision if self.plan is not None else None
+
+    def refresh_plan(self) -> None:
+        """Reads the plan's file if it is another than the one read last; what is wrong with it is said once."""
+        seen = complaint = None
+        try:
+            stat = self._plan_path.stat()
+            seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if seen == self._plan_seen:
+                return
+            self.plan = traffic_plan.load(self._plan_path)
+        except FileNotFoundError:
+            complaint = "there is no traffic plan"
+        except traffic_plan.PlanError as error:
+            complaint = str(error)
+        except OSError:
+            seen, complaint = None, "the plan cannot be read"  # tried again at each look: what is amiss may be a mode
+        if complaint is not None and complaint != self.plan_error:
+            logger.error("traffic plan not taken: %s", complaint, extra={"revision_in_force": self.revision})
+        self.plan_error, self._plan_seen = complaint, seen
+
+    def seen(self) -> list[tuple[Replica, AgentStatus, VersionStatus]]:
+        """Every version that a young status names, replica by replica."""
+        return [
+            (replica, status, version)
+            for replica, status in self._agents.current()
+            for version in status.versions
+            if self.plan is None or version.model == self.plan.model
+        ]
+
+    def is_ready(self) -> bool:
+        """Whether at least one replica that is not draining has a verified READY worker of the stable version."""
+        return self.plan is not None and bool(self._targets(self.plan.stable.version, "predict"))
+
+    def contract(self, version: str) -> dict[str, Any] | None:
+        """The contract of `version` as an agent reports it."""
+        return next((seen.contract for _, _, seen in self.seen() if seen.version == version and seen.contract), None)
+
+    def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
+        """The replica with the fewest of our calls that can answer for `version`, or for the one whose turn it is.
+
+        Raises:
+            VersionUnknown: `version` is not in the plan; what is only still loaded may be gone at any moment.
+            Unavailable: it should be there, but no verified worker is.
+        """
+        plan = self.plan
+        if plan is None:
+            raise Unavailable("not_ready")
+        if version is None:
+            targets = self._turn(plan, kind, caller)
+        elif any(release.version == version for release in plan.releases()):
+            targets = self._targets(version, kind)
+        else:
+            raise VersionUnknown(version)
+        if not targets:
+            raise Unavailable("not_ready")
+        return min(targets, key=lambda target: target.replica.in_flight.total())
+
+    def _turn(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
+        canary = plan.canary
+        if canary is not None and (place_of(caller, canary) if caller else self._chance() * 100) < canary.share:
+            targets = self._targets(canary.version, kind)
+            if targets:
+                return targets
+        return self._targets(plan.stable.version, kind)
+
+    def _targets(self, version: str, kind: Kind) -> list[Target]:
+        targets = []
+        for replica, status, seen in self.seen():
+            ready = seen.predict.ready if kind == "predict" else seen.explain.ready
+            if seen.version == version and seen.routable and ready and not status.draining:
+                targets.append(Target(replica, status.inference_url, seen.model, seen.version, ready))
+        return targets
+
+
+def place_of(caller: str, canary: traffic_plan.Canary) -> float:
+    """The caller's place among all callers, uniform in [0, 100): below the canary's share is the canary's side.
+
+    It is the same in every process and for every share, so a growing share only adds callers; the version and the
+    plan's salt are in it, so that not every canary is tried on the same ones.
+    """
+    named = f"{canary.salt}\0{canary.version}\0{caller}".encode()
+    # 48 bits: few enough that no rounding brings the quotient to 1.
+    return int.from_bytes(blake2b(named, digest_size=6).digest(), "big") / 2**48 * 100

@@ -1,0 +1,48 @@
+"""What an application is made of, put together once in `gateway.app` and reached from every route."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from gateway.auth.callers import Callers
+    from gateway.inference.admission import BodyBudget
+    from gateway.inference.replicas import Agents
+    from gateway.inference.routing import Router
+    from gateway.inference.service import InferenceService
+    from gateway.inference.shadow import Shadow
+    from gateway.settings import Settings
+    from gateway.telemetry.metrics import Metrics
+    from gateway.telemetry.tracing import Tracer
+
+
+@dataclass
+class AppState:
+    """The application's parts.
+
+    `is_draining` changes once, when the process is told to stop. `saturated` counts refusals for want of a place until
+    they are logged, `refused_early` those of gateway/server/load_shedding.py by their route until they are in the metrics too.
+    """
+
+    settings: Settings
+    agents: Agents
+    versions: Router
+    service: InferenceService
+    body_budget: BodyBudget
+    callers: Callers
+    metrics: Metrics
+    shadow: Shadow
+    tracer: Tracer | None = None
+    is_draining: bool = False
+    saturated: int = 0
+    refused_early: Counter[str] = field(default_factory=Counter)
+
+
+def state_of(request: Request) -> AppState:
+    """The parts of the application that answers `request`."""
+    parts: AppState = request.app.state.parts
+    return parts

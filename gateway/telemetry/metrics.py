@@ -1,0 +1,253 @@
+"""Prometheus metrics, right with several gateway processes: each writes its own files, whoever is asked adds them up.
+
+Gunicorn's configuration names the folder (`PROMETHEUS_MULTIPROC_DIR`) before this is imported; without it, in tests,
+one process counts for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.metrics_core import Metric
+
+    from gateway.inference.admission import ConcurrencyLimiter
+    from gateway.request_context import RequestContext
+
+logger = logging.getLogger(__name__)
+Kind = TypeVar("Kind", Counter, Gauge, Histogram)
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Each a quarter more than the one before: a version whose p99 is a third worse than another's shows it.
+MODEL_SECONDS = tuple(round(0.001 * 2 ** (step / 3), 6) for step in range(41))
+CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+METHODS = {"GET", "HEAD", "POST"}
+KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that asks a version asks it a batch
+# Labels are our own routes, stages, codes and versions; only a contract can bring a great many, its classes. Past this
+# many of a process's versions together, new ones are counted as `other`.
+MAX_CLASS_LABELS = 2000
+# Likewise of callers' keys, for which an operator may have made any number.
+MAX_KEY_LABELS = 1000
+FIRST_FILE_BYTES = 64 * 1024  # the library's own choice
+VALUE_BYTES = 32  # what a value takes in a file beside its key, at most
+NO_ROOM_PAUSE_S = 60.0
+
+
+class AllocatedFile(MmapedDict):
+    """The library's file of values, with room on the disk for a page before it is written.
+
+    The library leaves the file sparse: on a full disk the first write to a page ends the process by SIGBUS.
+    """
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 — the library's own
+        if not read_mode:
+            with Path(filename).open("ab") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, FIRST_FILE_BYTES)
+                except OSError:
+                    Path(filename).unlink()  # readers cannot parse an empty one
+                    raise
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+
+    def _init_value(self, key: str) -> None:
+        needed = self._used + len(key.encode()) + VALUE_BYTES
+        if needed > self._capacity:
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the library doubles it too
+        super()._init_value(key)  # type: ignore[no-untyped-call]  # as above
+
+
+values.MmapedDict = AllocatedFile  # type: ignore[attr-defined]  # where the library takes it from
+
+
+class Snapshot(Collector):
+    """Metrics that were collected before, in the form in which the library writes them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics."""
+        return self._metrics
+
+
+class Metrics:
+    """The gateway's own metrics. Label lookups are cached, because they cost more than the counting."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "gateway_requests", "Requests answered.", ("route", "method", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "gateway_request_seconds", "Seconds from request to answer.", ("route",), buckets=SECONDS, registry=registry
+        )
+        self._stages = Histogram(
+            "gateway_stage_seconds",
+            "Seconds in a stage: body (reading it), wait (for a place), model (TorchServe).",
+            ("route", "stage"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._refused = Counter("gateway_refused", "Requests refused or failed, by code.", ("code",), registry=registry)
+        self._versions = Counter(
+            "gateway_version_requests",
+            "Requests by the version asked and what came of them: ok, or the problem's code.",
+            ("version", "kind", "outcome"),
+            registry=registry,
+        )
+        self._model = Histogram(
+            "gateway_model_seconds",
+            "Seconds in which a version answered requests that came out ok.",
+            ("version", "kind"),
+            buckets=MODEL_SECONDS,
+            registry=registry,
+        )
+        self._callers = Counter(
+            "gateway_caller_requests",
+            "Requests by the API key's name, its id (two while it is rotated) and the status of the answer.",
+            ("caller", "key", "status"),
+            registry=registry,
+        )
+        self._caller_images = Counter(
+            "gateway_caller_images",
+            "Images classified or explained, by the API key's name.",
+            ("caller",),
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "gateway_shadow_images",
+            "Images mirrored to a shadow: agree, disagree, failed (no answer), dropped (no room).",
+            ("version", "outcome"),
+            registry=registry,
+        )
+        # Two sums, because a rate takes a falling one for a restart: up - down is the shift, up + down its size.
+        self._shift = Counter(
+            "gateway_shadow_shift",
+            "Sum of the confidences by which a shadow was above (up) or below (down) the stable version's.",
+            ("version", "direction"),
+            registry=registry,
+        )
+        self._confidence = Histogram(
+            "gateway_confidence",
+            "Confidence of the predicted class.",
+            ("version", "class"),
+            buckets=CONFIDENCES,
+            registry=registry,
+        )
+        self._in_flight = self._sum("gateway_in_flight", "Calls that have a place, sampled.")
+        self._waiting = self._sum("gateway_waiting", "Calls that wait for a place, sampled.")
+        self._capacity = self._sum("gateway_capacity", "ConcurrencyLimiter, over all gateway processes.")
+        self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
+        self._classes: set[tuple[str, str]] = set()
+        self._keys: set[tuple[str, str]] = set()
+        self._no_room_until = 0.0
+
+    def finish(self, method: str, context: RequestContext) -> None:
+        """Counts an answered request."""
+        route = context.route
+        method = method if method in METHODS else "other"
+        self._count(1, self._requests, route, method, str(context.status))
+        self._observe(context.elapsed_s(), self._seconds, route)
+        for stage, seconds in context.stages.items():
+            self._observe(seconds, self._stages, route, stage)
+        if context.code:
+            self._count(1, self._refused, context.code)
+        if context.version:
+            kind = KINDS.get(route, "batch")
+            hurried = context.is_hurried and context.code == "deadline_passed"
+            outcome = "caller_deadline" if hurried else context.code or "ok"
+            self._count(1, self._versions, context.version, kind, outcome)
+            if not context.code:
+                self._observe(context.stages["model"], self._model, context.version, kind)
+        if context.caller:
+            self._count_usage(context)
+        for entry in context.entries:
+            if "class" in entry:
+                label = self._class_label(context.version, entry["class"])
+                self._observe(entry["confidence"], self._confidence, context.version, label)
+
+    def count_refused(self, route: str, count: int) -> None:
+        """Counts calls refused for want of a place; not their times, which would hide how slow the answers are."""
+        self._count(count, self._requests, route, "POST", "503")
+        self._count(count, self._refused, "saturated")
+
+    def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
+        """Counts images that were to be mirrored to the shadow `version`."""
+        self._count(images, self._shadow, version, outcome)
+
+    def observe_shift(self, version: str, shift: float) -> None:
+        """Adds by how much more confident than the stable version the shadow was (-1 to 1)."""
+        self._count(abs(shift), self._shift, version, "up" if shift > 0 else "down")
+
+    def sample(self, kind: str, places: ConcurrencyLimiter) -> None:
+        """Note how many places of a kind there are, and how many calls have one or wait for one now."""
+        sampled = ((self._in_flight, places.taken), (self._waiting, places.waiting), (self._capacity, places.limit))
+        for gauge, value in sampled:
+            if (child := self._child(gauge, kind)) is not None:
+                child.set(value)
+
+    def render(self, state: Iterable[Metric] = ()) -> bytes:
+        """Return everything as Prometheus's text, over all processes where there are several, and `state`."""
+        counted: CollectorRegistry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            counted = CollectorRegistry()
+            MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
+        return generate_latest(Snapshot([*counted.collect(), *state]))
+
+    def _sum(self, name: str, what: str) -> Gauge:
+        return Gauge(name, what, ("kind",), registry=self._registry, multiprocess_mode="livesum")
+
+    def _count_usage(self, context: RequestContext) -> None:
+        caller, key = context.caller, context.key
+        if (caller, key) not in self._keys:
+            if len(self._keys) >= MAX_KEY_LABELS:
+                caller, key = "other", ""
+            else:
+                self._keys.add((caller, key))
+        self._count(1, self._callers, caller, key, str(context.status))
+        is_explained = context.status == 200 and context.route == "/explain"
+        images = int(is_explained) or sum("class" in entry for entry in context.entries)
+        if images:
+            self._count(images, self._caller_images, caller)
+
+    def _class_label(self, version: str, name: str) -> str:
+        if (version, name) not in self._classes:
+            if len(self._classes) >= MAX_CLASS_LABELS:
+                return "other"
+            self._classes.add((version, name))
+        return name
+
+    def _count(self, amount: float, counter: Counter, *labels: str) -> None:
+        if (child := self._child(counter, *labels)) is not None:
+            child.inc(amount)
+
+    def _observe(self, value: float, histogram: Histogram, *labels: str) -> None:
+        if (child := self._child(histogram, *labels)) is not None:
+            child.observe(value)
+
+    def _child(self, metric: Kind, *labels: str) -> Kind | None:
+        """Return the metric with these labels; None while the disk has no room for it."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            if time.monotonic() < self._no_room_until:
+                return None
+            try:
+                child = self._children[key] = metric.labels(*labels)
+            except OSError as error:
+                self._no_room_until = time.monotonic() + NO_ROOM_PAUSE_S
+                logger.error("nothing new is counted for %g s: %s", NO_ROOM_PAUSE_S, error.strerror)  # noqa: TRY400
+                return None
+        return child  # type: ignore[return-value]  # the key begins with the metric

@@ -1,0 +1,99 @@
+"""The agent's readiness page, by what it has seen."""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from control.agent.agent import Agent
+from control.agent.deployment import Deployment, Wanted
+from control.agent.torchserve.management import Management, Registered, Worker
+from control.settings import AgentSettings
+
+
+@pytest.fixture
+def agent(tmp_path):
+    settings = AgentSettings(plan=tmp_path / "plan.json", temp=Path("/tmp/gs-ready"), workers=1)
+    return Agent(settings, Management(settings.management_url, logging.getLogger("test")))
+
+
+def serve(agent, role="stable", *, verified=True, ready=True):
+    worker = Registered("1.0.0", 1, (Worker(pid=1, ready=ready),), 0, 100)
+    wanted = Wanted(
+        model="m", version="1.0.0", archive="m.mar", sha256="0" * 64, role=role, workers=1, explain_workers=1
+    )
+    agent._reconciler.deployments["m", "1.0.0"] = Deployment(wanted, predict=worker, verified=verified)
+
+
+def ask(agent, path, **headers):
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(agent.app()), base_url="http://agent") as client:
+            return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+    return asyncio.run(ask())
+
+
+def status(agent):
+    return ask(agent, "/readyz").status_code
+
+
+def test_the_status_page_tells_what_each_gateway_reported(agent):
+    report = '{"id":"g1","revision":7,"in_flight":{"1.0.0":2}}'
+    assert ask(agent, "/status", x_gradserve_gateway="nonsense").json()["gateways"] == []
+    (heard,) = ask(agent, "/status", x_gradserve_gateway=report).json()["gateways"]
+    assert {**heard, "heard_s": 0} == {"id": "g1", "revision": 7, "in_flight": {"1.0.0": 2}, "heard_s": 0}
+
+
+def test_the_status_page_tells_the_contracts_figures_and_not_where_the_model_was_made(agent):
+    serve(agent)
+    (deployment,) = agent._reconciler.deployments.values()
+    assert ask(agent, "/status").json()["versions"][0]["contract"] == {}
+    recipe = {"data": "imagefolder:/home/alice/pets"}
+    deployment.contract = {"name": "m", "accepted": {"accuracy": 0.9, "recipe": recipe, "ancestor": {"recipe": recipe}}}
+    told = ask(agent, "/status").json()["versions"][0]["contract"]
+    assert told == {"name": "m", "accepted": {"accuracy": 0.9}}
+
+
+def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent, monkeypatch):
+    monkeypatch.setattr("control.agent.agent._POLLER_GONE_S", 30)
+
+    def poll(in_flight):
+        agent._reconciler.gateways.take(f'{{"id":"g1","revision":7,"in_flight":{in_flight}}}', time.monotonic())
+
+    async def drain():
+        poll("{}")
+        draining = asyncio.create_task(agent.drain())
+        for in_flight in ("{}", '{"1.0.0":1}', '{"1.0.0":1}'):
+            await asyncio.sleep(0.12)
+            assert not draining.done()
+            poll(in_flight)
+        await asyncio.sleep(0.12)
+        assert not draining.done()
+        poll("{}")
+        await asyncio.wait_for(draining, 1)
+
+    asyncio.run(drain())
+
+
+def test_agent_is_ready_with_a_verified_ready_stable_worker(agent):
+    assert status(agent) == 503
+    serve(agent)
+    assert status(agent) == 200
+
+
+@pytest.mark.parametrize("less", [{"role": "canary"}, {"verified": False}, {"ready": False}])
+def test_agent_is_not_ready_with_less(agent, less):
+    serve(agent, **less)
+    assert status(agent) == 503
+
+
+def test_agent_is_not_ready_while_it_drains_or_when_its_look_is_old(agent):
+    serve(agent)
+    agent._observed_at -= 10
+    assert status(agent) == 503
+    agent._observed_at += 10
+    agent._draining = True
+    assert status(agent) == 503

@@ -1,0 +1,83 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from contracts import plan as traffic_plan
+from control.errors import AnotherOperator, HomeNotWritable, NoPlan, PlanUnusable
+from control.release.plan_store import PlanStore, write_atomically
+
+PLAN = traffic_plan.Plan(0, "cifar10", traffic_plan.Release("1.0.0", "cifar10-1.0.0.mar", "a" * 64))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return PlanStore(tmp_path / "home")
+
+
+def test_each_change_is_a_revision_with_history_and_an_audit_line(store, monkeypatch):
+    monkeypatch.setenv("GRADSERVE_OPERATOR", "alice")
+    with store.lock("test"):
+        store.write(PLAN, "first plan")
+        store.write(PLAN, "again", reason="because")
+    assert store.read().revision == 2
+    assert sorted(path.name for path in (store.home / "history").iterdir()) == ["plan-000001.json", "plan-000002.json"]
+    first, second = map(json.loads, store.audit_path.read_text().splitlines())
+    assert (first["who"], first["what"], first["before"]) == ("alice", "first plan", None)
+    assert (second["before"]["revision"], second["after"]["revision"], second["reason"]) == (1, 2, "because")
+
+
+def test_a_revision_is_never_used_twice_even_after_the_plan_was_broken_by_hand(store):
+    with store.lock("test"):
+        store.write(PLAN, "first plan")
+        store.path.unlink()
+        assert store.write(PLAN, "again").revision == 2
+
+
+def test_of_two_operators_one_is_told_who_the_other_is(store, monkeypatch):
+    monkeypatch.setenv("GRADSERVE_OPERATOR", "alice")
+    with (
+        store.lock("deploy 2.0.0"),
+        pytest.raises(AnotherOperator, match=r"alice \(deploy 2\.0\.0"),
+        store.lock("promote"),
+    ):
+        pass
+
+
+def test_the_lock_of_a_killed_operator_is_free(store):
+    code = f"""
+import os, signal, pathlib
+from control.release.plan_store import PlanStore
+with PlanStore(pathlib.Path({str(store.home)!r})).lock("deploy"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False, env=os.environ)
+    with store.lock("promote"):
+        pass
+
+
+def test_a_home_that_takes_no_lock_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    store = PlanStore(tmp_path / "file" / "home")
+    with pytest.raises(HomeNotWritable, match=r"home cannot be written to \(Not a directory\)"), store.lock("deploy"):
+        pass
+
+
+def test_no_plan_and_a_broken_plan_are_told_apart(store):
+    with pytest.raises(NoPlan, match="gradserve up"):
+        store.read()
+    store.home.mkdir()
+    store.path.write_text("{")
+    with pytest.raises(PlanUnusable, match="history"):
+        store.read()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "plan.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

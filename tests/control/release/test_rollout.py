@@ -1,0 +1,185 @@
+"""Moves of versions against agents that are pages of status: nothing is routed to what cannot take it."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from contracts.plan import Plan, Release
+from control.archive import Archive
+from control.errors import ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
+from control.release.plan_store import PlanStore
+from control.release.rollout import Rollout
+
+DEAD = "http://127.0.0.1:9"
+OLD, NEW = (Release(version, f"m-{version}.mar", version[0] * 64, 1) for version in ("1.0", "2.0"))
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store = PlanStore(tmp_path)
+    with store.lock("test"):
+        store.write(Plan(0, "m", OLD, retained=(NEW,)), "first")
+    return store
+
+
+@pytest.fixture
+def agent(store, serve):
+    """`agent(states)`: the address of one that follows the plan, where the versions are in these states."""
+
+    def agent(states):
+        def answer(_):
+            versions = [
+                {
+                    "version": version,
+                    "state": state,
+                    "routable": state == "ready",
+                    "reason": "it crashed" if state == "failed" else None,
+                    "predict": {"ready": int(state == "ready"), "wanted": 1},
+                }
+                for version, state in states.items()
+            ]
+            page = {"observed_at": time.time(), "plan_revision": store.read().revision, "versions": versions}
+            return 200, json.dumps(page).encode()
+
+        return serve(answer)
+
+    return agent
+
+
+def rollout(store, *agents):
+    return Rollout(store, agents, store.home, lambda line: None)
+
+
+def test_a_version_that_an_agent_has_given_up_is_neither_promoted_nor_rolled_back_to(store, agent):
+    states = {"1.0": "ready", "2.0": "failed"}
+    moving = rollout(store, agent(states), agent({"1.0": "ready", "2.0": "ready"}))
+    with pytest.raises(Refused, match="it crashed"):
+        moving.promote("2.0")
+    assert store.read().stable == OLD
+    states["2.0"] = "ready"
+    assert moving.promote("2.0").stable == NEW
+    states["1.0"] = "failed"
+    with pytest.raises(Refused, match="it crashed"):
+        moving.rollback()
+    assert store.read().stable == NEW
+
+
+def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent):
+    states = {"1.0": "ready", "2.0": "loading"}
+    began = time.monotonic()
+    threading.Timer(0.5, states.update, kwargs={"2.0": "ready"}).start()
+    assert rollout(store, agent(states)).promote("2.0").stable == NEW
+    assert time.monotonic() - began >= 0.5
+
+
+def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agent, monkeypatch):
+    monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 0.3)
+    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
+    rollout(store, there).promote("2.0")
+    both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, said.append)
+    began = time.monotonic()
+    assert both.rollback().stable == OLD
+    assert time.monotonic() - began < 2
+    assert any("http://127.0.0.1:9 does not answer" in line for line in said)
+    with pytest.raises(NotFollowed, match="The plan stands"):
+        both.promote("2.0")
+
+
+def test_a_dead_agent_is_named_while_a_deploy_waits_for_it(store, agent, monkeypatch):
+    monkeypatch.setattr("control.release.rollout.NAME_EVERY_S", 0.2)
+    monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 0.9)
+    incoming_archive(monkeypatch, "2.0")
+    said = []
+    both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, said.append)
+    with pytest.raises(Refused, match=f"{DEAD} does not answer"):
+        both.deploy("2.0", share=10)
+    named = [line for line in said if "waiting for" in line]
+    assert 3 <= len(named) <= 5
+    assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
+
+
+def test_with_allow_missing_a_version_is_deployed_promoted_and_rolled_back_by_the_agents_that_answer(
+    store, agent, monkeypatch
+):
+    monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
+    incoming_archive(monkeypatch, "2.0")
+    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
+
+    def moving():
+        return Rollout(store, [DEAD, there], store.home, said.append, allow_missing=True)
+
+    assert moving().deploy("2.0", share=10).canary.version == "2.0"
+    assert said.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
+    assert moving().promote().stable == NEW
+    with store.lock("test"):
+        store.write(Plan(0, "m", NEW), "nothing is retained")
+    assert moving().rollback().stable == OLD, "it had to be loaded anew, by the agent that answers"
+
+
+def test_with_allow_missing_at_least_one_agent_has_to_answer(store, monkeypatch):
+    monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
+    incoming_archive(monkeypatch, "3.0")
+    before = store.read()
+    alone = Rollout(store, [DEAD], store.home, lambda _: None, allow_missing=True)
+    with pytest.raises(Refused, match="no agent answers"):
+        alone.deploy("3.0", share=10)
+    assert store.read().releases() == before.releases()
+    with pytest.raises(NoAgentAnswers, match=DEAD):
+        alone.promote("2.0")
+    assert store.read().stable == OLD
+
+
+def test_an_agent_that_answers_and_is_slow_to_load_is_not_left_out(store, agent, monkeypatch):
+    monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.2)
+    slow = {"1.0": "ready", "2.0": "loading"}
+    threading.Timer(0.7, slow.update, kwargs={"2.0": "failed"}).start()
+    moving = Rollout(
+        store, [agent({"1.0": "ready", "2.0": "ready"}), agent(slow)], store.home, lambda _: None, allow_missing=True
+    )
+    with pytest.raises(Refused, match="it crashed"):
+        moving.promote("2.0")
+
+
+def incoming_archive(monkeypatch, version):
+    """What `deploy` finds, without its bytes."""
+    found = Archive(Path(f"m-{version}.mar"), version[0] * 64, {"version": version, "classes": ["a"]}, None)
+    monkeypatch.setattr("control.release.archive_source.fetch", lambda *_: found)
+    monkeypatch.setattr("control.release.archive_source.compare", lambda *_, **__: None)
+
+
+def test_a_canary_keeps_its_callers_and_its_traffic_while_it_is_deployed_with_a_larger_share(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "2.0")
+    moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
+    first = moving.deploy("2.0", share=10)
+    second = moving.deploy("2.0", share=50)
+    assert (second.canary.share, second.canary.salt) == (50, first.canary.salt)
+    assert second.revision == first.revision + 1, "there was no plan in between without it"
+    assert moving.deploy("2.0").canary is None, "without a role it gets no traffic"
+
+
+def test_a_version_that_was_in_the_plan_stays_there_when_it_is_refused(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "2.0")
+    states = {"1.0": "ready", "2.0": "ready"}
+    moving = rollout(store, agent(states))
+    before = moving.deploy("2.0", share=10)
+    states["2.0"] = "failed"
+    with pytest.raises(Refused, match="it crashed"):
+        moving.deploy("2.0", share=50)
+    assert store.read() == before
+
+
+def test_a_new_version_that_is_refused_is_out_of_the_plan_again(store, agent, monkeypatch):
+    incoming_archive(monkeypatch, "3.0")
+    with pytest.raises(Refused, match="it crashed"):
+        rollout(store, agent({"1.0": "ready", "3.0": "failed"})).deploy("3.0", share=10)
+    assert [release.version for release in store.read().releases()] == ["1.0", "2.0"]
+
+
+def test_without_a_version_of_before_there_is_no_way_back(store, agent):
+    with pytest.raises(ImpossibleMove, match="none to go back to"):
+        rollout(store, agent({})).rollback()

@@ -1,0 +1,67 @@
+"""The OpenAPI document says what the gateway does."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.api import openapi_examples, schemas
+from gateway.app import ROUTES
+
+if TYPE_CHECKING:
+    from conftest import Stand
+    from pydantic import BaseModel
+
+
+@pytest.fixture
+def document(stand: Stand) -> dict[str, Any]:
+    return dict(stand.client.get("/openapi.json").json())
+
+
+def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None:
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == {(method, path) for method, path, _ in ROUTES}
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    names = set(re.findall(r"#/components/schemas/(\w+)", repr(document)))
+    assert names <= set(document["components"]["schemas"])
+
+
+def test_every_error_has_an_example_with_its_own_status(document: dict[str, Any]) -> None:
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, response in operation["responses"].items():
+                for code, example in (
+                    response["content"].get("application/problem+json", {}).get("examples", {}).items()
+                ):
+                    problem = schemas.Problem.model_validate(example["value"])
+                    assert (str(problem.status), problem.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (schemas.Prediction, openapi_examples.PREDICTION),
+        (schemas.BatchPrediction, openapi_examples.BATCH),
+        (schemas.Explanation, openapi_examples.EXPLANATION),
+        (schemas.Health, openapi_examples.HEALTH),
+        (schemas.Models, openapi_examples.MODELS),
+    ],
+)
+def test_every_answers_example_fits_its_schema(model: type[BaseModel], example: dict[str, Any]) -> None:
+    model.model_validate(example)
+
+
+def test_real_answers_fit_their_schemas(stand: Stand) -> None:
+    client = stand.client
+    schemas.Prediction.model_validate_json(client.post("/predict?top_k=2", content=b"x").content)
+    files = [("file", ("a", b"x")), ("file", ("b", b"bad:image_unreadable"))]
+    schemas.BatchPrediction.model_validate_json(client.post("/predict/batch", files=files).content)
+    numbers = client.post("/explain", content=b"x", headers={"accept": "application/json"})
+    schemas.Explanation.model_validate_json(numbers.content)
+    schemas.Health.model_validate_json(client.get("/health").content)
+    schemas.Models.model_validate_json(client.get("/models").content)
+    schemas.State.model_validate_json(client.get("/readyz").content)

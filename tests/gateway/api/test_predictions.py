@@ -1,0 +1,91 @@
+"""The image routes' answers when all goes well."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Stand
+
+IMAGE = b"image-of-dog"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"content": IMAGE},
+        {"content": IMAGE, "headers": {"content-type": "application/octet-stream"}},
+        {"content": IMAGE, "headers": {"content-type": "image/webp"}},
+        {"files": {"file": ("dog.png", IMAGE, "image/png")}},
+        {"files": {"file": ("../../etc/passwd", IMAGE)}},
+    ],
+)
+def test_an_image_is_answered_however_it_is_sent(stand: Stand, body: dict[str, Any]) -> None:
+    answer = stand.client.post("/predict?top_k=2", **body)
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "class": "dog",
+        "confidence": 0.9,
+        "top": [{"class": "dog", "confidence": 0.9}, {"class": "frog", "confidence": 0.1}],
+        "model": {"name": "cifar10", "version": "1.0.0"},
+        "request_id": answer.headers["x-request-id"],
+    }
+
+
+def test_torchserve_gets_the_bytes_one_header_and_the_explicit_version(stand: Stand) -> None:
+    stand.client.post("/predict", files={"file": ("dog.png", IMAGE)}, headers={"x-request-id": "abc-1"})
+    call = stand.torchserve.calls[0]
+    assert call.url.path == "/predictions/cifar10/1.0.0"
+    assert call.content == IMAGE
+    assert set(call.headers) == {"host", "content-length", "content-type", "x-gradserve"}
+    options = json.loads(call.headers["x-gradserve"])
+    assert options.pop("deadline") > 1.7e12
+    assert options == {"id": "abc-1", "top_k": 1}
+
+
+def test_a_batch_is_answered_in_order_and_a_bad_image_fails_alone(stand: Stand) -> None:
+    images = [b"image-of-dog", b"bad:image_unreadable", b"image-of-frog"]
+    answer = stand.client.post("/predict/batch", files=[("file", ("x", image)) for image in images])
+    assert answer.status_code == 200
+    results = answer.json()["results"]
+    assert [entry.get("class") for entry in results] == ["dog", None, "frog"]
+    assert results[1]["error"] == {
+        "status": 422,
+        "code": "image_unreadable",
+        "detail": "the handler's sentence",
+        "limit": 7,
+    }
+
+
+def test_an_explanation_is_a_image(stand: Stand) -> None:
+    answer = stand.client.post("/explain?target=frog&method=eigencam&alpha=0.25&size=64", content=IMAGE)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/png"
+    call = stand.torchserve.calls[0]
+    assert call.url.path == "/explanations/cifar10-explain/1.0.0"
+    options = json.loads(call.headers["x-gradserve"])
+    assert {key: options[key] for key in ("target", "method", "alpha", "size")} == {
+        "target": "frog",
+        "method": "eigencam",
+        "alpha": 0.25,
+        "size": 64,
+    }
+
+
+def test_an_explanation_comes_as_numbers_when_asked(stand: Stand) -> None:
+    answer = stand.client.post("/explain", content=IMAGE, headers={"accept": "application/json"})
+    assert answer.json()["heatmap"] == [[0.0, 1.0]]
+    assert answer.json()["model"] == {"name": "cifar10", "version": "1.0.0"}
+
+
+def test_a_sane_request_id_is_kept_and_another_replaced(stand: Stand) -> None:
+    assert stand.client.get("/livez", headers={"x-request-id": "a.b:c_1"}).headers["x-request-id"] == "a.b:c_1"
+    assert stand.client.get("/livez", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
+
+
+def test_answers_tell_their_stages_times(stand: Stand) -> None:
+    timing = stand.client.post("/predict", content=IMAGE).headers["server-timing"]
+    assert [part.split(";")[0] for part in timing.split(", ")] == ["body", "wait", "model", "total"]

@@ -1,0 +1,324 @@
+"""Keys and quotas: what is stored, what is compared, what happens when the file or the store changes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import socketserver
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+from limits.aio.storage import MemoryStorage
+from starlette.requests import Request
+
+from gateway.auth import keys
+from gateway.auth.callers import Callers, TidyMemoryStorage, address_of, parse_quota
+from gateway.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import Stand
+
+
+def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) -> None:
+    secret, key = keys.make_key("alice", ["predict"], created="2026-01-31")
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [key])
+    assert secret not in path.read_text(encoding="utf-8")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert keys.load_keys(path) == (key,)
+    assert len(secret) > 40
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "is no key file"),
+        ('{"schema":1,"keys":[1]}', "a key is an object"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"x","scopes":["read"]}]}', "no SHA-256"),
+        ('{"schema":1,"keys":[{"name":"a b","sha256":"x","scopes":["read"]}]}', "does not match"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":["all"]}]}' % ("0" * 64), "use one or more of"),
+        ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":"read"}]}' % ("0" * 64), "no list of scopes"),
+    ],
+)
+def test_a_broken_key_file_stops_the_start_with_the_reason(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=sentence):
+        Callers(Settings(keys_file=path))
+
+
+def test_a_missing_key_file_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="does not exist"):
+        Callers(Settings(keys_file=tmp_path / "nope"))
+
+
+def test_two_keys_of_one_name_are_refused() -> None:
+    entry = f"a:{'0' * 64}:read"
+    with pytest.raises(SettingsError, match="two keys named a"):
+        Callers(Settings(keys=(entry, entry)))
+
+
+def test_keys_come_and_go_without_a_restart(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    old_secret, old = keys.make_key("old", ["read"])
+    new_secret, new = keys.make_key("new", ["read"])
+    keys.save_keys(path, [old])
+    stand = make_stand(keys_file=path)
+
+    def status(secret: str) -> int:
+        return stand.client.get("/models", headers={"x-api-key": secret}).status_code
+
+    assert (status(old_secret), status(new_secret)) == (200, 401)
+    keys.save_keys(path, [new])
+    stand.wait_until(lambda: (status(old_secret), status(new_secret)) == (401, 200))
+
+
+def test_a_changed_file_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [])
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    keys.save_keys(path, [])
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_though_it_has_not_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "keys.json"
+    keys.save_keys(path, [keys.make_key("a", ["read"])[1]])
+    callers = Callers(Settings(keys_file=path))
+    keys.save_keys(path, [])
+    may_read = False
+
+    def load(path: Path) -> tuple[keys.Key, ...]:
+        if not may_read:
+            raise PermissionError(13, "Permission denied")
+        return ()
+
+    monkeypatch.setattr("gateway.auth.keys.load_keys", load)
+    for _ in range(3):
+        callers.refresh_keys()
+    assert (len(callers._keys), len(caplog.records)) == (1, 1)
+    may_read = True
+    callers.refresh_keys()
+    assert callers._keys == ()
+
+
+def test_a_file_that_breaks_leaves_the_keys_as_they_are(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    secret, key = keys.make_key("a", ["read"])
+    keys.save_keys(path, [key])
+    stand = make_stand(keys_file=path)
+    for content in ("{", json.dumps({"schema": 1, "keys": "none"})):
+        path.write_text(content, encoding="utf-8")
+        stand.client.portal.call(stand.app.state.parts.callers.refresh_keys)
+        assert stand.client.get("/models", headers={"x-api-key": secret}).status_code == 200
+
+
+def test_a_quota_belongs_to_one_key(make_stand: Callable[..., Stand]) -> None:
+    made = [keys.make_key(name, ["predict"]) for name in ("a", "b")]
+    entries = tuple(f"{key.name}:{key.sha256}:predict" for _, key in made)
+    client = make_stand(keys=entries, rate_per_key="1/hour").client
+
+    def status(secret: str) -> int:
+        return client.post("/predict", content=b"x", headers={"x-api-key": secret}).status_code
+
+    assert [status(made[0][0]), status(made[0][0]), status(made[1][0])] == [200, 429, 200]
+
+
+def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) -> None:
+    client = make_stand(keys=(f"a:{'0' * 64}:read",), rate_per_address="2/hour").client
+    statuses = [client.get("/models", headers={"x-api-key": "guess"}).status_code for _ in range(3)]
+    assert statuses == [401, 401, 429]
+
+
+def test_a_key_file_of_today_stays_readable(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    row = {"name": "alice", "sha256": "0" * 64, "scopes": ["predict"], "created": "2026-01-31"}
+    path.write_text(json.dumps({"schema": 1, "keys": [row, {**row, "name": "bob", "sha256": "1" * 64}]}))
+    old = keys.load_keys(path)
+    assert old[0] == keys.Key("alice", "0" * 64, ("predict",), "2026-01-31")
+    keys.save_keys(path, old)
+    assert keys.load_keys(path) == old
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"expires": "soon"}, "write like 2026-12-31T00:00:00"),
+        ({"expires": "2026-12-31T00:00:00"}, "write like 2026-12-31T00:00:00"),
+        ({"quota": "often"}, "write like 600/minute"),
+    ],
+)
+def test_an_expiry_or_quota_that_cannot_be_is_refused(changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(keys.KeyFileError, match=sentence):
+        keys.make_key("a", ["read"], **changes)
+
+
+def test_two_keys_of_one_name_work_until_the_old_one_expires(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    end = datetime.now(UTC) + timedelta(seconds=1.5)
+    old_secret, old = keys.make_key("alice", ["read"], expires=end.isoformat())
+    new_secret, new = keys.make_key("alice", ["read"])
+    keys.save_keys(path, [old, new])
+    stand = make_stand(keys_file=path)
+
+    def answer(secret: str) -> tuple[int, str | None]:
+        found = stand.client.get("/models", headers={"x-api-key": secret})
+        return found.status_code, found.json().get("code")
+
+    assert answer(old_secret) == answer(new_secret) == (200, None)
+    stand.wait_until(lambda: datetime.now(UTC) > end)
+    assert answer(old_secret) == (401, "key_expired")
+    assert answer(new_secret) == (200, None)
+    shown = stand.client.get("/metrics", headers={"x-api-key": new_secret}).text
+    for key, status, count in ((old, 200, 1), (old, 401, 1), (new, 200, 2)):
+        counted = f'gateway_caller_requests_total{{caller="alice",key="{key.sha256[:8]}",status="{status}"}} {count}.0'
+        assert counted in shown
+
+
+def test_a_key_with_a_quota_of_its_own_has_that_and_no_other(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    made = [keys.make_key("large", ["predict"], quota="3/hour"), keys.make_key("usual", ["predict"])]
+    keys.save_keys(path, [key for _, key in made])
+    client = make_stand(keys_file=path, rate_per_key="1/hour").client
+
+    def statuses(secret: str) -> list[int]:
+        headers = {"x-api-key": secret}
+        return [client.post("/predict", content=b"x", headers=headers).status_code for _ in range(4)]
+
+    assert [statuses(secret) for secret, _ in made] == [[200, 200, 200, 429], [200, 429, 429, 429]]
+
+
+def test_a_rotated_key_counts_against_its_callers_one_quota(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    expires = (datetime.now(UTC) + timedelta(days=1)).isoformat()
+    made = [keys.make_key("a", ["predict"], quota="2/hour", expires=end) for end in (expires, "")]
+    keys.save_keys(path, [key for _, key in made])
+    client = make_stand(keys_file=path).client
+    answers = [client.post("/predict", content=b"x", headers={"x-api-key": made[turn % 2][0]}) for turn in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+def test_every_answer_tells_what_is_left_of_each_quota(make_stand: Callable[..., Stand]) -> None:
+    secret, key = keys.make_key("a", ["predict"])
+    entry = f"a:{key.sha256}:predict"
+    client = make_stand(keys=(entry,), rate_per_key="2/hour", rate_per_address="100/minute").client
+    answers = [client.post("/predict", content=b"x", headers={"x-api-key": secret}) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    for answer, left in zip(answers, (1, 0, 0), strict=True):
+        assert answer.headers["ratelimit-policy"] == '"address";q=100;w=60, "key";q=2;w=3600'
+        address, own = answer.headers["ratelimit"].split(", ")
+        assert re.fullmatch(r'"address";r=9[7-9];t=(60|59|58)', address)
+        assert re.fullmatch(rf'"key";r={left};t=(3600|359\d)', own)
+    assert "ratelimit" not in client.get("/livez").headers
+
+
+def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) -> None:
+    secret, key = keys.make_key("a", ["predict", "explain", "read"])
+    client = make_stand(keys=(f"a:{key.sha256}:predict+explain+read",)).client
+    headers = {"x-api-key": secret}
+    files = [("file", ("x", content)) for content in (b"image-of-dog", b"bad:image_unreadable", b"image-of-cat")]
+    client.post("/predict", content=b"x", headers=headers)
+    client.post("/predict/batch", files=files, headers=headers)
+    client.post("/explain", content=b"x", headers=headers)
+    client.post("/explain", content=b"bad:image_unreadable", headers=headers)
+    assert 'gateway_caller_images_total{caller="a"} 4.0' in client.get("/metrics", headers=headers).text
+
+
+def test_many_callers_do_not_make_each_hit_dearer() -> None:
+    async def walks(storage: MemoryStorage) -> int:
+        tasks = []
+        for who in range(200):
+            await storage.incr(f"caller {who}", 60)
+            await asyncio.sleep(0)
+            if storage.timer not in tasks:
+                tasks.append(storage.timer)
+        return len(tasks)
+
+    assert asyncio.run(walks(MemoryStorage())) > 100, "what the library's own does"
+    assert asyncio.run(walks(TidyMemoryStorage())) == 1
+
+
+@pytest.mark.parametrize("quota", ["often", "0/minute", "-1/minute", "5 per parsec"])
+def test_an_impossible_quota_is_refused(quota: str) -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_RATE_PER_KEY"):
+        parse_quota("GATEWAY_RATE_PER_KEY", quota)
+
+
+def test_an_unknown_store_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_RATE_STORE"):
+        Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://"))
+    with pytest.raises(SettingsError) as refused:
+        Callers(Settings(rate_per_key="1/minute", rate_store="nowhere://:s3cret@store:6379/0"))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_store_that_hangs_is_left_alone_for_a_while(
+    make_stand: Callable[..., Stand], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        stand = make_stand(rate_per_address="1/minute", rate_store=f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        assert [stand.client.post("/predict", content=b"x").status_code for _ in range(5)] == [200] * 5
+        assert [record.msg for record in caplog.records].count("quotas are not counted for %g s: %s") == 1
+
+
+class CountingRedis(socketserver.StreamRequestHandler):
+    """As much of Redis as counting takes: HELLO, the library's script that counts up (EVALSHA), GET and TTL."""
+
+    counts: ClassVar[dict[bytes, int]] = {}
+
+    def handle(self) -> None:
+        while line := self.rfile.readline():
+            words = [self.word() for _ in range(int(line[1:]))]
+            if words[0] == b"HELLO":
+                self.wfile.write(b"%1\r\n$5\r\nproto\r\n:3\r\n")
+            elif words[0] == b"EVALSHA":
+                self.counts[words[3]] = self.counts.get(words[3], 0) + int(words[5])
+                self.wfile.write(b":%d\r\n" % self.counts[words[3]])
+            elif words[0] == b"GET":
+                count = b"%d" % self.counts[words[1]]
+                self.wfile.write(b"$%d\r\n%b\r\n" % (len(count), count))
+            else:
+                self.wfile.write(b":42\r\n" if words[0] == b"TTL" else b"-ERR unknown command\r\n")
+
+    def word(self) -> bytes:
+        size = int(self.rfile.readline()[1:])
+        return self.rfile.read(size + 2)[:-2]
+
+
+def test_gateways_with_one_redis_store_count_together(make_stand: Callable[..., Stand]) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), CountingRedis) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = f"redis://127.0.0.1:{server.server_address[1]}"
+        stands = [make_stand(rate_per_address="3/minute", rate_store=store) for _ in range(2)]
+        answers = [stands[turn % 2].client.post("/predict", content=b"x") for turn in range(4)]
+        server.shutdown()
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert 40 <= int(answers[3].headers["retry-after"]) <= 43
+    assert [answer.headers["ratelimit"].partition(";t=")[0] for answer in answers] == [
+        f'"address";r={left}' for left in (2, 1, 0, 0)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("client", "counted"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("a unix socket", "a unix socket"),
+    ],
+)
+def test_whose_quota_an_address_is(client: str, counted: str) -> None:
+    assert address_of(Request({"type": "http", "client": (client, 1)})) == counted

@@ -1,0 +1,129 @@
+"""ConcurrencyLimiter are bounded, waits are short, and nothing is lost when a wait ends at the wrong moment."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import Unavailable
+from gateway.inference.admission import ConcurrencyLimiter
+
+if TYPE_CHECKING:
+    from conftest import Run
+
+
+def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
+    async def scene() -> list[str]:
+        places, order = ConcurrencyLimiter(1, 1.0), []
+        await places.take()
+
+        async def call(name: str) -> None:
+            await places.take()
+            order.append(name)
+            places.give_back(1)
+
+        calls = [asyncio.create_task(call(name)) for name in ("first",)]
+        await asyncio.sleep(0)
+        places.give_back(1)
+        await places.take()
+        order.append("second")
+        places.give_back(1)
+        await asyncio.gather(*calls)
+        assert places.taken == 0
+        return order
+
+    assert asyncio.run(scene()) == ["first", "second"]
+
+
+def test_a_wait_ends_with_saturated_and_leaks_no_place() -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(1, 0.01)
+        await places.take()
+        with pytest.raises(Unavailable) as refusal:
+            await places.take()
+        assert refusal.value.code == "saturated"
+        places.give_back(1)
+        assert places.taken == 0
+        await places.take()
+
+    asyncio.run(scene())
+
+
+def test_no_more_wait_than_there_are_places() -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(2, 5.0)
+        assert places.take_free(9) == 2
+        waiting = [asyncio.create_task(places.take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(places.take(), 0.5)
+        places.give_back(2)
+        await asyncio.gather(*waiting)
+        assert places.taken == 2
+
+    asyncio.run(scene())
+
+
+def test_a_cancelled_wait_passes_its_place_on() -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(1, 5.0)
+        await places.take()
+        waiting = asyncio.create_task(places.take())
+        await asyncio.sleep(0)
+        places.give_back(1)  # the place is on its way to the waiter …
+        waiting.cancel()  # … who leaves in the same turn of the loop
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert places.taken == 0
+
+    asyncio.run(scene())
+
+
+def test_free_places_are_not_taken_past_those_who_wait() -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(2, 5.0)
+        assert places.take_free(2) == 2
+        waiting = asyncio.create_task(places.take())
+        await asyncio.sleep(0)
+        assert places.take_free(1) == 0
+        places.give_back(2)
+        await waiting
+        assert places.take_free(5) == 1
+
+    asyncio.run(scene())
+
+
+def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(run: Run) -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(16, 1.0)
+        assert places.take_free(16) == 16
+        waiting = [asyncio.create_task(places.take()) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not places.is_full(), "a burst may use the whole line"
+        for _ in range(4):  # the line moves, but is never empty
+            await asyncio.sleep(0.2)
+            waiting.append(asyncio.create_task(places.take()))
+            await asyncio.sleep(0)
+            places.give_back(1)
+        await asyncio.sleep(0.25)
+        assert places.is_full()
+        with pytest.raises(Unavailable):
+            await places.take()
+        places.give_back(1)
+        assert places.is_full(), "two wait"
+        places.give_back(1)
+        assert not places.is_full(), "one waits"
+        places.give_back(1)
+        await asyncio.gather(*waiting)
+        assert places.is_full(coming=2), "the line was empty only now"
+        assert not places.is_full(coming=1)
+        await asyncio.sleep(1.1)
+        waiting = [asyncio.create_task(places.take()) for _ in range(15)]
+        await asyncio.sleep(0)
+        assert not places.is_full(), "the overload is over"
+        places.give_back(16)
+        await asyncio.gather(*waiting)
+
+    run(scene())

@@ -1,0 +1,94 @@
+"""What a gateway learns from the agents, and what it tells them with every poll."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from gateway.inference.replicas import Agents
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import FakeAgent, Stand
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b'{"observed_at":"x"}'])
+def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
+    agents = Agents(
+        ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    )
+    asyncio.run(agents.poll_all(None))
+    assert agents.current() == []
+
+
+def test_every_poll_names_the_process_and_the_plan_in_force(
+    make_stand: Callable[..., Stand], make_plan: Callable[..., dict[str, Any]]
+) -> None:
+    first, second = make_stand(), make_stand()
+    assert first.agent.heard == {"id": first.agent.heard["id"], "revision": 1, "in_flight": {}}
+    assert first.agent.heard["id"] != second.agent.heard["id"]
+    first.plan.write_text(json.dumps(make_plan(revision=2)), encoding="utf-8")
+    first.wait_until(lambda: first.agent.heard["revision"] == 2)
+    first.plan.write_text("{", encoding="utf-8")
+    first.wait_until(lambda: first.app.state.parts.versions.plan_error is not None)
+    first.agent.heard = {}
+    first.wait_until(lambda: bool(first.agent.heard))
+    assert first.agent.heard["revision"] == 2, "it goes on routing by that one"
+
+
+def test_a_call_is_told_from_its_choice_until_its_answer(make_stand: Callable[..., Stand]) -> None:
+    finish = asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await finish.wait()
+        return stand.torchserve(request)
+
+    # One place: the second call waits for it, and is told of before TorchServe has heard of it.
+    stand = make_stand(upstream=slow, in_flight_predict=1, admission_wait_s=10)
+    calls = [
+        stand.client.portal.start_task_soon(partial(stand.client.http.post, route, content=b"x"))
+        for route in ("/predict", "/predict", "/explain")
+    ]
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"1.0.0": 3})
+    stand.client.portal.call(finish.set)
+    assert [call.result(20).status_code for call in calls] == [200] * 3
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
+
+
+def test_a_batch_is_told_until_its_last_row_is_answered(make_stand: Callable[..., Stand]) -> None:
+    told = []
+
+    async def note(request: httpx.Request) -> httpx.Response:
+        told.append(stand.app.state.parts.agents.replicas[0].in_flight["1.0.0"])
+        await asyncio.sleep(0)
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=note, chunk_images=1, in_flight_predict=1)
+    stand.client.post("/predict/batch", files=[("file", ("x", b"image-of-cat"))] * 5)
+    assert len(told) == 5
+    assert all(told)
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
+
+
+def test_an_agent_that_hangs_holds_up_neither_the_others_nor_the_plan(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent], make_plan: Callable[..., dict[str, Any]]
+) -> None:
+    healthy, hangs = make_agent(), asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "hangs" and hangs.is_set():
+            await asyncio.sleep(60)
+        return healthy(request)
+
+    stand = make_stand(agent=answer, agents=("http://works", "http://hangs"))
+    hangs.set()
+    time.sleep(0.1)
+    stand.plan.write_text(json.dumps(make_plan(revision=2)), encoding="utf-8")
+    stand.wait_until(lambda: healthy.heard["revision"] == 2)

@@ -1,0 +1,142 @@
+"""Which version and replica a call gets."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from contracts import plan as traffic_plan
+from gateway.errors import Unavailable
+from gateway.inference.replicas import Agents
+from gateway.inference.routing import Router, place_of
+from gateway.refusals import VersionUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from conftest import FakeAgent, Stand
+
+CANARY = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "share": 25}
+
+
+@pytest.fixture
+def make_versions(
+    tmp_path: Path, make_plan: Callable[..., dict[str, Any]], make_agent: type[FakeAgent]
+) -> Callable[..., Router]:
+    def make(agents: list[FakeAgent], chance: Callable[[], float] = lambda: 0.0, **plan: Any) -> Router:
+        path = tmp_path / "plan.json"
+        path.write_text(json.dumps(make_plan(**plan)), encoding="utf-8")
+        by_host = {f"agent{index}": agent for index, agent in enumerate(agents)}
+        transport = httpx.MockTransport(lambda request: by_host[request.url.host](request))
+        seen = Agents(tuple(f"http://{host}" for host in by_host), max_age_s=3, transport=transport)
+        asyncio.run(seen.poll_all(None))
+        versions = Router(path, seen, chance=chance)
+        versions.refresh_plan()
+        return versions
+
+    return make
+
+
+def test_a_canary_gets_its_share(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    chances = iter([index / 100 for index in range(100)])
+    agent = make_agent(versions=[make_version(), make_version("1.1.0", "canary")])
+    versions = make_versions([agent], chance=lambda: next(chances), canary=CANARY)
+    chosen = Counter(versions.choose("predict", None).version for _ in range(100))
+    assert chosen == {"1.0.0": 75, "1.1.0": 25}
+
+
+def test_2000_keys_fall_on_two_sides_by_the_share_and_stay_there() -> None:
+    keys = [f"team-{index}" for index in range(2000)]
+
+    def side(share: float, version: str = "1.1.0", salt: str = "one") -> set[str]:
+        canary = traffic_plan.Canary(version, "cifar10-1.1.0.mar", "1" * 64, share=share, salt=salt)
+        return {key for key in keys if place_of(key, canary) < share}
+
+    sides = [side(share) for share in (0, 1, 10, 20, 50, 100)]
+    for share, chosen in zip((0, 1, 10, 20, 50, 100), sides, strict=True):
+        # 99.9 % of all drawings of 2,000 at this share lie within 3.29 standard deviations.
+        assert abs(len(chosen) - 20 * share) <= 3.29 * math.sqrt(2000 * share / 100 * (1 - share / 100))
+    assert all(smaller <= larger for smaller, larger in itertools.pairwise(sides)), "a growing share keeps its callers"
+    for other in (side(20, version="1.2.0"), side(20, salt="two")):
+        # Drawn anew: a fifth of the fifth is common, 80 of 2,000.
+        assert abs(len(other & sides[3]) - 80) <= 3.29 * math.sqrt(2000 * 0.04 * 0.96)
+
+
+def test_a_caller_stays_on_its_side_and_one_without_a_key_does_not(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    agent = make_agent(versions=[make_version(), make_version("1.1.0", "canary")])
+    versions = make_versions([agent], chance=random.Random(7).random, canary=CANARY)
+    sides = {key: {versions.choose("predict", None, key).version for _ in range(50)} for key in ("a", "b", "c", "d")}
+    assert all(len(side) == 1 for side in sides.values())
+    assert set().union(*sides.values()) == {"1.0.0", "1.1.0"}
+    assert {versions.choose("predict", None, "").version for _ in range(50)} == {"1.0.0", "1.1.0"}
+    assert versions.choose("explain", None, "a").version in sides["a"], "both kinds on the same side"
+
+
+def test_the_key_that_a_call_comes_with_decides_its_side(
+    make_stand: Callable[..., Stand],
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    make_plan: Callable[..., dict[str, Any]],
+) -> None:
+    names = [f"team-{index}" for index in range(8)]
+    stand = make_stand(
+        agent=make_agent(versions=[make_version(), make_version("1.1.0", "canary")]),
+        plan=make_plan(canary={**CANARY, "share": 50}),
+        keys=tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in names),
+    )
+
+    def version(key: str) -> str:
+        answer = stand.client.post("/predict", content=b"x", headers={"x-api-key": key})
+        return str(answer.json()["model"]["version"])
+
+    sides = [{version(name) for _ in range(10)} for name in names]
+    assert all(len(side) == 1 for side in sides)
+    assert set().union(*sides) == {"1.0.0", "1.1.0"}
+
+
+def test_a_canary_that_cannot_answer_leaves_its_share_to_the_stable_version(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    agent = make_agent(versions=[make_version(), make_version("1.1.0", "canary", routable=False)])
+    versions = make_versions([agent], canary=CANARY)
+    assert versions.choose("predict", None).version == "1.0.0"
+    with pytest.raises(Unavailable):
+        versions.choose("predict", "1.1.0")
+
+
+def test_the_replica_with_the_fewest_calls_is_chosen(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent]
+) -> None:
+    versions = make_versions([make_agent(), make_agent()])
+    with versions.choose("predict", None) as first, versions.choose("predict", None) as second:
+        assert second.replica is not first.replica
+    assert versions.choose("predict", None).replica is first.replica
+
+
+def test_a_draining_replica_gets_nothing(make_versions: Callable[..., Router], make_agent: type[FakeAgent]) -> None:
+    versions = make_versions([make_agent(draining=True), make_agent()])
+    assert {versions.choose("predict", None).replica.url for _ in range(4)} == {"http://agent1"}
+
+
+def test_a_planned_version_that_nobody_has_yet_is_not_ready_and_another_unknown(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent]
+) -> None:
+    versions = make_versions([make_agent()], canary=CANARY)
+    with pytest.raises(Unavailable):
+        versions.choose("predict", "1.1.0")
+    with pytest.raises(VersionUnknown):
+        versions.choose("predict", "3.0.0")

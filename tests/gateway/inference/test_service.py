@@ -1,0 +1,250 @@
+"""Rows, lanes and places: batches keep the workers busy, and a caller who leaves does not free what works for it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from gateway.inference.service import cut_rows
+from gateway.inference.torchserve import MAX_ROW_BYTES
+from gateway.server.load_shedding import LoadShedder
+from gateway.server.shared_counters import SharedCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Stand
+
+
+def test_rows_hold_all_images_in_order_and_no_more_than_asked() -> None:
+    rows = list(cut_rows([b"x"] * 10, 4))
+    assert rows == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_rows_stay_below_torchserves_body_limit_and_a_large_image_goes_alone() -> None:
+    large = b"x" * (MAX_ROW_BYTES // 2)
+    assert list(cut_rows([b"x", large, large, b"x"], 16)) == [(0, 2), (2, 4)]
+    assert list(cut_rows([b"x" * (MAX_ROW_BYTES - 4)] * 2, 16)) == [(0, 1), (1, 2)]
+
+
+def names(answer: httpx.Response) -> list[str | None]:
+    return [entry.get("class") for entry in answer.json()["results"]]
+
+
+def post_batch(stand: Stand, images: list[bytes]) -> httpx.Response:
+    return stand.client.post("/predict/batch", files=[("file", ("x", image)) for image in images])
+
+
+def test_a_batch_is_cut_so_that_every_worker_has_work(stand: Stand) -> None:
+    images = [f"image-of-{('cat', 'dog', 'frog')[index % 3]}".encode() for index in range(20)]
+    answer = post_batch(stand, images)
+    assert names(answer) == [("cat", "dog", "frog")[index % 3] for index in range(20)]
+    sizes = sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
+    assert sizes == [10, 10], "two workers, twenty images"
+
+
+def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(stand: Stand) -> None:
+    def rows_of_a_batch() -> list[int]:
+        stand.torchserve.calls.clear()
+        post_batch(stand, [b"image-of-cat"] * 20)
+        return sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
+
+    counters = SharedCounters()
+    stand.app.state.parts.service.join(counters, 0)
+    assert rows_of_a_batch() == [10, 10]
+    assert counters.sum_of_others(1) == 0, "what the batch took is given back"
+    for busy in (1, 16):
+        counters.tell(1, busy)
+        assert rows_of_a_batch() == [20]
+    counters.leave(1)
+    assert rows_of_a_batch() == [10, 10]
+
+
+def test_a_large_batch_is_cut_into_rows_of_at_most_the_setting(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(chunk_images=4, max_batch_images=64)
+    post_batch(stand, [b"image-of-cat"] * 50)
+    assert max(call.content.count(b"image-of-") for call in stand.torchserve.calls) == 4
+
+
+def test_a_row_that_fails_costs_its_own_images_only(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(chunk_images=1)
+
+    def fail_dogs(request: httpx.Request) -> httpx.Response | None:
+        return httpx.Response(503, json={"type": "InternalServerException"}) if b"dog" in request.content else None
+
+    stand.torchserve.answer = fail_dogs
+    answer = post_batch(stand, [b"image-of-cat", b"image-of-dog", b"image-of-frog"])
+    assert answer.status_code == 200
+    assert names(answer) == ["cat", None, "frog"]
+    assert answer.json()["results"][1]["error"]["code"] == "handler_failed"
+
+
+def test_a_batch_never_has_more_rows_in_flight_than_places(make_stand: Callable[..., Stand]) -> None:
+    most = now = 0
+
+    async def count(request: httpx.Request) -> httpx.Response:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=count, chunk_images=1, in_flight_predict=3)
+    assert post_batch(stand, [b"image-of-cat"] * 12).status_code == 200
+    assert most == 3
+    assert stand.app.state.parts.service.predict_limiter.taken == 0
+
+
+def test_calls_that_are_read_together_are_refused_early_beyond_places_and_line(
+    make_stand: Callable[..., Stand],
+) -> None:
+    stand = make_stand(in_flight_predict=2)
+    early = LoadShedder(stand.app.state.parts)
+    call = {"method": "POST", "path": "/predict", "headers": []}
+
+    def let_in() -> int:
+        return [early.answer(call, []) for _ in range(9)].count(None)
+
+    async def scene() -> None:
+        assert [let_in(), let_in()] == [4, 0]
+        await asyncio.sleep(0)
+        assert let_in() == 4, "when the loop turns, those who came are counted by their places"
+
+    asyncio.run(scene())
+
+
+def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(timeout_s=2.0)
+    for asked in ("500", "99999999"):
+        stand.client.post("/predict", content=b"x", headers={"x-timeout-ms": asked})
+    short, long = (json.loads(call.headers["x-gradserve"])["deadline"] for call in stand.torchserve.calls)
+    assert 1300 < long - short < 2500
+
+
+def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
+    make_stand: Callable[..., Stand],
+) -> None:
+    finish = asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await finish.wait()
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=slow, in_flight_predict=1, admission_wait_s=0.01)
+    places = stand.app.state.parts.service.predict_limiter
+
+    async def scene() -> None:
+        """One raw ASGI call whose caller leaves while TorchServe works."""
+        messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"x", "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            """Nobody reads."""
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict",
+            "raw_path": b"/predict",
+            "query_string": b"",
+            "headers": [],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "scheme": "http",
+            "root_path": "",
+            "http_version": "1.1",
+        }
+        gone = asyncio.create_task(stand.app(scope, receive, send))
+        await asyncio.sleep(0.05)
+        assert places.taken == 1
+        assert stand.app.state.parts.agents.replicas[0].in_flight["1.0.0"] == 1, "and the agent is told of it"
+        refused = await stand.client.http.post("/predict", content=b"y")
+        assert refused.status_code == 503
+        finish.set()
+        await gone
+        assert places.taken == 0
+
+    stand.client.portal.call(scene)
+
+
+def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(max_buffered_bytes=1000)
+    budget = stand.app.state.parts.body_budget
+    refused = stand.client.post("/predict", content=b"x" * 1001)
+    assert (refused.status_code, refused.json()["code"]) == (503, "saturated")
+    for _ in range(3):
+        assert stand.client.post("/predict", content=b"x" * 900).status_code == 200
+    assert budget.held == 0
+
+
+def test_a_caller_who_does_not_read_the_answer_holds_no_body(stand: Stand) -> None:
+    budget = stand.app.state.parts.body_budget
+    held: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 900}
+
+    async def send(message: dict[str, Any]) -> None:
+        held.append(budget.held)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "http_version": "1.1",
+    }
+    stand.client.portal.call(stand.app, scope, receive, send)
+    assert held == [0, 0]
+
+
+def test_a_v2_row_without_a_place_says_when_to_try_again(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(chunk_images=1)
+
+    def answer(request: httpx.Request) -> httpx.Response | None:
+        return (
+            httpx.Response(503, content=b'{"type": "ServiceUnavailableException"}') if b"b" in request.content else None
+        )
+
+    stand.torchserve.answer = answer
+    images = [base64.b64encode(image).decode() for image in (b"a", b"b")]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": images}
+    refused = stand.client.post("/v2/models/cifar10/infer", json={"inputs": [tensor]})
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "saturated", "1")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_v2_takes_and_gives_tensors_in_binary_and_in_json(stand: Stand, binary: bool) -> None:
+    images = [b"image-of-dog", b"image-of-frog"]
+    tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [2, 1]}
+    blob = b"".join(len(image).to_bytes(4, "little") + image for image in images)
+    if binary:
+        tensor["parameters"] = {"binary_data_size": len(blob)}
+    else:
+        tensor["data"] = [["aW1hZ2Utb2YtZG9n"], ["aW1hZ2Utb2YtZnJvZw=="]]
+    head = json.dumps({"id": "7", "inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
+    answer = stand.client.post(
+        "/v2/models/cifar10/versions/1.0.0/infer",
+        content=head + blob if binary else head,
+        headers={"inference-header-content-length": str(len(head))} if binary else {},
+    )
+    assert answer.status_code == 200
+    length = int(answer.headers.get("inference-header-content-length", len(answer.content)))
+    data = json.loads(answer.content[:length])
+    assert (data["id"], data["model_name"], data["model_version"]) == ("7", "cifar10", "1.0.0")
+    assert [output["shape"] for output in data["outputs"]] == [[2], [2]]
+    if binary:
+        assert answer.content[length:].startswith(b"\x03\0\0\0dog\x04\0\0\0frog")
+        assert [output["parameters"]["binary_data_size"] for output in data["outputs"]] == [15, 8]
+    else:
+        assert data["outputs"][0]["data"] == ["dog", "frog"]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contracts.model import Contract, Engine, Input
+from handlers.engines import EngineError, build_engine
+from handlers.network import build_network
+from handlers.preprocess import normalise
+from training.data.images import Images
+from training.evaluate.inference import predict_logits
+from training.package.quantise import GATE, GateRefused, _compare, add_engine, remove_engines
+
+CPU = torch.device("cpu")
+CLASSES = ("cat", "dog", "frog")
+
+
+@pytest.fixture(scope="module")
+def contract():
+    return Contract("tiny", "1", CLASSES, Input(16, 16, (0.5,) * 3, (0.25,) * 3), "resnet18_small")
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build_network("resnet18_small", 3).eval()
+
+
+@pytest.fixture(scope="module")
+def images(contract, network):
+    """Noise, labelled with what the network answers: it is right on all of it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
+    answers = build_engine(Engine(), network, directory=Path(), device=CPU).predict(normalise(pixels, contract.input))
+    return Images(pixels, answers.argmax(1).astype(np.int64), CLASSES)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.05), ("int8", 0.2)])
+def test_openvino_answers_like_the_network(precision, tolerance, network, contract, images, tmp_path):
+    report = add_engine(
+        network,
+        contract,
+        tmp_path,
+        precision=precision,
+        training=images,
+        held_out=images,
+        logits=predict_logits(network, images.images, contract.input).numpy(),
+        max_drop=1.0,
+    )
+    assert report.engine == Engine("openvino", precision, report.measured.temperature)
+    assert report.calibration_images == (48 if precision == "int8" else 0)
+    prepared = normalise(images.images, contract.input)
+    full = build_engine(Engine(), network, directory=tmp_path, device=CPU).predict(prepared)
+    engine = build_engine(Engine("openvino", precision), network, directory=tmp_path, device=CPU)
+    for length in (1, 5, 48):
+        np.testing.assert_allclose(engine.predict(prepared[:length]), full[:length], atol=tolerance)
+    written = json.loads((tmp_path / GATE).read_text())
+    assert written["passed"] is True
+    assert written["measured"]["accuracy"] == report.measured.accuracy
+    assert set(written["agreement_by_class"]) == set(CLASSES)
+
+
+def test_the_gate_refuses_what_loses_more_than_the_bound():
+    labels = np.arange(1000) % 3
+    right = np.eye(3, dtype=np.float32)[labels] * 5
+    worse = right.copy()
+    worse[:4] = np.roll(worse[:4], 1, axis=1)  # 0.4 points
+    data = Images(np.zeros((1000, 1, 1, 3), dtype=np.uint8), labels, CLASSES)
+    report = _compare(right, worse, data, precision="int8", calibration_images=0, max_drop=0.003)
+    assert report.drop == pytest.approx(0.004)
+    assert report.agreement == pytest.approx(0.996)
+    assert not report.passed
+    assert "loses 0.40 points" in str(GateRefused(report))
+    assert _compare(right, worse, data, precision="int8", calibration_images=0, max_drop=0.0041).passed
+
+
+def test_a_refused_engine_leaves_its_report(network, contract, images, tmp_path):
+    with pytest.raises(GateRefused):
+        add_engine(
+            network,
+            contract,
+            tmp_path,
+            precision="fp32",
+            training=images,
+            held_out=images,
+            logits=predict_logits(network, images.images, contract.input).numpy(),
+            max_drop=-1.0,
+        )
+    assert json.loads((tmp_path / GATE).read_text())["passed"] is False
+    remove_engines(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_engine_files_and_unknown_precisions_are_refused(network, tmp_path):
+    for precision in ("int8", "int4"):
+        with pytest.raises(EngineError):
+            build_engine(Engine("openvino", precision), network, directory=tmp_path, device=CPU)

@@ -1,0 +1,1 @@
+"""Labelled images: sources, folders, splits and augmentation."""

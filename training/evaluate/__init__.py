@@ -1,0 +1,1 @@
+"""Measure a model: figures, calibration, explanations, model card."""

@@ -1,0 +1,1 @@
+"""Make a version of a trained run: quantise, calibrate, export."""

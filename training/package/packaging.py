@@ -1,0 +1,287 @@
+"""Makes a trained run into a version: half-precision weights, fitted temperature, reference inputs, contract, archive.
+
+Every choice is made on the images that the run held out; the test images are not looked at.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from contracts import model as model_contract
+from contracts.model import Engine as EngineChoice
+from handlers.build import digest
+from handlers.engines import build_engine, predict_all, softmax
+from handlers.preprocess import decode_for_network, normalise, prepare
+from training.data.images import divide, load_training_images
+from training.errors import DataError, ExportError, ModelError
+from training.evaluate.calibration import expected_calibration_error, fit_temperature
+from training.evaluate.explanations import choose_explanation
+from training.evaluate.inference import predict_logits
+from training.package.artifacts import find_model, read_model
+from training.package.export import REFERENCE_IMAGES, REFUSED, package_directory, write_reference
+from training.package.quantise import GATE, MAX_DROP, GateRefused, add_engine, remove_engines
+from training.recipe import Recipe, recipe_from_dict
+from training.tracking.releases import log_release
+from training.tracking.store import warn_on_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from contracts.model import Contract
+    from handlers.engines import Engine
+    from training.data.images import Images
+    from training.package.quantise import GateReport
+
+logger = logging.getLogger(__name__)
+
+EXPLANATIONS = "explanations.json"
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # what a traffic plan takes
+
+# By how much a probability may be off on another machine: far above what other vector instructions and the order of
+# operations change in each precision, far below what a wrong weight or transform changes.
+TOLERANCES = {"fp32": 0.02, "bf16": 0.05, "int8": 0.1}
+
+
+@dataclass(frozen=True)
+class Package:
+    """What `package` made: the version's folder and its archive."""
+
+    folder: Path
+    archive: Path
+    contract: Contract
+
+
+def package(
+    source: str,
+    version: str,
+    store: Path,
+    folder: Path,
+    cache: Path,
+    *,
+    precision: str = "fp32",
+    max_drop: float = MAX_DROP,
+    explain_images: int = 0,
+) -> Package:
+    """Writes the version's files to `folder` and its archive to `store`.
+
+    Args:
+        source: what `find_model` takes.
+        version: the version's name.
+        store: TorchServe's model store.
+        folder: gets `contract.json`, `weights.safetensors`, `reference.json` and the engine's files.
+        cache: where the data set is kept.
+        precision: `fp32` (PyTorch), `bf16` or `int8` (OpenVINO, with PyTorch as the fallback).
+        max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
+        explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the defaults.
+
+    Raises:
+        ModelError: there is no such model, or it does not say how it was trained.
+        ExportError: the archive cannot be made, or not by that name.
+        DataError: the held-out images cannot be had, or are others now.
+        GateRefused: the precision costs more accuracy than `max_drop`; the report is `gate-refused.json` in `folder`.
+        EngineError: there is no such precision, or its engine cannot run here.
+    """
+    if not VERSION.fullmatch(version):
+        raise ExportError(f"{version!r} cannot be a version: use letters, digits, _ . + and -, as in 1.0.1")
+    trained = find_model(source)
+    contract, network = read_model(trained)
+    if "recipe" not in contract.accepted:
+        raise ModelError(f"{source} does not say how it was trained (contract.json, accepted.recipe)")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside what is there, which may be served: only a version that is whole and passed its gate takes its place.
+    with tempfile.TemporaryDirectory(prefix=".packing-", dir=folder) as scratch:
+        try:
+            contract = _write_version(
+                network,
+                replace(contract, version=version),
+                Path(scratch),
+                cache,
+                precision=precision,
+                max_drop=max_drop,
+                explain_images=explain_images,
+            )
+        except GateRefused:
+            (Path(scratch) / GATE).replace(folder / REFUSED)
+            raise
+        remove_engines(folder)
+        for name in (EXPLANATIONS, REFUSED):
+            (folder / name).unlink(missing_ok=True)
+        for path in Path(scratch).iterdir():
+            path.replace(folder / path.name)
+    made = Package(folder, package_directory(folder, store), contract)
+    warn_on_failure(lambda: _register(made))
+    return made
+
+
+def _write_version(
+    network: nn.Module,
+    contract: Contract,
+    folder: Path,
+    cache: Path,
+    *,
+    precision: str,
+    max_drop: float,
+    explain_images: int,
+) -> Contract:
+    """Writes all of the version's files to the empty `folder` and returns its contract."""
+    _save_half(network, folder / "weights.safetensors")
+    accepted = contract.accepted
+    training, held_out = split_images(
+        recipe_from_dict(accepted["recipe"]), cache, sha256=accepted.get("provenance", {}).get("data_sha256")
+    )
+    logits = predict_logits(network, held_out.images, contract.input).numpy()
+    eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
+    # Of a version that is packed again: what its engine and its heatmaps were measured with does not hold for this one.
+    accepted = {name: fact for name, fact in accepted.items() if not name.startswith(("engine_", "explain_"))}
+    accepted |= _acceptance(logits, held_out.labels, eager.temperature)
+    accepted["explainer_disagreement"] = 0.0  # one network answers and explains
+    engine, fallback = eager, None
+    if precision != "fp32":
+        report = add_engine(
+            network,
+            contract,
+            folder,
+            precision=precision,
+            training=training,
+            held_out=held_out,
+            logits=logits,
+            max_drop=max_drop,
+        )
+        engine, fallback = report.engine, eager
+        accepted |= _gate_figures(report)
+    contract = replace(
+        contract,
+        engine=engine,
+        fallback=fallback,
+        accepted=accepted,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images))
+    model_contract.save(contract, folder / "contract.json")
+    _write_reference(contract, network, folder, held_out)
+    return contract
+
+
+def _register(made: Package) -> None:
+    """Logs archive, hash and gate report to the model version of the run that trained the model."""
+    contract = made.contract
+    run_id = contract.accepted.get("run_id")
+    if not run_id:
+        logger.warning("MLflow was not there when this model was trained: %s is not registered", made.archive.name)
+        return
+    files = [made.folder / name for name in ("contract.json", "gate.json", "explanations.json")]
+    release = log_release(
+        contract.name,
+        contract.version,
+        str(run_id),
+        made.archive,
+        digest(made.archive),
+        files=[path for path in files if path.is_file()],
+        facts={
+            "precision": contract.engine.precision,
+            "held_out_accuracy": f"{contract.accepted['held_out_accuracy']:.4f}",
+        },
+    )
+    logger.info("registered as models:/%s/%s", release.name, release.number)
+
+
+def _choose_explanation(contract: Contract, network: nn.Module, folder: Path, images: Images) -> Contract:
+    """The contract with the layer and method that do best on `images`; the candidates go to `explanations.json`."""
+    if not len(images):
+        return contract
+    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    choice, report = choose_explanation(network, contract, engine, normalise(images.images, contract.input))
+    (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
+
+
+def split_images(recipe: Recipe, cache: Path, *, sha256: str | None = None) -> tuple[Images, Images]:
+    """The images that a training by `recipe` learnt from, and those held out, which decide all about its model.
+
+    Raises:
+        DataError: they cannot be had, or are not those with the hash `sha256`: divided anew, most would be learnt ones.
+    """
+    images, _ = load_training_images(recipe.data, cache)
+    if sha256 is not None and images.sha256() != sha256:
+        raise DataError(
+            f"the images of {recipe.data} are not those that the model was trained with, what was held out is lost: "
+            "bring them back, or train again"
+        )
+    return divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)
+
+
+def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float]:
+    before, after = softmax(logits, 1.0), softmax(logits, temperature)
+    return {
+        "held_out_images": len(labels),
+        "held_out_accuracy": float((after.argmax(axis=1) == labels).mean()),
+        "held_out_calibration_error_before": expected_calibration_error(before, labels),
+        "held_out_calibration_error": expected_calibration_error(after, labels),
+    }
+
+
+def _gate_figures(report: GateReport) -> dict[str, float]:
+    return {
+        "engine_held_out_accuracy": report.measured.accuracy,
+        "engine_held_out_calibration_error_before": report.measured.calibration_error_before,
+        "engine_held_out_calibration_error": report.measured.calibration_error,
+        "engine_agreement": report.agreement,
+        # Heatmaps are the full-precision network's, which may hold the image for something else than was answered.
+        "explainer_disagreement": round(1 - report.agreement, 6),
+    }
+
+
+def _save_half(network: nn.Module, path: Path) -> None:
+    """Rounds the network's weights to half precision, in place, and saves them: what is measured is what is kept."""
+    state = {
+        name: value.half().contiguous() if value.is_floating_point() else value
+        for name, value in network.state_dict().items()
+    }
+    save_file(state, path)
+    path.chmod(0o644)  # safetensors writes for its owner alone
+    network.load_state_dict(state)
+
+
+def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_out: Images) -> None:
+    """Writes `reference.json` with the answers of the contract's engine and of its fallback."""
+
+    def answers(choice: EngineChoice) -> tuple[Callable[[Sequence[bytes]], NDArray[np.float32]], float]:
+        engine = build_engine(choice, network, directory=folder, device=torch.device("cpu"))
+        return lambda encoded: _predict(engine, contract, encoded), TOLERANCES[choice.precision]
+
+    predict, tolerance = answers(contract.engine)
+    write_reference(
+        folder / "reference.json",
+        # Of all classes: a folder's images stand in their order. Repeated where a small data set holds fewer out.
+        [_encode(held_out.images[index]) for index in np.linspace(0, len(held_out) - 1, REFERENCE_IMAGES).astype(int)],
+        predict,
+        tolerance=tolerance,
+        fallback=answers(contract.fallback) if contract.fallback else None,
+    )
+
+
+def _predict(engine: Engine, contract: Contract, encoded: Sequence[bytes]) -> NDArray[np.float32]:
+    pixels = np.stack([prepare(decode_for_network(image, contract.input).image, contract.input) for image in encoded])
+    return predict_all(engine, normalise(pixels, contract.input))
+
+
+def _encode(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

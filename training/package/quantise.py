@@ -1,0 +1,232 @@
+"""Makes a version's engine files, OpenVINO's graph whole or in 8-bit integers, and decides whether they may be used.
+
+The gate compares the engine with the full-precision network on the held-out images and refuses it when accuracy falls
+by more than a bound. What it saw is written to `gate.json`, which travels with the archive.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from contracts.model import Engine
+from handlers.engines import OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
+from handlers.preprocess import normalise
+from training.errors import ModelError
+from training.evaluate.calibration import expected_calibration_error, fit_temperature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from contracts.model import Contract
+    from training.data.images import Images
+
+CALIBRATION_IMAGES = 1024
+"""More change the ranges of activations no further: NNCF's own default is 300."""
+
+MAX_DROP = 0.003
+"""The largest loss of held-out accuracy, as a share: 0.3 points."""
+
+GATE = "gate.json"
+
+
+class GateRefused(ModelError):
+    """The engine loses more accuracy than allowed; the report is written all the same."""
+
+    def __init__(self, report: GateReport) -> None:
+        super().__init__(
+            f"{report.engine.name} {report.engine.precision} loses {report.drop * 100:.2f} points of held-out accuracy "
+            f"({report.reference.accuracy:.2%} to {report.measured.accuracy:.2%}), more than "
+            f"{report.max_drop * 100:.2f}: package with another precision, or raise the bound knowingly"
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an engine reached on the held-out images; shares between 0 and 1."""
+
+    accuracy: float
+    calibration_error_before: float
+    calibration_error: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The comparison of an engine with the full-precision network on the held-out images.
+
+    `agreement` is the share of images on which both give the same class, over all and by the class of full precision.
+    """
+
+    engine: Engine
+    held_out_images: int
+    calibration_images: int
+    reference: Measured
+    measured: Measured
+    agreement: float
+    agreement_by_class: dict[str, float | None]
+    drop: float
+    max_drop: float
+    versions: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine may be used."""
+        return self.drop <= self.max_drop
+
+
+def add_engine(
+    network: nn.Module,
+    contract: Contract,
+    folder: Path,
+    *,
+    precision: str,
+    training: Images,
+    held_out: Images,
+    logits: NDArray[np.float32],
+    max_drop: float = MAX_DROP,
+) -> GateReport:
+    """Writes OpenVINO's files for `precision` and the gate's report to `folder`.
+
+    Args:
+        network: full precision, with the weights that the version keeps.
+        contract: the version's; its engine is not looked at.
+        folder: the version's.
+        precision: `fp32`, `bf16` or `int8`.
+        training: images to calibrate `int8` with.
+        held_out: images that decide.
+        logits: (N, K), the network's own for `held_out`.
+        max_drop: the largest loss of accuracy, as a share.
+
+    Returns:
+        The report; its `engine` is the contract's, temperature included.
+
+    Raises:
+        GateRefused: the loss is larger.
+        EngineError: the precision is unknown, or OpenVINO cannot run here.
+    """
+    if precision not in OPENVINO_FILES:
+        raise EngineError(f"OpenVINO computes in {', '.join(OPENVINO_FILES)}, not in {precision!r}")
+    network = network.to("cpu").eval()
+    path = folder / OPENVINO_FILES[precision]
+    chosen = training.images[_evenly(len(training), CALIBRATION_IMAGES)] if precision == "int8" else training.images[:0]
+    write_graph(network, path, normalise(chosen, contract.input), (contract.input.height, contract.input.width))
+    other = _log_probabilities(Engine("openvino", precision), contract, folder, held_out)
+    report = _compare(logits, other, held_out, precision=precision, calibration_images=len(chosen), max_drop=max_drop)
+    text = json.dumps({"schema": 1, "passed": report.passed, **asdict(report)}, indent=2)
+    (folder / GATE).write_text(text + "\n", encoding="utf-8")
+    if not report.passed:
+        raise GateRefused(report)
+    return report
+
+
+def _compare(
+    whole: NDArray[np.float32],
+    other: NDArray[np.float32],
+    held_out: Images,
+    *,
+    precision: str,
+    calibration_images: int,
+    max_drop: float,
+) -> GateReport:
+    """The report on `other` logits (N, K) against those of full precision."""
+    reference, measured = _measure(whole, held_out.labels), _measure(other, held_out.labels)
+    answers = whole.argmax(axis=1)
+    same = answers == other.argmax(axis=1)
+    by_class = {
+        name: float(same[answers == index].mean()) if (answers == index).any() else None
+        for index, name in enumerate(held_out.classes)
+    }
+    return GateReport(
+        engine=Engine("openvino", precision, measured.temperature),
+        held_out_images=len(held_out),
+        calibration_images=calibration_images,
+        reference=reference,
+        measured=measured,
+        agreement=float(same.mean()),
+        agreement_by_class=by_class,
+        drop=reference.accuracy - measured.accuracy,
+        max_drop=max_drop,
+        versions={name: version(name) for name in ("openvino", "nncf", "torch")},
+    )
+
+
+def remove_engines(folder: Path) -> None:
+    """Removes what `add_engine` once wrote to `folder`, so that no archive carries another version's engine."""
+    for name in {*OPENVINO_FILES.values()}:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).with_suffix(".bin").unlink(missing_ok=True)
+    (folder / GATE).unlink(missing_ok=True)
+
+
+def _log_probabilities(choice: Engine, contract: Contract, folder: Path, images: Images) -> NDArray[np.float32]:
+    """Logits up to a constant per image, which no softmax sees, (N, K)."""
+    engine = build_engine(choice, None, directory=folder, device=torch.device("cpu"))
+    parts = [
+        predict_all(engine, normalise(images.images[start : start + 512], contract.input))
+        for start in range(0, len(images), 512)
+    ]
+    logs: NDArray[np.float32] = np.log(np.maximum(np.concatenate(parts), np.finfo(np.float32).tiny))
+    return logs
+
+
+def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
+    temperature = fit_temperature(logits, labels)
+    return Measured(
+        accuracy=float((logits.argmax(axis=1) == labels).mean()),
+        calibration_error_before=expected_calibration_error(softmax(logits, 1.0), labels),
+        calibration_error=expected_calibration_error(softmax(logits, temperature), labels),
+        temperature=temperature,
+    )
+
+
+def write_graph(network: nn.Module, path: Path, calibration: NDArray[np.float32], size: tuple[int, int]) -> None:
+    """Writes the network as OpenVINO's graph for any batch length, quantised if there are images to calibrate with."""
+    with _without_telemetry(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both trace the network by ways that torch has come to deprecate
+        import openvino  # noqa: PLC0415 - heavy, and needed by nobody who packs the eager engine
+
+        example = torch.zeros(1, 3, *size)
+        model = openvino.convert_model(network, example_input=example, input=[openvino.PartialShape([-1, 3, *size])])
+        if len(calibration):
+            import nncf  # noqa: PLC0415
+
+            logging.getLogger("nncf").setLevel(logging.WARNING)
+            data = nncf.Dataset([image[None] for image in calibration])
+            # The accurate correction costs seconds at packing and nothing at serving, and leaves less of the integers'
+            # error in the logits than the fast one, NNCF's default (docs/engines.md).
+            model = nncf.quantize(model, data, subset_size=len(calibration), fast_bias_correction=False)
+        openvino.save_model(model, path, compress_to_fp16=True)
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """OpenVINO's converter and NNCF report their use to Google Analytics unless they believe to run in CI."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
+def _evenly(length: int, wanted: int) -> NDArray[np.intp]:
+    """At most `wanted` indices, evenly spread over `length`."""
+    indices: NDArray[np.intp] = np.linspace(0, length - 1, min(length, wanted)).astype(np.intp)
+    return indices
