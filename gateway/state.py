@@ -25,7 +25,8 @@ class AppState:
     """The application's parts.
 
     `is_draining` changes once, when the process is told to stop. `saturated` counts refusals for want of a place until
-    they are logged, `refused_early` those of gateway/server/load_shedding.py by their route until they are in the metrics too.
+    they are logged, `refused_early` those of gateway/server/load_shedding.py by their route until they are in the
+    metrics too.
     """
 
     settings: Settings

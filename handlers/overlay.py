@@ -23,10 +23,10 @@ _COLOURS = (mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.flo
 
 
 def overlay_size(picture: tuple[int, int], long_side: int | None) -> tuple[int, int]:
-    """(width, height) of the overlay of an image of such a size.
+    """Return (width, height) of the overlay of an image of such a size.
 
     Args:
-        image: (width, height) at full resolution.
+        picture: (width, height) of the image at full resolution.
         long_side: pixels asked for; None keeps the image's own, up to `MAX_OVERLAY_SIDE`.
     """
     long = max(picture)

@@ -75,7 +75,7 @@ class DynamicBatcher:
 class PendingImage:
     """One caller's image and where its entry, or its row's error, goes."""
 
-    __slots__ = ("answer", "deadline", "context", "image")
+    __slots__ = ("answer", "context", "deadline", "image")
 
     def __init__(self, image: bytes, deadline: Deadline, context: RequestContext) -> None:
         self.image = image

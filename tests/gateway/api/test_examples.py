@@ -29,10 +29,10 @@ assert client.get_server_metadata()["name"] == "gradserve"
 metadata = client.get_model_metadata("cifar10", "1.0.0")
 assert (metadata["name"], metadata["inputs"][0]["datatype"]) == ("cifar10", "BYTES"), metadata
 
-images = np.array([b"image-of-cat", b"image-of-dog", b"image-of-frog"], dtype=object)
+encoded = np.array([b"image-of-cat", b"image-of-dog", b"image-of-frog"], dtype=object)
 for binary in (True, False):
     images = triton.InferInput("image", [3], "BYTES")
-    images.set_data_from_numpy(images)  # an image is no text: it goes binary whatever the answer does
+    images.set_data_from_numpy(encoded)  # an image is no text: it goes binary whatever the answer does
     outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("class", "confidence")]
     answer = client.infer("cifar10", [images], model_version="1.0.0", outputs=outputs, request_id="abc")
     assert [name.decode() if binary else name for name in answer.as_numpy("class")] == ["cat", "dog", "frog"]
