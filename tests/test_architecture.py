@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"contracts", "training", "handlers", "gateway", "control"}
+PACKAGES = {"gradserve", "contracts", "training", "handlers", "gateway", "control"}
 MAY_IMPORT = {
     "contracts": set(),
-    "gateway": {"contracts"},
+    "gradserve": set(),
+    "gateway": {"contracts", "gradserve"},
     "handlers": {"contracts"},
     "training": {"handlers", "contracts"},
-    "control": {"training", "gateway", "handlers", "contracts"},
+    "control": {"training", "gateway", "handlers", "contracts", "gradserve"},
 }
 MOST_MODULES = 14
 HEAVY = {"torch", "torchvision", "mlflow", "training", "handlers"}
@@ -61,6 +62,12 @@ def test_contracts_need_the_standard_library_only():
 @pytest.mark.parametrize("folder", sorted({path.parent for package in PACKAGES for path in modules(package)}))
 def test_a_folder_has_at_most_about_twelve_modules(folder):
     assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+
+
+def test_client_needs_httpx_alone():
+    for path in modules("gradserve"):
+        foreign = top_level(imported(path)) - sys.stdlib_module_names - {"gradserve", "httpx", "__future__"}
+        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
 def test_gateway_has_no_torch():

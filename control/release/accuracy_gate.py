@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from control.errors import GateUnusable, Refused
-from gateway.client import Gateway, GatewayProblem
+from gradserve import Client, GatewayProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ class Gate:
             GateUnusable: most of the files are no images.
         """
         images = self._images()
-        with Gateway(self.url, key=self.key, retries=10) as gateway:
+        with Client(self.url, key=self.key, retries=10) as gateway:
             of_new, of_stable = (self._answers(gateway, images, version, new) for version in (new, stable))
         skipped = [path for path in of_new if of_new[path] is None and of_stable[path] is None]
         if 2 * len(skipped) > len(images):
@@ -92,7 +92,7 @@ class Gate:
         ]
 
     def _answers(
-        self, gateway: Gateway, images: Sequence[tuple[Path, str]], version: str, new: str
+        self, gateway: Client, images: Sequence[tuple[Path, str]], version: str, new: str
     ) -> dict[Path, str | None]:
         """Return the class that the version names for each file; None for a file that it takes for no image."""
         answers: dict[Path, str | None] = {}
@@ -105,7 +105,7 @@ class Gate:
                 answers[path] = None if code else entry["class"]
         return answers
 
-    def _ask(self, gateway: Gateway, paths: Sequence[Path], version: str, new: str) -> list[dict[str, Any]]:
+    def _ask(self, gateway: Client, paths: Sequence[Path], version: str, new: str) -> list[dict[str, Any]]:
         end = time.monotonic() + _KNOWN_WITHIN_S
         while True:
             try:

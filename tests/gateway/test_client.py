@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from gateway.client import Gateway, GatewayProblem
+from gradserve import Client, GatewayProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,17 +19,17 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def gateway(stand: Stand) -> Gateway:
+def gateway(stand: Stand) -> Client:
     def forward(request: httpx.Request) -> httpx.Response:
         answer = stand.client.request(
             request.method, str(request.url), content=request.read(), headers=dict(request.headers)
         )
         return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
-    return Gateway("http://gateway", transport=httpx.MockTransport(forward))
+    return Client("http://gateway", transport=httpx.MockTransport(forward))
 
 
-def test_the_client_reaches_every_route(gateway: Gateway, tmp_path: Path) -> None:
+def test_the_client_reaches_every_route(gateway: Client, tmp_path: Path) -> None:
     image = tmp_path / "dog.png"
     image.write_bytes(b"image-of-dog")
     with gateway:
@@ -40,7 +42,7 @@ def test_the_client_reaches_every_route(gateway: Gateway, tmp_path: Path) -> Non
         assert gateway.models()["name"] == "cifar10"
 
 
-def test_a_refusal_carries_its_problem(gateway: Gateway) -> None:
+def test_a_refusal_carries_its_problem(gateway: Client) -> None:
     with pytest.raises(GatewayProblem, match="404 version_unknown") as refusal:
         gateway.predict(b"x", version="9.9.9")
     assert refusal.value.problem["version"] == "9.9.9"
@@ -61,7 +63,7 @@ def refusing(times: int, status: int) -> tuple[Callable[[httpx.Request], httpx.R
 def test_a_refused_call_is_sent_again_after_retry_after() -> None:
     answer, calls = refusing(2, 503)
     pauses: list[float] = []
-    gateway = Gateway("http://g", transport=httpx.MockTransport(answer), sleep=pauses.append)
+    gateway = Client("http://g", transport=httpx.MockTransport(answer), sleep=pauses.append)
     assert gateway.predict(b"x") == {"class": "cat"}
     assert len(calls) == 3
     assert all(3 <= pause <= 4.5 for pause in pauses)
@@ -71,7 +73,7 @@ def test_a_refused_call_is_sent_again_after_retry_after() -> None:
 def test_what_may_have_been_worked_on_is_not_sent_again(status: int) -> None:
     answer, calls = refusing(1, status)
     with pytest.raises(GatewayProblem):
-        Gateway("http://g", transport=httpx.MockTransport(answer), sleep=lambda _: None).predict(b"x")
+        Client("http://g", transport=httpx.MockTransport(answer), sleep=lambda _: None).predict(b"x")
     assert len(calls) == 1
 
 
@@ -83,14 +85,14 @@ def test_a_quota_by_the_day_is_not_slept_through() -> None:
         return httpx.Response(429, headers={"retry-after": "86000"}, json={"code": "quota_exceeded"})
 
     with pytest.raises(GatewayProblem, match="429 quota_exceeded"):
-        Gateway("http://g", transport=httpx.MockTransport(refuse), sleep=lambda _: pytest.fail("slept")).predict(b"x")
+        Client("http://g", transport=httpx.MockTransport(refuse), sleep=lambda _: pytest.fail("slept")).predict(b"x")
     assert len(calls) == 1
 
 
 def test_a_proxys_page_is_a_problem_too() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
     with pytest.raises(GatewayProblem, match="502 unknown"):
-        Gateway("http://g", transport=transport).predict(b"x")
+        Client("http://g", transport=transport).predict(b"x")
 
 
 def test_the_key_is_sent(stand: Stand) -> None:
@@ -100,5 +102,12 @@ def test_the_key_is_sent(stand: Stand) -> None:
         seen.append(request.headers["authorization"])
         return httpx.Response(200, json={})
 
-    Gateway("http://g", key="secret", transport=httpx.MockTransport(note)).models()
+    Client("http://g", key="secret", transport=httpx.MockTransport(note)).models()
     assert seen == ["Bearer secret"]
+
+
+def test_the_former_address_still_works_and_names_the_new_one() -> None:
+    sys.modules.pop("gateway.client", None)
+    with pytest.warns(DeprecationWarning, match="from gradserve import Client"):
+        former = importlib.import_module("gateway.client")
+    assert former.Gateway is Client

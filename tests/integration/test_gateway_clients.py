@@ -16,7 +16,7 @@ SAMPLES = ROOT / "tests" / "samples"
 DOCS = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("mark", ["gateway.client", "tritonclient"])
+@pytest.mark.parametrize("mark", ["from gradserve", "tritonclient"])
 def test_python_example_gives_a_class_of_the_model(stack, tmp_path, mark):
     (example,) = [code for code in re.findall(r"(?ms)^```python\n(.*?)^```", DOCS) if mark in code]
     shutil.copy(SAMPLES / "cat" / "0.png", tmp_path / "cat.png")
