@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 # A connection that was accepted just before the end may have its request on the way; it gets this long to say it.
 LINGER_S = 1.0
+# Who is answered while still sending reads the answer only afterwards: what is sent is read and dropped, up to so much.
+# To close at once would reset the connection, and the answer would be lost. nginx calls it lingering_close.
+LATE_BODY_S = 10.0
+LATE_BODY_BYTES = 64 * 1024 * 1024
 # A header of three bytes takes two hundred of memory.
 MOST_HEADERS = 100
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
@@ -61,9 +65,11 @@ class OneWrite:
     calls, of which each wakes the client. They were half of what it costs to refuse a call.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, is_sent_to: Callable[[], bool]) -> None:
         self._transport = transport
+        self._is_sent_to = is_sent_to
         self._unsent: list[bytes] = []
+        self.lingers = False
 
     def write(self, data: bytes) -> None:
         """Sends `data` with what is written next, or when the loop turns if nothing is.
@@ -77,9 +83,23 @@ class OneWrite:
             asyncio.get_running_loop().call_soon(self._send)
 
     def close(self) -> None:
-        """Closes the connection after what was written."""
+        """Close the connection after what was written; only our half of it while the caller is still sending."""
+        self._send()
+        if not self._is_sent_to():
+            self._transport.close()
+        elif not self.is_closing():
+            self.lingers = True
+            if self._transport.can_write_eof():  # not with TLS
+                self._transport.write_eof()
+
+    def end(self) -> None:
+        """Close the whole connection, whatever still comes."""
         self._send()
         self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Return True if nothing more can be said."""
+        return self.lingers or self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — whatever a transport has
         return getattr(self._transport, name)
@@ -150,29 +170,38 @@ class GuardedProtocol(HttpToolsProtocol):
         self._wants_headers = True
         self._is_oversized = False
         self._offers_upgrade = False
+        self._is_bad = False
+        self._late_bytes = 0
+        self._late_timer: asyncio.TimerHandle | None = None
         self._read = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the first request's clock."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # the clock of `pause_writing` begins with the first unsent byte
-        self.transport = OneWrite(transport)  # type: ignore[assignment]  # as good as one for all that uvicorn does
+        self._out = OneWrite(transport, self._is_sent_to)
+        self.transport = self._out  # type: ignore[assignment]  # as good as one for all that uvicorn does
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clocks."""
         self._stop_clock()
         self._stop_write_clock()
+        if self._late_timer is not None:
+            self._late_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser, and counts what is no body: the parser keeps headers and trailers without bound."""
+        if self._is_bad:
+            self._drop(data)  # no parser can tell where it ends
+            return
         if self._wants_headers:
             self._start_clock()
         self._header_bytes += len(data)
         self._read = data
         super().data_received(data)
-        if self._header_bytes > self.max_header_bytes and not self.transport.is_closing():
+        if self._header_bytes > self.max_header_bytes:
             self._is_oversized = True
             self.send_400_response("")
 
@@ -180,7 +209,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Begins to count a request's headers."""
         super().on_message_begin()
         self._wants_headers = True
-        self._seen_bytes = 0
+        self._seen_bytes = self._late_bytes = 0
 
     def on_url(self, url: bytes) -> None:
         """Counts the request's line."""
@@ -207,6 +236,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Takes a part of the body, which the application counts."""
         self._header_bytes = 0
+        if self.cycle.response_complete:
+            self._drop(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -216,15 +247,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self._wants_headers = True
         if self.cycle.response_complete:
             self._stop_clock()  # of a body whose answer came first
+            if self._out.lingers:
+                self._out.end()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Starts the clock where the answer came before the body was whole: uvicorn would wait for ever."""
         super().on_response_complete()
-        if self.cycle.more_body:
+        if self.cycle.more_body and not self.transport.is_closing():
             self._start_clock()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if self.transport.is_closing():
+            return  # it came behind a request whose answer ends the connection
         content = None
         if self.refuse is not None and cycle.keep_alive:
             content = self.refuse(cycle.scope, cycle.default_headers)  # type: ignore[arg-type]  # uvicorn's word for it
@@ -256,8 +291,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
         """Answers what is no request in the one shape that errors have, and hangs up."""
+        if self.transport.is_closing():
+            self._out.end()
+            return
         error = HeadersTooLarge(self.max_header_bytes, MOST_HEADERS) if self._is_oversized else BadHttp()
         self._stop_clock()
+        self._is_bad = True
         self.transport.write(raw_problem(error, new_request_id()))
         self.transport.close()
 
@@ -286,6 +325,19 @@ class GuardedProtocol(HttpToolsProtocol):
         self._read = self._read[stopped_at:]
         super().data_received(self._read)
 
+    def _is_sent_to(self) -> bool:
+        """Return True if the caller may still be sending what was refused; it is then read and dropped for a while."""
+        is_sent_to = self._is_bad or (self.cycle is not None and self.cycle.more_body)
+        if is_sent_to and self._late_timer is None and not self.transport.is_closing():
+            self._late_timer = self.loop.call_later(LATE_BODY_S, self._out.end)
+            self.flow.resume_reading()
+        return is_sent_to
+
+    def _drop(self, data: bytes) -> None:
+        self._late_bytes += len(data)
+        if self._late_bytes > LATE_BODY_BYTES:
+            self._out.end()
+
     def _count(self, size: int) -> None:
         self._seen_bytes += size
         if self._seen_bytes > self.max_header_bytes:
@@ -312,7 +364,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _hang_up(self) -> None:
         self._header_timer = None
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+            self._out.end()
         else:  # an earlier request of this connection is still being answered
             self._start_clock()
 

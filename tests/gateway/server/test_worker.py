@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -14,6 +15,8 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -91,6 +94,61 @@ def test_a_body_that_trickles_on_after_its_refusal_is_cut_off(gateway: tuple[str
     answer = say(gateway[0], head, *[b"x"] * 4, pause_s=0.1)
     assert answer.startswith(b"HTTP/1.1 415 ")
     assert time.monotonic() - started < 8
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize("size_mib", [7, 20])
+@pytest.mark.parametrize("route", ["/predict", "/v2/models/cifar10/infer?"])
+def test_callers_that_are_still_sending_get_the_413(gateway: tuple[str, int], size_mib: int, route: str) -> None:
+    """Python's clients read no answer before they have sent everything; urllib asks for the connection's end too."""
+    size = size_mib * MIB if route == "/predict" else 33 * MIB
+    for _ in range(3):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(gateway[0] + route, data=b"x" * size, timeout=20)
+        assert refused.value.code == 413
+        assert json.load(refused.value)["code"] == "body_too_large"
+
+        connection = http.client.HTTPConnection(gateway[0].removeprefix("http://"), timeout=20)
+        connection.request("POST", route, body=b"x" * size)
+        answer = connection.getresponse()
+        assert (answer.status, json.load(answer)["code"]) == (413, "body_too_large")
+        connection.close()
+
+
+def test_callers_that_are_refused_for_another_reason_get_their_answer_too(gateway: tuple[str, int]) -> None:
+    request = urllib.request.Request(gateway[0] + "/predict", b"x" * 20 * MIB, {"content-type": "text/plain"})
+    for _ in range(3):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=20)
+        assert refused.value.code == 415
+        refused.value.close()
+
+
+def test_a_raw_socket_reads_the_413_and_the_end_of_the_answer_while_it_sends(gateway: tuple[str, int]) -> None:
+    host, port = gateway[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (20 * MIB))
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert answer.endswith(b"}")
+        for _ in range(20):
+            connection.sendall(b"x" * MIB)
+
+
+def test_a_caller_that_never_stops_sending_is_cut_off(gateway: tuple[str, int]) -> None:
+    host, port = gateway[0].removeprefix("http://").split(":")
+    sent = 0
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while sent < 200 * MIB:
+                connection.sendall(b"x" * MIB)
+                sent += MIB
+    assert 60 * MIB <= sent < 100 * MIB
 
 
 @pytest.mark.parametrize(
