@@ -45,7 +45,8 @@ class UnexpectedField(BadRequest):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"The multipart field {name[:64]!r} is unknown: images go into `file`, options into the query string."
+            f"The multipart field {name[:64]!r} is unknown: images go into `file` (or `image`, `files`), options into "
+            "the query string."
         )
 
 
@@ -215,10 +216,10 @@ class MediaTypeUnsupported(GatewayError):
     status = 415
     code = "media_type_unsupported"
 
-    def __init__(self, media_type: str) -> None:
+    def __init__(self, media_type: str, url: str) -> None:
         super().__init__(
-            f"{media_type[:64]!r} is no raster image: declare image/png, image/jpeg, image/webp, image/bmp, "
-            "image/gif or application/octet-stream (with curl: -H 'content-type: application/octet-stream')."
+            f"{media_type[:64]!r} is no raster image: send the image's bytes without a type, or as image/png, "
+            f"image/jpeg, image/webp, image/bmp or image/gif, or in a form: curl -F file=@image.png {url}"
         )
 
 
@@ -228,10 +229,10 @@ class FormExpected(GatewayError):
     status = 415
     code = "media_type_unsupported"
 
-    def __init__(self, media_type: str) -> None:
+    def __init__(self, media_type: str, url: str) -> None:
         super().__init__(
-            f"{media_type[:64]!r} is no form: send multipart/form-data with the field `file` once for each image "
-            "(with curl: -F file=@1.png -F file=@2.png)."
+            f"{media_type[:64]!r} is no form: send multipart/form-data with the field `file` once for each image: "
+            f"curl -F file=@1.png -F file=@2.png {url}"
         )
 
 

@@ -56,12 +56,12 @@ BODY = (
     refusals.EmptyBody(),
     refusals.BadMultipart("its closing boundary is missing"),
     refusals.MissingFile(),
-    refusals.UnexpectedField("image"),
+    refusals.UnexpectedField("top_k"),
     refusals.TooManyFiles(1),
     refusals.BadParameter("top_k", "0", "a whole number from 1 to 1000"),
     refusals.BodyTooSlow(10),
     refusals.BodyTooLarge(6_291_456),
-    refusals.MediaTypeUnsupported("text/plain"),
+    refusals.MediaTypeUnsupported("text/plain", "http://localhost:8000/predict"),
 )
 ENGINE = (
     refusals.VersionUnknown("9.9.9"),

@@ -36,8 +36,12 @@ MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 1024
 # What a multipart body may have beyond its images: boundaries and part headers.
 PART_OVERHEAD_BYTES = 2 * 1024
+FIELDS = {b"file", b"files", b"image"}
 # How clients announce a file, unless its name needs escapes: to parse that takes a third of the form's time.
-_PLAIN_FILE = re.compile(rb'form-data; name="?file"?(?:; filename="[^"\\;]*")?')
+_PLAIN_FILE = re.compile(rb'form-data; name="?(?:file|files|image)"?(?:; filename="[^"\\;]*")?')
+# What curl declares for `--data-binary` unless it is told otherwise; the bytes decide.
+ANY_BYTES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+_SANE_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
 class ClientGoneError(Exception):
@@ -55,7 +59,7 @@ async def read_image(request: Request, *, max_bytes: int, timeout_s: float) -> b
             request, max_images=1, max_image_bytes=max_bytes, max_bytes=max_bytes, timeout_s=timeout_s
         )
         return images[0]
-    check_media_type(request.headers.get("content-type"))
+    check_media_type(request.headers.get("content-type"), request)
     body = await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     if not body:
         raise EmptyBody
@@ -70,7 +74,7 @@ async def read_images(
     Raises:
         GatewayError: as `read_image`, and for more than `max_images` images.
     """
-    form = ImageForm(_boundary(request), max_images=max_images, max_image_bytes=max_image_bytes)
+    form = ImageForm(request, _boundary(request), max_images=max_images, max_image_bytes=max_image_bytes)
     received = 0
     limit = max_bytes + PART_OVERHEAD_BYTES * max_images
     async for chunk in _stream(request, timeout_s):
@@ -108,17 +112,23 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-def check_media_type(declared: str | None) -> None:
-    """Lets pass what may be a raster image: no type, `application/octet-stream`, `image/*` but SVG.
+def check_media_type(declared: str | None, request: Request) -> None:
+    """Let pass what may be a raster image: `ANY_BYTES`, and `image/*` but SVG.
 
     Raises:
         MediaTypeUnsupported: the declared type is something else.
     """
     media_type = (declared or "").split(";", 1)[0].strip().lower()
-    if not media_type or media_type == "application/octet-stream":
+    if media_type in ANY_BYTES:
         return
     if not media_type.startswith("image/") or media_type.startswith("image/svg"):
-        raise MediaTypeUnsupported(media_type)
+        raise MediaTypeUnsupported(media_type, _own_url(request))
+
+
+def _own_url(request: Request) -> str:
+    """Return the request's address without its query, as it can be typed into a shell."""
+    host = request.headers.get("host", "")
+    return f"{request.url.scheme}://{host if _SANE_HOST.fullmatch(host) else 'localhost'}{request.scope['path']}"
 
 
 def _boundary(request: Request) -> bytes:
@@ -127,7 +137,7 @@ def _boundary(request: Request) -> bytes:
     if media_type != b"multipart/form-data":
         if not media_type:
             raise MissingFile
-        raise FormExpected(media_type.decode("latin-1"))
+        raise FormExpected(media_type.decode("latin-1"), _own_url(request))
     if not 1 <= len(boundary) <= 70:
         raise BadMultipart("its boundary is missing or longer than 70 characters")
     return boundary
@@ -154,9 +164,10 @@ async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
 
 
 class ImageForm:
-    """A multipart form of images, parsed as it streams; nothing but parts named `file` is kept."""
+    """A multipart form of images, parsed as it streams; nothing but parts with a name of `FIELDS` is kept."""
 
-    def __init__(self, boundary: bytes, *, max_images: int, max_image_bytes: int) -> None:
+    def __init__(self, request: Request, boundary: bytes, *, max_images: int, max_image_bytes: int) -> None:
+        self._request = request
         self._max_images = max_images
         self._max_image_bytes = max_image_bytes
         self._images: list[bytes] = []
@@ -220,12 +231,13 @@ class ImageForm:
 
     def _check_part(self) -> None:
         disposition = self._headers.get(b"content-disposition", b"")
-        name = b"file" if _PLAIN_FILE.fullmatch(disposition) else parse_options_header(disposition)[1].get(b"name", b"")
-        if name != b"file":
-            raise UnexpectedField(name.decode("utf-8", "replace"))
+        if not _PLAIN_FILE.fullmatch(disposition):
+            name = parse_options_header(disposition)[1].get(b"name", b"")
+            if name not in FIELDS:
+                raise UnexpectedField(name.decode("utf-8", "replace"))
         if len(self._images) >= self._max_images:
             raise TooManyFiles(self._max_images)
-        check_media_type(self._headers.get(b"content-type", b"").decode("latin-1"))
+        check_media_type(self._headers.get(b"content-type", b"").decode("latin-1"), self._request)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start

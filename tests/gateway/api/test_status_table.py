@@ -29,7 +29,11 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> None:
     problem = Problem.model_validate_json(answer.content)
     assert (problem.status, problem.code) == (status, code)
     assert problem.request_id == answer.headers["x-request-id"]
-    assert problem.detail.endswith(".") or problem.code.startswith(("image_", "unknown_", "bad_"))
+    assert (
+        problem.detail.endswith(".")
+        or ": curl " in problem.detail
+        or problem.code.startswith(("image_", "unknown_", "bad_"))
+    )
 
 
 def infer_body(*images: bytes, **changes: Any) -> bytes:
@@ -54,7 +58,7 @@ def test_an_empty_multipart_body_is_400(stand: Stand, route: str) -> None:
 @pytest.mark.parametrize(
     ("body", "code"),
     [
-        ({"files": {"image": ("x.png", IMAGE)}}, "unexpected_field"),
+        ({"files": {"photo": ("x.png", IMAGE)}}, "unexpected_field"),
         ({"files": [FILE], "data": {"top_k": "3"}}, "unexpected_field"),
         ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "missing_file"),
         ({"content": b"garbage", "headers": {"content-type": "multipart/form-data; boundary=x"}}, "bad_multipart"),
@@ -269,6 +273,14 @@ def test_a_declared_type_that_is_no_raster_image_is_415(stand: Stand, route: str
     assert_problem(raw, 415, "media_type_unsupported")
     part = stand.client.post(route, files={"file": ("x", IMAGE, declared)})
     assert_problem(part, 415, "media_type_unsupported")
+    form = "file=@1.png -F file=@2.png" if route == "/predict/batch" else "file=@image.png"
+    assert raw.json()["detail"].endswith(f": curl -F {form} http://gateway{route}")
+
+
+def test_no_host_that_a_shell_would_run_is_told_in_a_curl_line(stand: Stand) -> None:
+    headers = {"content-type": "application/json", "host": "x;reboot"}
+    answer = stand.client.post("/predict", content=b"{}", headers=headers)
+    assert answer.json()["detail"].endswith(": curl -F file=@image.png http://localhost/predict")
 
 
 @pytest.mark.parametrize("declared", ["image/png", "application/octet-stream"])
@@ -278,10 +290,27 @@ def test_a_batch_that_is_no_form_is_415_and_says_how_to_send_one(stand: Stand, d
     assert "send multipart/form-data with the field `file`" in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("declared", ["", "application/octet-stream", "image/gif", "IMAGE/PNG", "image/jpeg; a=b"])
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "",
+        "application/octet-stream",
+        "application/x-www-form-urlencoded",
+        "image/gif",
+        "IMAGE/PNG",
+        "image/jpeg; a=b",
+    ],
+)
 def test_another_raster_type_or_none_is_200(stand: Stand, declared: str) -> None:
     headers = {"content-type": declared} if declared else {}
     assert stand.client.post("/predict", content=IMAGE, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("route", FILE_ROUTES)
+@pytest.mark.parametrize("field", ["file", "files", "image"])
+def test_a_form_names_its_image_file_files_or_image(stand: Stand, route: str, field: str) -> None:
+    for name in ("x.png", 'with "quotes".png'):
+        assert stand.client.post(route, files={field: (name, IMAGE)}).status_code == 200
 
 
 def test_an_exhausted_quota_is_429_with_retry_after(make_stand: Callable[..., Stand]) -> None:
