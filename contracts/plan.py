@@ -23,7 +23,6 @@ VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\.mar")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
-MAX_PREVIOUS = 20
 
 
 class PlanError(ValueError):
@@ -58,8 +57,7 @@ class Canary(Release):
 class Plan:
     """Who gets which version of `model`; `revision` grows by one with every change.
 
-    `retained` versions stay loaded, reachable by name only, until they are retired. `previous` are the versions that
-    were stable before, the latest first: `rollback` goes back to them. Standing there neither loads nor routes.
+    `retained` versions stay loaded, reachable by name only, until they are retired.
     """
 
     revision: int
@@ -68,7 +66,6 @@ class Plan:
     canary: Canary | None = None
     shadow: Release | None = None
     retained: tuple[Release, ...] = ()
-    previous: tuple[Release, ...] = ()
 
     def releases(self) -> tuple[Release, ...]:
         """Every release in the plan: stable, canary, shadow, then the retained ones."""
@@ -92,8 +89,7 @@ def parse(data: object) -> Plan:
         stable=_release(fields.pop("stable", None), "stable"),
         canary=_canary(fields.pop("canary", None)),
         shadow=_optional_release(fields.pop("shadow", None), "shadow"),
-        retained=_releases(fields.pop("retained", []), "retained"),
-        previous=_releases(fields.pop("previous", []), "previous"),
+        retained=_retained(fields.pop("retained", [])),
     )
     _refuse_unknown(fields, "plan")
     versions = [release.version for release in plan.releases()]
@@ -126,7 +122,6 @@ def dump(plan: Plan) -> dict[str, Any]:
         "canary": _dump_release(plan.canary),
         "shadow": _dump_release(plan.shadow),
         "retained": [_dump_release(release) for release in plan.retained],
-        "previous": [_dump_release(release) for release in plan.previous],
     }
 
 
@@ -168,10 +163,10 @@ def _canary(data: object) -> Canary | None:
     return canary
 
 
-def _releases(data: object, where: str) -> tuple[Release, ...]:
+def _retained(data: object) -> tuple[Release, ...]:
     if not isinstance(data, list):
-        raise PlanError(f"{where} is a list, not {type(data).__name__}")
-    return tuple(_release(item, f"{where}[{index}]") for index, item in enumerate(data))
+        raise PlanError(f"retained is a list, not {type(data).__name__}")
+    return tuple(_release(item, f"retained[{index}]") for index, item in enumerate(data))
 
 
 def _release_fields(fields: dict[str, Any], where: str) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Agent:
         plan = self._reconciler.plan_file
         return {
             "schema": 1,
+            "time": time.time(),
             "observed_at": self._observed_at,
             "draining": self._draining,
             "plan_revision": plan.plan.revision if plan.plan else None,

@@ -131,7 +131,7 @@ def _agent(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[Fi
     ahead = agent["observed_at"] - time.time()
     if ahead > _CLOCK_OFF_S:
         text = f"its clock is {ahead:.0f} s ahead of this machine's"
-        yield Finding("bad", about, text, "synchronise the clocks: deadlines and the age of a status depend on them")
+        yield Finding("bad", about, text, "synchronise the clocks: the times in their logs cannot be compared")
     if not differences:
         yield Finding("good", about, "as the plan says")
 

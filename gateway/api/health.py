@@ -10,8 +10,8 @@ from starlette.responses import Response
 from gateway.api.predictions import json_response
 from gateway.errors import Unavailable
 from gateway.state import AppState, state_of
-from gateway.state_metrics import state_metrics
 from gateway.telemetry.metrics import CONTENT_TYPE
+from gateway.telemetry.state_metrics import state_metrics
 
 if TYPE_CHECKING:
     from starlette.requests import Request

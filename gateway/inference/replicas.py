@@ -53,8 +53,12 @@ class VersionStatus:
 
 @dataclass(frozen=True)
 class AgentStatus:
-    """One agent's whole report."""
+    """One agent's whole report; both times are Unix seconds by its own clock.
 
+    `told_at` is that of the report itself; agents of before 1.0 do not tell it (None).
+    """
+
+    told_at: float | None
     observed_at: float
     draining: bool
     engine_state: str
@@ -68,12 +72,15 @@ class Replica:
     """One agent and the TorchServe behind it.
 
     `in_flight` counts by version what this process has given to that TorchServe and is not over: calls, also those that
-    still wait for a place or whose caller has gone, and the rows of batches.
+    still wait for a place or whose caller has gone, and the rows of batches. `clock_ahead_s` is how far its clock is
+    ahead of ours, as far as can be told: 0 where they may agree. `avoid_until` (monotonic): it has refused a call.
     """
 
     url: str
     status: AgentStatus | None = None
     fresh_at: float = 0.0
+    clock_ahead_s: float = 0.0
+    avoid_until: float = 0.0
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
     poll: asyncio.Task[None] | None = field(default=None, compare=False)
 
@@ -86,6 +93,7 @@ def parse_status(data: Any) -> AgentStatus:  # noqa: ANN401 — parsed JSON
     """
     engine = data["torchserve"]
     return AgentStatus(
+        told_at=None if (told_at := data.get("time")) is None else float(told_at),
         observed_at=float(data["observed_at"]),
         draining=bool(data["draining"]),
         engine_state=str(engine["state"]),
@@ -172,7 +180,7 @@ class Agents:
         return orjson.dumps({"id": self._id, "revision": revision, "in_flight": in_flight}).decode("ascii")
 
     async def _poll(self, replica: Replica, revision: int | None) -> None:
-        asked_at = self._clock()
+        asked_at, asked_wall = self._clock(), self._wall()
         report = {REPORT_HEADER: self._report(replica, revision)}
         try:
             response = await self._client.get(f"{replica.url}/status", headers=report)
@@ -181,10 +189,16 @@ class Agents:
         except (httpx.HTTPError, KeyError, TypeError, ValueError, AttributeError) as error:
             logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
             return
-        # The agent's clock may be another machine's: what counts is that its look moved on between two polls. Only the
-        # first status, which has none before it, is compared with our own clock.
+        now = self._wall()
+        if status.told_at is not None:
+            # The agent's clock may be another machine's. It was read between our question and its answer, so what it is
+            # ahead lies between these two; what is known of that changes only as far as they force it to.
+            least, most = status.told_at - now, status.told_at - asked_wall
+            replica.clock_ahead_s = min(max(replica.clock_ahead_s, least), most)
+            now = status.told_at
+        # What counts is that its look moved on between two polls. Only the first status has none before it.
         if replica.status is None:
-            is_fresh = abs(self._wall() - status.observed_at) <= self._max_age_s
+            is_fresh = abs(now - status.observed_at) <= self._max_age_s
         else:
             is_fresh = status.observed_at != replica.status.observed_at
         replica.status = status

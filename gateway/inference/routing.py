@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.inference.replicas import Agents, AgentStatus, Replica, VersionStatus
 
 logger = logging.getLogger(__name__)
+AVOID_S = 1.0
 Kind = Literal["predict", "explain"]
 
 
@@ -114,7 +116,16 @@ class Router:
             raise VersionUnknown(version)
         if not targets:
             raise Unavailable("not_ready")
-        return min(targets, key=lambda target: target.replica.in_flight.total())
+        return least_loaded(targets)
+
+    def choose_another(self, kind: Kind, refused: Target) -> Target | None:
+        """Return where a call goes that `refused` did not begin: the same version on another replica, if there is one.
+
+        For a moment the replica that refused it gets calls only if it is the only one.
+        """
+        refused.replica.avoid_until = time.monotonic() + AVOID_S
+        others = [target for target in self._targets(refused.version, kind) if target.replica is not refused.replica]
+        return least_loaded(others) if others else None
 
     def _turn(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
         canary = plan.canary
@@ -131,6 +142,14 @@ class Router:
             if seen.version == version and seen.routable and ready and not status.draining:
                 targets.append(Target(replica, status.inference_url, seen.model, seen.version, ready))
         return targets
+
+
+def least_loaded(targets: list[Target]) -> Target:
+    """Return the target whose replica has the fewest of our calls, among those that refused none just now."""
+    if len(targets) == 1:
+        return targets[0]
+    now = time.monotonic()
+    return min(targets, key=lambda target: (target.replica.avoid_until > now, target.replica.in_flight.total()))
 
 
 def place_of(caller: str, canary: traffic_plan.Canary) -> float:

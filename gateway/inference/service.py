@@ -6,14 +6,14 @@ import asyncio
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from gateway.errors import DeadlinePassed, GatewayError
+from gateway.errors import DeadlinePassed, GatewayError, Unavailable
 from gateway.inference.batching import DynamicBatcher
 from gateway.inference.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from gateway.inference.admission import ConcurrencyLimiter
     from gateway.inference.routing import Kind, Router, Target
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.request_context import RequestContext
     from gateway.server.shared_counters import SharedCounters
 
+Answer = TypeVar("Answer")
 FRAME_BYTES = 4
 # Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
@@ -78,9 +79,10 @@ class InferenceService:
                 await self.predict_limiter.take()
             try:
                 with ask.context.stage("model"):
-                    entry = await self._shared.predict(
-                        target, image, top_k=top_k, deadline=ask.deadline, context=ask.context
+                    send = partial(
+                        self._shared.predict, image=image, top_k=top_k, deadline=ask.deadline, context=ask.context
                     )
+                    entry = await self._send("predict", target, send, ask)
             finally:
                 self.predict_limiter.give_back(1)
         raise_for_error(entry)
@@ -141,9 +143,14 @@ class InferenceService:
                 await self.explain_limiter.take()
             try:
                 with ask.context.stage("model"):
-                    return await self._upstream.explain(
-                        target, image, carried=ask.context.carried(), deadline=ask.deadline, options=options
+                    send = partial(
+                        self._upstream.explain,
+                        image=image,
+                        carried=ask.context.carried(),
+                        deadline=ask.deadline,
+                        options=options,
                     )
+                    return await self._send("explain", target, send, ask)
             finally:
                 self.explain_limiter.give_back(1)
 
@@ -157,9 +164,27 @@ class InferenceService:
         return target
 
     async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[dict[str, Any]]:
-        carried = ask.context.carried()
+        send = partial(
+            self._upstream.predict, images=images, carried=ask.context.carried(), deadline=ask.deadline, top_k=top_k
+        )
         with target:  # once more for each row: a batch weighs as much as it has
-            return await self._upstream.predict(target, images, carried=carried, deadline=ask.deadline, top_k=top_k)
+            return await self._send("predict", target, send, ask)
+
+    async def _send(self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Answer]], ask: Ask) -> Answer:
+        """Return what `send` gets from `target`; from another replica where this one refused before any work began.
+
+        Raises:
+            GatewayError: there is no answer, nor from a second replica.
+        """
+        try:
+            return await send(target)
+        except Unavailable:
+            another = self._versions.choose_another(kind, target)
+            if another is None:
+                raise
+        ask.context.row = ""
+        with another:
+            return await send(another)
 
     def _images_a_row(self, count: int, target: Target) -> int:
         """Such that there are as many rows as free workers: to busy ones, one long row costs less than two."""

@@ -5,9 +5,9 @@
 
 `content-type` says what the body is: `application/octet-stream`, one image's bytes; `application/vnd.gradserve.images`,
 frames of a 4-byte big-endian length and the image's bytes. `x-gradserve` is compact ASCII JSON with everything else:
-`id`, `deadline` (Unix time, ms), `traceparent` where there is one, and the options. TorchServe reads a header with four
-system calls and drops query strings, so there is no third header. It answers 200 whenever the handler answered:
-`{"results": [entry, …]}`, one entry per image, an error inside an entry; or the overlay's PNG bytes.
+`id`, `deadline` (Unix time in ms by the replica's clock), `traceparent` where there is one, and the options. TorchServe
+reads a header with four system calls and drops query strings, so there is no third header. It answers 200 whenever the
+handler answered: `{"results": [entry, …]}`, one entry per image, an error inside an entry; or the overlay's PNG bytes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from gateway.refusals import BodyTooLarge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.inference.replicas import Replica
     from gateway.inference.routing import Target
 
 IMAGE_TYPE = b"application/octet-stream"
@@ -65,6 +66,10 @@ class Deadline:
         self.unix_ms = int((time.time() + timeout_s) * 1000)
         self.at = asyncio.get_running_loop().time() + timeout_s
 
+    def unix_ms_of(self, replica: Replica) -> int:
+        """Return the moment in Unix time, in ms, by the clock of `replica`."""
+        return self.unix_ms + int(replica.clock_ahead_s * 1000)
+
     def left_s(self) -> float:
         """Seconds until then."""
         return self.at - asyncio.get_running_loop().time()
@@ -93,7 +98,7 @@ class TorchServe:
             GatewayError: the row as a whole has no answer.
         """
         path = f"/predictions/{target.model}/{target.version}"
-        headers = row_headers(len(images), {**carried, "deadline": deadline.unix_ms, "top_k": top_k})
+        headers = row_headers(len(images), {**carried, "deadline": deadline.unix_ms_of(target.replica), "top_k": top_k})
         body = images[0] if len(images) == 1 else join_frames(images)
         content = await self._post(target, path, headers, body, deadline)
         return read_results(content, len(images))
@@ -107,7 +112,7 @@ class TorchServe:
             GatewayError: there is no explanation; `ImageRefused` when the image or an option is why.
         """
         path = f"/explanations/{target.model}-explain/{target.version}"
-        headers = row_headers(1, {**carried, "deadline": deadline.unix_ms, **options})
+        headers = row_headers(1, {**carried, "deadline": deadline.unix_ms_of(target.replica), **options})
         content = await self._post(target, path, headers, image, deadline)
         if content.startswith(PNG_SIGNATURE) and options.get("format") != "json":
             return content

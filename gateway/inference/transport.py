@@ -16,6 +16,8 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 # Firewalls forget connections on which nothing is said.
 IDLE_S = 60.0
+# A host that is gone refuses nothing: its connections are never made.
+CONNECT_S = 1.0
 Origin: TypeAlias = tuple[str, int]
 
 
@@ -164,9 +166,13 @@ async def connect(origin: Origin) -> Connection:
 
     Raises:
         httpx.ConnectError: there is none.
+        httpx.ConnectTimeout: there is none after `CONNECT_S`.
     """
     try:
-        _, connection = await asyncio.get_running_loop().create_connection(Connection, *origin)
+        async with asyncio.timeout(CONNECT_S):
+            _, connection = await asyncio.get_running_loop().create_connection(Connection, *origin)
+    except TimeoutError as error:
+        raise httpx.ConnectTimeout(type(error).__name__) from error
     except OSError as error:
         raise httpx.ConnectError(type(error).__name__) from error
     return connection

@@ -118,6 +118,8 @@ def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any)
 class FakeAgent:
     """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up.
 
+    Its clock is `ahead_s` ahead of ours.
+
     `heard` is what a gateway process said of itself with the last poll, `processes` the same for each, by its id.
     """
 
@@ -126,6 +128,8 @@ class FakeAgent:
     looks: bool = True
     up: bool = True
     observed_at: float = 0.0
+    ahead_s: float = 0.0
+    inference_url: str = "http://torchserve:8080"
     heard: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -135,14 +139,15 @@ class FakeAgent:
         if not self.up:
             raise httpx.ConnectError("refused")
         if self.looks:
-            self.observed_at = time.time()
+            self.observed_at = time.time() + self.ahead_s
         report = {
             "schema": 1,
+            "time": time.time() + self.ahead_s,
             "observed_at": self.observed_at,
             "draining": self.draining,
             "plan_revision": 1,
             "plan_error": None,
-            "torchserve": {"state": "running", "pid": 7, "restarts": 0, "inference_url": "http://torchserve:8080"},
+            "torchserve": {"state": "running", "pid": 7, "restarts": 0, "inference_url": self.inference_url},
             "versions": self.versions,
         }
         return httpx.Response(200, json=report)
@@ -274,6 +279,12 @@ def stand(make_stand: Callable[..., Stand]) -> Stand:
 def make_agent() -> type[FakeAgent]:
     """The fake agent, for modules that start a gateway of their own."""
     return FakeAgent
+
+
+@pytest.fixture(scope="session")
+def make_torchserve() -> type[FakeTorchServe]:
+    """The fake TorchServe."""
+    return FakeTorchServe
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The agent's readiness page, by what it has seen."""
 
 import asyncio
+import json
 import logging
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from control.agent.agent import Agent
 from control.agent.deployment import Deployment, Wanted
 from control.agent.torchserve.management import Management, Registered, Worker
 from control.settings import AgentSettings
+from gateway.inference.replicas import parse_status
 
 
 @pytest.fixture
@@ -97,3 +99,10 @@ def test_agent_is_not_ready_while_it_drains_or_when_its_look_is_old(agent):
     agent._observed_at += 10
     agent._draining = True
     assert status(agent) == 503
+
+
+def test_the_gateway_reads_the_agents_clock_from_its_status(agent):
+    serve(agent)
+    told = parse_status(json.loads(json.dumps(agent.status())))
+    assert told.told_at == pytest.approx(time.time(), abs=1)
+    assert [version.version for version in told.versions] == ["1.0.0"]

@@ -92,3 +92,38 @@ def test_an_agent_that_hangs_holds_up_neither_the_others_nor_the_plan(
     time.sleep(0.1)
     stand.plan.write_text(json.dumps(make_plan(revision=2)), encoding="utf-8")
     stand.wait_until(lambda: healthy.heard["revision"] == 2)
+
+
+@pytest.mark.parametrize("ahead_s", [-10.0, 0.0, 10.0])
+def test_the_deadline_is_by_the_replicas_clock(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent], ahead_s: float
+) -> None:
+    left: list[float] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        deadline = json.loads(request.headers["x-gradserve"])["deadline"]
+        left.append(deadline / 1000 - (time.time() + ahead_s))
+        return stand.torchserve(request)
+
+    stand = make_stand(agent=make_agent(ahead_s=ahead_s), upstream=note, timeout_s=5.0)
+    files = [("file", ("x", b"image-of-cat"))] * 2
+    for path in ("/predict", "/explain", "/predict/batch"):
+        assert stand.client.post(path, files=files[: 1 + path.endswith("batch")]).status_code == 200
+    assert len(left) >= 3
+    assert all(4.0 < seconds <= 5.1 for seconds in left), left
+
+
+def test_a_slow_poll_does_not_move_a_clock_that_may_agree() -> None:
+    async def scene() -> float:
+        async def slow(_request: httpx.Request) -> httpx.Response:
+            report = {"time": time.time(), "observed_at": time.time(), "draining": False, "versions": []}
+            report["torchserve"] = {"state": "running", "restarts": 0, "inference_url": "http://t"}
+            await asyncio.sleep(0.2)
+            return httpx.Response(200, json=report)
+
+        agents = Agents(("http://a",), max_age_s=3, transport=httpx.MockTransport(slow))
+        await agents.poll_all(None)
+        assert len(agents.current()) == 1
+        return agents.replicas[0].clock_ahead_s
+
+    assert asyncio.run(scene()) == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -305,3 +306,24 @@ def test_what_cannot_be_sent_is_an_error_of_httpx_that_names_the_request(
     with pytest.raises(kind) as raised:
         asyncio.run(PooledTransport().handle_async_request(request_))
     assert raised.value.request is request_
+
+
+def test_a_host_that_does_not_answer_is_given_up_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "CONNECT_S", 0.1)
+
+    async def scene() -> float:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as listener, contextlib.ExitStack() as stack:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            for _ in range(4):  # with its queue full, the kernel says nothing to whoever comes
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(listener.getsockname())
+            await asyncio.sleep(0.05)
+            began = loop.time()
+            with pytest.raises(httpx.ConnectTimeout):
+                await transports.connect(listener.getsockname())
+            return loop.time() - began
+
+    assert uvloop.run(scene()) < 1.0
