@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -15,7 +16,8 @@ import httpx
 
 from control.agent.torchserve.process import find_java, torchserve_home
 from control.archive import inspect_archive
-from control.cli.status import ask_agent, drift, serves
+from control.cli.keys import read_keys
+from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
 from control.settings import read_agent_settings
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _LITTLE_DISK_BYTES = 2_000_000_000
 _CLOCK_OFF_S = 3.0
+_EXPIRES_SOON = timedelta(days=14)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class Finding:
     remedy: str = ""
 
 
-def examine(home: Path, agents: Sequence[str], model_store: Path) -> list[Finding]:
+def examine(home: Path, agents: Sequence[str], gateways: Sequence[str], model_store: Path) -> list[Finding]:
     """Every finding, in the order in which a request would meet the trouble."""
-    seen = [ask_agent(url) for url in agents]
+    seen = ask_agents(agents)
     plan, plan_finding = _plan(home)
     return [
         *_installed(),
@@ -50,9 +53,10 @@ def examine(home: Path, agents: Sequence[str], model_store: Path) -> list[Findin
         plan_finding,
         *(_archives(plan, model_store) if plan else []),
         *(finding for agent in seen for finding in _agent(plan, agent)),
+        *(_gateway(ask_gateway(url)) for url in gateways),
         _disk(home),
         _mlflow(),
-        _keys(),
+        *_keys(),
     ]
 
 
@@ -61,15 +65,12 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))  # noqa: T201 (the command's output)
         return
-    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table("", "about", "finding", box=None, padding=(0, 2), show_header=False)
+    table = columns("", "about", "finding", show_header=False)
     marks = {"good": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red]"}
     for finding in findings:
         remedy = f"\n[bold]{finding.remedy}[/bold]" if finding.remedy else ""
         table.add_row(marks[finding.severity], finding.about, finding.text + remedy)
-    Console(highlight=False).print(table)
+    output().print(table)
 
 
 def _installed() -> Iterable[Finding]:
@@ -136,6 +137,16 @@ def _agent(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[Fi
         yield Finding("good", about, "as the plan says")
 
 
+def _gateway(gateway: dict[str, Any]) -> Finding:
+    about = f"gateway {gateway['url']}"
+    if "error" in gateway:
+        return Finding("bad", about, gateway["error"], "start it: gradserve up; --gateways names others")
+    if gateway["status"] == "ok":
+        return Finding("good", about, "ok")
+    severity: Literal["note", "bad"] = "bad" if gateway["status"] == "unavailable" else "note"
+    return Finding(severity, about, "; ".join([gateway["status"], *gateway["reasons"]]), "the agents' findings say why")
+
+
 def _disk(home: Path) -> Finding:
     folder = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(folder).free
@@ -157,12 +168,29 @@ def _mlflow() -> Finding:
     return Finding("good", "MLflow", f"{urlsplit(uri).hostname} answers")
 
 
-def _keys() -> Finding:
-    file, keys = os.environ.get("GATEWAY_KEYS_FILE"), os.environ.get("GATEWAY_KEYS")
-    if not file and not keys:
-        return Finding("note", "keys", "none: the gateway serves loopback only, or everyone if told so")
-    if file and not Path(file).is_file():
-        return Finding("bad", "keys", f"{file} is not there", "make it, or correct GATEWAY_KEYS_FILE")
-    if file and Path(file).stat().st_mode & 0o007:
-        return Finding("note", "keys", f"{file} is open to every user of this machine", f"chmod 640 {file}")
-    return Finding("good", "keys", "configured")
+def _keys() -> Iterable[Finding]:
+    named, entries = os.environ.get("GATEWAY_KEYS_FILE"), os.environ.get("GATEWAY_KEYS")
+    if not named and not entries:
+        yield Finding("note", "keys", "none: the gateway serves loopback only, or everyone if told so")
+        return
+    if not named:
+        yield Finding("good", "keys", "configured")
+        return
+    file = Path(named)
+    try:
+        keys = read_keys(file)
+    except ControlError as error:
+        yield Finding("bad", "keys", str(error), "bring back a copy, or make the keys anew: gradserve keys make")
+        return
+    if not file.is_file():
+        yield Finding("bad", "keys", f"{file} is not there", "make it, or correct GATEWAY_KEYS_FILE")
+        return
+    if file.stat().st_mode & 0o007:
+        yield Finding("note", "keys", f"{file} is open to every user of this machine", f"chmod 640 {file}")
+    lasting = {key.name for key in keys if not key.is_expired(datetime.now(UTC) + _EXPIRES_SOON)}
+    for key in keys:
+        if key.expires and key.name not in lasting:
+            verb, remedy = ("expired", "make") if key.is_expired() else ("expires", "rotate")
+            text = f"{key.name} {verb} at {key.expires}"
+            yield Finding("note", "keys", text, f"gradserve keys {remedy} {key.name} --expires 90d")
+    yield Finding("good", "keys", f"configured: {len(keys)} in {file}")

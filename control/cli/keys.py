@@ -88,9 +88,12 @@ def rotate(
     overlap: Annotated[
         str, typer.Option(help="For how long the old key still works: 7d, 12h, 30m; 0d ends it now.", metavar="TIME")
     ] = "7d",
+    expires: Expires = None,
     file: File = None,
 ) -> None:
     """Make a second key of the same name, scopes and quota, print its secret, and let the old one expire.
+
+    Without --expires the new one expires when the old one would have without this.
 
     Both work until then. The metric gateway_caller_requests_total tells by `key` whether the old one is still used.
 
@@ -104,7 +107,9 @@ def rotate(
         if not own:
             raise _no_key(path, name)
         newest = own[-1]
-        secret, key = make_key(name, newest.scopes, created=_today(), expires=newest.expires, quota=newest.quota)
+        secret, key = make_key(
+            name, newest.scopes, created=_today(), expires=_moment(path, expires) or newest.expires, quota=newest.quota
+        )
         end = _moment(path, overlap, may_be_now=True)
         old = [
             replace(other, expires=min(filter(None, (other.expires, end)), key=datetime.fromisoformat)) for other in own

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from control.cli import keys, release, train
-from control.cli.release import Agents, Gateways, agent_addresses, gateway_addresses
+from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
 
@@ -26,7 +26,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object: ok, plan, plan_error, agents (each one's status), gateways (each one's health), "
+        "drift (sentences), counted (by version), counted_error.",
+    ),
+]
 
 
 @app.command(rich_help_panel="Serve")
@@ -89,14 +96,20 @@ def agent() -> None:
 def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = False) -> None:
     """Show the traffic plan, what each agent makes of it, and what the gateways have counted by version.
 
-    Exit codes: 0 every agent serves a verified stable version, 1 some does not, or cannot be asked.
+    Without --agents and --gateways those of the `gradserve up` that runs with this GRADSERVE_HOME are asked.
+
+    Example: gradserve status --json
+
+    Exit codes: 0 every agent serves a verified stable version and every gateway answers, 1 an agent does not serve one
+    or cannot be reached, 3 the agents serve and a gateway cannot be reached.
     """
     from control.cli.status import overview, print_overview
 
     key = os.environ.get("GRADSERVE_KEY")
     view = overview(home_directory(), agent_addresses(agents), gateway_addresses(gateways), key)
     print_overview(view, as_json=as_json)
-    raise typer.Exit(0 if view["ok"] else 1)
+    unreachable = any("error" in gateway for gateway in view["gateways"])
+    raise typer.Exit(1 if not view["ok"] else UNREACHABLE if unreachable else 0)
 
 
 def _read_env_file(path: Path) -> None:

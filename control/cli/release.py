@@ -19,7 +19,27 @@ if TYPE_CHECKING:
     from control.release.rollout import Rollout
 
 PANEL = "Release"
-Json = Annotated[bool, typer.Option("--json", help="Print the resulting plan as one JSON document.")]
+UNREACHABLE = 3
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the resulting plan as one JSON object (revision, model, stable, canary, shadow, retained); "
+        "progress goes to stderr.",
+    ),
+]
+VersionsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print a JSON array; of each version: version, role, agents (its state on each), archive, and of an "
+        "archive in the model store sha256 and accepted (the figures of its contract).",
+    ),
+]
+FindingsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print a JSON array of findings: severity (good, note or bad), about, text, remedy."),
+]
 Agents = Annotated[
     str,
     typer.Option(
@@ -49,17 +69,26 @@ def register(app: typer.Typer) -> None:
 
 
 def agent_addresses(agents: str) -> list[str]:
-    """The agents' addresses in `agents`, or this machine's own agent's."""
+    """Return the agents' addresses in `agents`, else that of the stack that runs here, else this machine's own."""
+    from control.running import find_running
+
+    running = find_running(home_directory())
     own = local_url(os.environ.get("AGENT_HOST", ""), os.environ.get("AGENT_PORT") or 9100)
-    return [url.strip().rstrip("/") for url in (agents or own).split(",") if url.strip()]
+    return _addresses(agents or (running.agent if running else own))
 
 
 def gateway_addresses(gateways: str) -> list[str]:
-    """The gateways' addresses in `gateways`, or this machine's own gateway's."""
-    own = local_url(
-        os.environ.get("GATEWAY_HOST", ""), os.environ.get("PORT") or os.environ.get("GATEWAY_PORT") or 8000
-    )
-    return [url.strip().rstrip("/") for url in (gateways or own).split(",") if url.strip()]
+    """Return the gateways' addresses in `gateways`, else that of the stack that runs here, else this machine's own."""
+    from control.running import find_running
+
+    running = find_running(home_directory())
+    port = os.environ.get("PORT") or os.environ.get("GATEWAY_PORT") or 8000
+    own = local_url(os.environ.get("GATEWAY_HOST", ""), port)
+    return _addresses(gateways or (running.gateway if running else own))
+
+
+def _addresses(urls: str) -> list[str]:
+    return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
 
 
 def deploy(
@@ -208,22 +237,34 @@ def scale(
     _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).scale(version, workers), as_json=as_json)
 
 
-def versions(*, agents: Agents = "", as_json: Json = False) -> None:
-    """List every version there is: in the plan, on the agents, in the model store."""
-    from control.cli.status import list_versions, print_versions
+def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
+    """List every version there is: in the plan, on the agents, in the model store.
 
-    found = list_versions(home_directory(), agent_addresses(agents), _model_store())
-    print_versions(found, as_json=as_json)
+    Example: gradserve versions --json
+
+    Exit codes: 0 every agent was asked, 3 one cannot be reached (it is named on stderr; the rest is listed).
+    """
+    from control.cli.status import ask_agents, list_versions, print_versions
+
+    seen = ask_agents(agent_addresses(agents))
+    print_versions(list_versions(home_directory(), seen, _model_store()), as_json=as_json)
+    missing = [agent for agent in seen if "error" in agent]
+    for agent in missing:
+        typer.echo(f"agent {agent['url']} {agent['error']}: what it has loaded is not listed", err=True)
+    raise typer.Exit(UNREACHABLE if missing else 0)
 
 
-def doctor(*, agents: Agents = "", as_json: Json = False) -> None:
-    """Look for what is wrong: Java, TorchServe, plan, archives, agents, ports, disk, clock, MLflow, keys.
+def doctor(*, gateways: Gateways = "", agents: Agents = "", as_json: FindingsJson = False) -> None:
+    """Look for what is wrong: Java, TorchServe, plan, archives, agents, gateway, ports, disk, clock, MLflow, keys.
 
-    Exit codes: 0 nothing found that stops serving, 1 something that does; each finding comes with its remedy.
+    Example: gradserve doctor --json
+
+    Exit codes: 0 nothing found that stops serving, 1 something that does (a gateway or agent that cannot be reached is
+    one); each finding comes with its remedy.
     """
     from control.cli.doctor import examine, print_findings
 
-    findings = examine(home_directory(), agent_addresses(agents), _model_store())
+    findings = examine(home_directory(), agent_addresses(agents), gateway_addresses(gateways), _model_store())
     print_findings(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.severity == "bad" for finding in findings) else 0)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from rich.console import Console
+    from rich.table import Table
+
 _TOO_OLD_S = 3.0
 
 
 def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: str | None) -> dict[str, Any]:
-    """Plan, agents, where the two differ, and what the gateways counted since they started, by version.
+    """Plan, agents, gateways, where they differ, and what the gateways counted since they started, by version.
 
     `ok` when every agent serves a verified stable version.
     """
@@ -33,12 +38,13 @@ def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: st
         plan = PlanStore(home).read()
     except ControlError as error:
         plan_error = str(error)
-    seen = [ask_agent(url) for url in agents]
+    seen = ask_agents(agents)
     return {
         "ok": bool(seen) and all(serves(agent) for agent in seen),
         "plan": traffic_plan.dump(plan) if plan else None,
         "plan_error": plan_error,
         "agents": seen,
+        "gateways": [ask_gateway(url) for url in gateways],
         "drift": [line for agent in seen for line in drift(plan, agent)],
         **_counted(gateways, key),
     }
@@ -66,25 +72,60 @@ def ask_agent(url: str) -> dict[str, Any]:
         return {"url": url, "error": "answers something else than a status"}
 
 
+def ask_agents(urls: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what each agent says, as `ask_agent` does; they are asked at the same time."""
+    asked = list(urls)
+    with ThreadPoolExecutor(max(1, len(asked))) as threads:
+        return list(threads.map(ask_agent, asked))
+
+
+def ask_gateway(url: str) -> dict[str, Any]:
+    """Return `url` with the gateway's `status` and `reasons` as its /health tells them, or with `error`."""
+    try:
+        response = httpx.get(f"{url}/health", timeout=3.0, trust_env=False)
+        report = response.json()
+        return {"url": url, "status": report["status"], "reasons": report["reasons"]}
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return {"url": url, "error": f"does not answer ({type(error).__name__})"}
+    except (ValueError, KeyError, TypeError):
+        return {"url": url, "error": f"answers something else than a gateway ({response.status_code})"}
+
+
+def output() -> Console:
+    """Return a console on stdout that cuts nothing: where no terminal reads it, lines are as long as they are."""
+    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
+
+
+def columns(*headers: str, show_header: bool = True) -> Table:
+    """Return a table with these columns, whose cells are folded rather than cut in a narrow terminal."""
+    from rich.table import Table  # noqa: PLC0415 (as above)
+
+    table = Table(box=None, padding=(0, 2), show_header=show_header)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
 def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
     """Prints the view on stdout."""
     if as_json:
         print(json.dumps(view))  # noqa: T201 (the command's output)
         return
-    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
-    from rich.table import Table  # noqa: PLC0415
-
-    console = Console(highlight=False)
+    console = output()
     plan = view["plan"]
     console.print(f"plan      {plan_line(plan)}" if plan else f"plan      [red]{view['plan_error']}[/red]")
     for agent in view["agents"]:
         console.print(f"agent     {agent['url']}  {_agent_line(agent)}")
         if "error" in agent:
             continue
-        table = Table("version", "role", "state", "predict", "explain", "waiting", "reason", box=None, padding=(0, 2))
+        table = columns("version", "role", "state", "predict", "explain", "waiting", "reason")
         for version in agent["versions"]:
             table.add_row(*_version_row(version))
         console.print(table)
+    for gateway in view["gateways"]:
+        console.print(f"gateway   {gateway['url']}  {_gateway_line(gateway)}", soft_wrap=True)
     for version, counted in view["counted"].items():
         console.print(f"counted   {version}: {_counted_line(counted)}")
     if view["counted_error"]:
@@ -93,8 +134,8 @@ def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
         console.print(f"drift     [yellow]{line}[/yellow]")
 
 
-def list_versions(home: Path, agents: Iterable[str], model_store: Path) -> list[dict[str, Any]]:
-    """Every version in the plan, on an agent or in the model store, with what is known of it."""
+def list_versions(home: Path, seen: Iterable[dict[str, Any]], model_store: Path) -> list[dict[str, Any]]:
+    """Every version in the plan, on an agent of those `seen` or in the model store, with what is known of it."""
     found: dict[str, dict[str, Any]] = {}
 
     def entry(version: str) -> dict[str, Any]:
@@ -111,9 +152,9 @@ def list_versions(home: Path, agents: Iterable[str], model_store: Path) -> list[
             archive = inspect_archive(path)
             accepted = archive.contract.get("accepted") or {}
             entry(archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
-    for url in agents:
-        for version in ask_agent(url).get("versions", []):
-            entry(version["version"])["agents"][url] = version["state"]
+    for agent in seen:
+        for version in agent.get("versions", []):
+            entry(version["version"])["agents"][agent["url"]] = version["state"]
     return [found[version] for version in sorted(found)]
 
 
@@ -122,15 +163,12 @@ def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))  # noqa: T201 (the command's output)
         return
-    from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table("version", "role", "on agents", "archive", "sha256", box=None, padding=(0, 2))
+    table = columns("version", "role", "on agents", "archive", "sha256")
     for version in found:
         states = ", ".join(sorted(set(version["agents"].values()))) or "-"
         sha256 = version.get("sha256", "")[:12]
         table.add_row(version["version"], version["role"] or "-", states, version["archive"] or "-", sha256)
-    Console(highlight=False).print(table)
+    output().print(table)
 
 
 def plan_line(plan: dict[str, Any]) -> str:
@@ -150,6 +188,14 @@ def _agent_line(agent: dict[str, Any]) -> str:
     server = agent["torchserve"]
     draining = ", draining" if agent["draining"] else ""
     return f"TorchServe {server['state']}, {server['restarts']} restarts{draining}, looked {agent['age_s']:.1f} s ago"
+
+
+def _gateway_line(gateway: dict[str, Any]) -> str:
+    if "error" in gateway:
+        return f"[red]{gateway['error']}; --gateways names others[/red]"
+    colour = {"ok": "green", "unavailable": "red"}.get(gateway["status"], "yellow")
+    reasons = f": {'; '.join(gateway['reasons'])}" if gateway["reasons"] else ""
+    return f"[{colour}]{gateway['status']}[/{colour}]{reasons}"
 
 
 def _version_row(version: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ import httpx
 from control.agent.torchserve.process import check_installed
 from control.errors import NoModel, NotAnswering, PortsTaken
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
+from control.running import RunningStack, announced
 from control.settings import AgentSettings, local_url, read_agent_settings
 from control.stack.supervisor import Part, check_all, stop_all
 
@@ -66,7 +67,8 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    with _signals(on_signal):
+    running = RunningStack(os.getpid(), _gateway_url(options), local_url(settings.host, settings.port))
+    with _signals(on_signal), announced(options.home, running):
         try:
             for part in parts:
                 part.start()

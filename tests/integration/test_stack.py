@@ -1,10 +1,12 @@
 """`gradserve up` as a whole: what it tells while it loads, breaks and stops."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -56,6 +58,18 @@ def test_status_prints_one_json_document_and_exits_with_zero_when_all_is_well(st
     answer = stack.command("status", "--json")
     assert answer.returncode == 0
     assert httpx.Response(200, text=answer.stdout).json()["ok"] is True
+
+
+def test_other_commands_find_the_stack_by_its_home_alone(stack):
+    ports = {"PORT", *(name for name in stack.environment if name.startswith("AGENT_") and name.endswith("_PORT"))}
+    alone = replace(stack, environment={name: v for name, v in stack.environment.items() if name not in ports})
+    view = json.loads(alone.command("status", "--json").stdout)
+    assert [(found["url"], "error" in found) for found in view["gateways"]] == [(stack.gateway, False)]
+    assert (view["ok"], view["counted_error"]) == (True, None)
+    versions = alone.command("versions", "--json")
+    assert (versions.returncode, json.loads(versions.stdout)[0]["agents"]) == (0, {stack.agent: "ready"})
+    findings = json.loads(alone.command("doctor", "--json").stdout)
+    assert {finding["about"] for finding in findings} >= {f"agent {stack.agent}", f"gateway {stack.gateway}"}
 
 
 def test_taken_ports_are_reported_before_anything_starts(make_stack, model_source):
