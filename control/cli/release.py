@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
 
 def agent_addresses(agents: str) -> list[str]:
     """Return the agents' addresses in `agents`, else that of the stack that runs here, else this machine's own."""
-    from control.running import find_running
+    from control.stack.running import find_running
 
     running = find_running(home_directory())
     own = local_url(os.environ.get("AGENT_HOST", ""), os.environ.get("AGENT_PORT") or 9100)
@@ -79,7 +79,7 @@ def agent_addresses(agents: str) -> list[str]:
 
 def gateway_addresses(gateways: str) -> list[str]:
     """Return the gateways' addresses in `gateways`, else that of the stack that runs here, else this machine's own."""
-    from control.running import find_running
+    from control.stack.running import find_running
 
     running = find_running(home_directory())
     port = os.environ.get("PORT") or os.environ.get("GATEWAY_PORT") or 8000

@@ -26,8 +26,8 @@ import httpx
 from control.agent.torchserve.process import check_installed
 from control.errors import NoModel, NotAnswering, PortsTaken
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
-from control.running import RunningStack, announced
 from control.settings import AgentSettings, local_url, read_agent_settings
+from control.stack.running import RunningStack, announced
 from control.stack.supervisor import Part, check_all, stop_all
 
 if TYPE_CHECKING:

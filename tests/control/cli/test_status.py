@@ -14,7 +14,7 @@ from contracts.plan import Plan, Release
 from control.cli.main import app
 from control.cli.status import columns, output
 from control.release.plan_store import PlanStore
-from control.running import RunningStack, announced, find_running
+from control.stack.running import RunningStack, announced, find_running
 from gateway.auth.keys import make_key, save_keys
 
 NOWHERE = "http://127.0.0.1:9"
@@ -100,7 +100,7 @@ def test_nothing_is_cut_where_no_terminal_reads(agent, gateway, tmp_path):
     for command in ("status", "doctor"):
         piped = subprocess.run(
             [sys.executable, "-m", "control.cli.main", command, "--agents", agent, "--gateways", gateway],
-            env=os.environ | {"COLUMNS": "60", "PYTHONPATH": str(Path(__file__).parents[2])},
+            env=os.environ | {"COLUMNS": "60", "PYTHONPATH": str(Path(__file__).parents[3])},
             capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
         if command == "status":
