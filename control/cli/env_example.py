@@ -22,6 +22,8 @@ _HEAD = """\
 
 # Folder of the traffic plan, its history and the logs.
 #GRADSERVE_HOME=.gradserve
+# Megabytes of logs that `up` keeps of each part, in four files.
+#GRADSERVE_LOG_MB=256
 # Who changes the plan, for its audit log. Default: user@machine.
 #GRADSERVE_OPERATOR=
 # Gateways whose counts `status` shows and `promote --auto` judges by, with commas. Default: this machine's own.

@@ -45,18 +45,23 @@ def up(
         Path, typer.Option(help="Folder with the model to pack and serve when there is no plan yet.")
     ] = Path("model_store/released"),
     mlflow: Annotated[bool, typer.Option("--mlflow", help="Start MLflow's page as well, on port 5000.")] = False,  # noqa: FBT002
+    log_mb: Annotated[
+        int, typer.Option(envvar="GRADSERVE_LOG_MB", min=4, help="Megabytes of logs kept of each part, in four files.")
+    ] = 256,
 ) -> None:
     """Start everything on this machine and look after it until Ctrl-C.
 
     Packs the released model if its archive is missing or was built from other bytes, writes the first traffic plan,
     starts the agent (with TorchServe) and the gateway, and tells the address once an image has been answered. A part
-    that dies is started again; three deaths within a minute end everything with the reason.
+    that dies is started again; three deaths within a minute end everything with the reason. Logs are rotated.
+
+    Example: gradserve up --port 8080
 
     Exit codes: 0 stopped by a signal, 1 could not run (the reason is printed).
     """
     from control.stack.stack import StackOptions, run_stack
 
-    run_stack(StackOptions(home_directory(), source, port, mlflow), typer.echo)
+    run_stack(StackOptions(home_directory(), source, port, mlflow, log_mb=log_mb), typer.echo)
 
 
 @app.command(rich_help_panel="Serve")

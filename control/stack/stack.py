@@ -28,7 +28,7 @@ from control.errors import NoModel, NotAnswering, PortsTaken
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
 from control.settings import AgentSettings, local_url, read_agent_settings
 from control.stack.running import RunningStack, announced
-from control.stack.supervisor import Part, check_all, stop_all
+from control.stack.supervisor import LOG_MB, Part, check_all, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,13 +41,17 @@ MLFLOW_PORT = 5000
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `gradserve up` is told: the public port, the model's folder, and whether MLflow's page is wanted."""
+    """What `gradserve up` is told: the public port, the model's folder, and whether MLflow's page is wanted.
+
+    `log_mb` is how many megabytes of logs are kept of each part.
+    """
 
     home: Path
     source: Path
     port: int
     mlflow: bool = False
     ready_within_s: float = READY_WITHIN_S
+    log_mb: int = LOG_MB
 
 
 def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
@@ -157,24 +161,25 @@ def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
         "GATEWAY_AGENTS": local_url(settings.host, settings.port),
     }
     gunicorn = ["-m", "gunicorn", "-c", str(_ROOT / "config" / "gunicorn.conf.py"), "gateway.app:create_app()"]
+    log_bytes = options.log_mb * 1_000_000
     agent = Part(
         "agent",
         [sys.executable, "-m", "control.cli.main", "agent"],
         shared,
         logs / "agent.log",
         settings.drain_timeout_s + 20,
+        log_bytes,
     )
-    gateway = Part("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0)
-    return [*([_mlflow_part(logs)] if options.mlflow else []), agent, gateway]
+    gateway = Part("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0, log_bytes)
+    return [*([_mlflow_part(logs, log_bytes)] if options.mlflow else []), agent, gateway]
 
 
-def _mlflow_part(logs: Path) -> Part:
+def _mlflow_part(logs: Path, log_bytes: int) -> Part:
     """MLflow's page on loopback, over the same store that training writes to."""
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     page = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT), "--workers", "1", "--backend-store-uri", store]
-    return Part(
-        "mlflow", [sys.executable, "-m", "mlflow", "server", *page], dict(os.environ), logs / "mlflow.log", 10.0
-    )
+    command = [sys.executable, "-m", "mlflow", "server", *page]
+    return Part("mlflow", command, dict(os.environ), logs / "mlflow.log", 10.0, log_bytes)
 
 
 def _wait_for_answer(parts: list[Part], settings: AgentSettings, options: StackOptions, stop: threading.Event) -> bool:

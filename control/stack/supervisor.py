@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import subprocess
 import time
@@ -21,6 +22,9 @@ _log = logging.getLogger(__name__)
 _DEATHS, _WITHIN_S = 3, 60.0
 _BACKOFF_FIRST_S = 1.0
 _TAIL_BYTES = 3000
+# A log is the file that is written to and this many older ones.
+_OLD_LOGS = 3
+LOG_MB = 256
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Part:
     environment: Mapping[str, str]
     log: Path
     stop_within_s: float
+    log_bytes: int = LOG_MB * 1_000_000
+    """Bytes that the log may have, older files included."""
     process: subprocess.Popen[bytes] | None = None
     deaths: deque[float] = field(default_factory=deque)
     start_at: float = 0.0
@@ -85,6 +91,10 @@ class Part:
         end_group(group)
         self.process = None
 
+    def rotate_log(self) -> None:
+        """Make room in the log once its file has its share of `log_bytes`."""
+        rotate(self.log, self.log_bytes // (1 + _OLD_LOGS))
+
     def tail(self) -> str:
         """The end of the log."""
         try:
@@ -97,6 +107,36 @@ class Part:
         return "\n".join(f"  {line}" for line in lines[-15:])
 
 
+def rotate(path: Path, most_bytes: int) -> None:
+    """Move what the log `path` holds to `path`.1, and older logs on, when it has more than `most_bytes`.
+
+    The program goes on writing to the file that it holds open, at its end: so the file is copied and emptied in place.
+    What is written between the last read and that, for microseconds, is lost. On a full disk all of it is.
+    """
+    try:
+        if path.stat().st_size <= most_bytes:
+            return
+        files = [path.with_name(f"{path.name}.{number}") for number in range(1, _OLD_LOGS + 1)]
+        for older, newer in zip(files[:0:-1], files[-2::-1], strict=True):
+            if newer.exists():
+                newer.replace(older)
+        _copy(path, files[0])
+        os.truncate(path, 0)
+    except OSError as error:
+        _log.warning("%s cannot be rotated: %s", path, error.strerror)
+
+
+def _copy(path: Path, to: Path) -> None:
+    """Copy what can be copied."""
+    try:
+        with path.open("rb") as source, to.open("wb") as copy:
+            while chunk := source.read(1 << 20):
+                copy.write(chunk)
+    except OSError as error:  # no room: better that the log goes than that it fills the disk
+        _log.warning("%s is emptied without a copy: %s", path, error.strerror)
+        to.unlink(missing_ok=True)
+
+
 def stop_all(parts: Sequence[Part], *, in_a_hurry: bool = False) -> None:
     """Stops the parts, last started first."""
     for part in reversed(parts):
@@ -104,10 +144,11 @@ def stop_all(parts: Sequence[Part], *, in_a_hurry: bool = False) -> None:
 
 
 def check_all(parts: Sequence[Part]) -> None:
-    """Looks after every part once.
+    """Look after every part and its log once.
 
     Raises:
         PartFailed: one died three times within a minute.
     """
     for part in parts:
         part.check(time.monotonic())
+        part.rotate_log()

@@ -1,0 +1,59 @@
+"""A part's log under a program that does not stop writing: bounded, in order, the newest lines always there."""
+
+import os
+import resource
+import sys
+import time
+
+import pytest
+
+from control.stack.supervisor import Part, check_all, rotate
+
+# Whole lines with a number, as fast as a gateway that answers 5,000 requests a second.
+WRITER = """
+import os, time
+number = 0
+while True:
+    for _ in range(50):
+        os.write(1, b"%08d %s\\n" % (number, b"x" * 190))
+        number += 1
+    time.sleep(0.01)
+"""
+LOG_BYTES = 1_200_000
+
+
+@pytest.fixture
+def part(tmp_path):
+    part = Part("writer", [sys.executable, "-c", WRITER], dict(os.environ), tmp_path / "writer.log", 5.0, LOG_BYTES)
+    yield part
+    part.stop(in_a_hurry=True)
+
+
+def test_a_log_that_never_ends_stays_within_its_bytes_and_keeps_the_newest_lines(part):
+    began, largest = time.monotonic(), 0
+    while time.monotonic() - began < 3:
+        check_all([part])
+        largest = max(largest, sum(path.stat().st_size for path in part.log.parent.iterdir()))
+        time.sleep(0.05)
+    part.stop()
+    files = [part.log.with_name(f"writer.log{suffix}") for suffix in (".3", ".2", ".1", "")]
+    assert sorted(part.log.parent.iterdir()) == sorted(files)
+    assert largest < LOG_BYTES * 1.2
+    lines = [line for file in files for line in file.read_bytes().splitlines()]
+    assert {len(line) for line in lines} == {199}, "no line is torn"
+    numbers = [int(line[:8]) for line in lines]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] > 2 * len(numbers), "more than twice as much was written as is kept"
+    assert numbers[-1] - numbers[0] + 1 - len(numbers) < 20, "hardly a line was lost"
+
+
+def test_a_log_is_emptied_where_the_disk_has_no_room_for_a_copy(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_bytes(bytes(2000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a write above it fails, as on a full disk
+    try:
+        rotate(log, 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("a.log", 0)]
