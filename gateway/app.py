@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -13,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
-from gateway.api import docs_page, health, openapi, predictions, v2
+from gateway.api import docs_page, health, predictions, v2
 from gateway.api.middleware import RequestMiddleware
 from gateway.api.problems import from_exception, problem_response
 from gateway.auth.callers import Callers
@@ -62,6 +61,7 @@ ROUTES = (
 )
 # For people, so not in the OpenAPI document.
 PAGES = (
+    ("GET", "/openapi.json", docs_page.document),
     ("GET", "/docs", docs_page.page),
     ("GET", "/docs/swagger-ui-bundle.js", docs_page.script),
     ("GET", "/docs/swagger-ui.css", docs_page.style),
@@ -141,6 +141,7 @@ def create_app(
     app = FastAPI(
         title="gradserve",
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -156,7 +157,6 @@ def create_app(
         )
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
-    app.openapi = partial(openapi.document, settings)  # type: ignore[method-assign]  # the way FastAPI documents
     app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES + PAGES)
     return app
 

@@ -1,7 +1,7 @@
 """What can be wrong with one image or one row: each error becomes one JSON entry and touches nothing beside it.
 
     RequestError
-    ├── ImageTooLarge      image_too_large    more pixels than are decoded
+    ├── ImageTooLarge      image_too_large    more pixels than are decoded, too long or too narrow
     ├── ImageUnreadable    image_unreadable   no image of the five formats, truncated, or of no size
     ├── UnknownTarget      unknown_target     a class name that the contract does not hold
     ├── UnknownMethod      unknown_method     a CAM method that the contract does not offer
@@ -34,15 +34,18 @@ class RequestError(Exception):
 
 
 class ImageTooLarge(RequestError):
-    """The image's header announces more pixels than are decoded."""
+    """The image's header announces more pixels than are decoded, too long a side, or too extreme proportions."""
 
     code = "image_too_large"
 
-    def __init__(self, width: int, height: int, limit: int) -> None:
+    def __init__(self, width: int, height: int, *, max_pixels: int, max_side: int, max_aspect: int) -> None:
         super().__init__(
-            f"the image has {width} x {height} = {width * height} pixels, more than {limit}: send a smaller one",
+            f"the image has {width} x {height} = {width * height} pixels: send one of at most {max_pixels} pixels, "
+            f"{max_side} a side, whose longer side is at most {max_aspect} times the shorter",
+            width=width,
+            height=height,
             pixels=width * height,
-            limit=limit,
+            limit=max_pixels,
         )
 
 
