@@ -5,6 +5,7 @@ TrainingError         the recipe cannot be followed, or a run cannot go on
 │   ├── NoSource          no source of CIFAR-10 could be reached
 │   └── CorruptData       a file whose content is not CIFAR-10's
 ├── ModelError        a model that cannot be found or read
+│   └── HeatmapsAlike     heatmaps that are the same for every class
 └── ExportError       a model that cannot be packed
 """
 
@@ -43,6 +44,19 @@ class CorruptData(DataError):
 
 class ModelError(TrainingError):
     """A model that cannot be found or read."""
+
+
+class HeatmapsAlike(ModelError):
+    """Heatmaps of `layer` by `method` correlate for the first two classes by `correlation`, which is above `limit`."""
+
+    def __init__(self, layer: str, method: str, correlation: float, *, limit: float, images: int) -> None:
+        super().__init__(
+            f"heatmaps of {layer} by {method} hardly depend on the class: those for an image's first and second class "
+            f"have a rank correlation of {correlation:.2f} on {images} held-out images, above {limit:g}. Let held-out "
+            "images choose layer and method (--explain-images 500), train longer, or raise the bound knowingly "
+            "(--max-alike 1)"
+        )
+        self.correlation = correlation
 
 
 class ExportError(TrainingError):

@@ -223,6 +223,14 @@ def package(  # noqa: PLR0917 - every option is an argument
             min=0,
         ),
     ] = 0,
+    max_alike: Annotated[
+        float,
+        typer.Option(
+            help="Refuse heatmaps whose rank correlation for an image's first and second class is above this.",
+            min=-1,
+            max=1,
+        ),
+    ] = 0.5,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Pack a trained model into an archive that TorchServe serves.
@@ -247,6 +255,7 @@ def package(  # noqa: PLR0917 - every option is an argument
             precision=precision,
             max_drop=max_drop / 100,
             explain_images=explain_images,
+            max_alike=max_alike,
         )
     accepted = made.contract.accepted
     console.print(

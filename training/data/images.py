@@ -40,7 +40,12 @@ class Images:
 
     def sample(self, count: int) -> Images:
         """At most `count` of the images, always the same ones."""
-        return self.pick(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+        return self.pick(self.sample_indices(count))
+
+    def sample_indices(self, count: int) -> NDArray[np.intp]:
+        """Return the indices of what `sample` takes."""
+        indices: NDArray[np.intp] = np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+        return indices
 
     def sha256(self) -> str:
         """The hash of the pixels as uint8 (N, H, W, 3) bytes followed by the labels as uint8 bytes."""

@@ -108,6 +108,12 @@ def _explanations(contract: Contract, report: dict[str, Any]) -> str:
             f" Both were chosen on {accepted['explain_images']} held-out images, among the candidates in "
             "explanations.json."
         )
+    if "explain_class_correlation" in accepted:
+        parts[0] += (
+            " The heatmaps for an image's first and second class have a rank correlation of "
+            f"{accepted['explain_class_correlation']:.2f} on held-out images; near 1 they would say nothing about the "
+            "class."
+        )
     if measured := report.get("explanation"):
         parts.append(_measured_explanation(measured, report["data"]["part"]))
     if "explainer_disagreement" in accepted:
@@ -137,7 +143,8 @@ def _measured_explanation(measured: dict[str, Any], part: str) -> str:
         f"| pixels in the order of | deletion | insertion | difference |\n|---|---:|---:|---:|\n{rows}\n\n"
         "Rank correlation with the heatmaps of a network whose weights are random from the head down to a layer "
         f"([Adebayo et al. 2018](https://arxiv.org/abs/1810.03292)): {randomised}. Heatmaps of different images: "
-        f"{measured['stranger_similarity']:.2f}."
+        f"{measured['stranger_similarity']:.2f}; of an image's first and second class: "
+        f"{measured['class_similarity']:.2f}."
     )
 
 

@@ -8,6 +8,9 @@ Source: Petsiuk et al. 2018, section 4.3, https://arxiv.org/abs/1806.07421
 
 A heatmap that stays the same when the weights become random shows the image, not what the network makes of it.
 Source: Adebayo et al. 2018, section 3, https://arxiv.org/abs/1810.03292
+
+A heatmap that stays the same when another class is asked for says nothing about the class: insertion and deletion do
+not notice that, so the heatmaps of an image's likeliest and second class are compared too.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from tqdm import tqdm
 from handlers.engines import predict_all
 from handlers.explain import Explainer
 from handlers.network import build_network
+from training.errors import HeatmapsAlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +54,12 @@ BLUR = 1 / 8
 MAX_SIMILARITY = 0.5
 """The largest rank correlation with the heatmaps of random weights with which a candidate may be chosen."""
 
-_SIMILARITY_IMAGES = 100  # for each candidate; enough to tell 0.5 from 0.4
+MAX_ALIKE = 0.5
+"""The largest rank correlation of an image's heatmaps for its first and second class with which a version is packed."""
+
+SIMILARITY_IMAGES = 100
+"""Images on which rank correlations are taken; the mean's standard error is then about 0.04."""
+
 _BATCH = 100  # images of one backward
 
 
@@ -74,13 +83,14 @@ class Probe:
     Attributes:
         images: (N, 3, H, W) float32, normalised.
         targets: (N,) the classes that the engine answered.
+        runners_up: (N,) the classes that it found second likeliest.
     """
 
     def __init__(self, engine: Engine, images: NDArray[np.float32]) -> None:
         self.images = images
         self._engine = engine
         whole = predict_all(engine, images)
-        self.targets = whole.argmax(axis=1)
+        self.targets, self.runners_up = first_two(whole)
         sigma = BLUR * images.shape[-1]
         self._blurred = gaussian_filter(images, (0, 0, sigma, sigma))
         grey = predict_all(engine, np.zeros_like(images[:1]))  # the training data's mean colour
@@ -113,18 +123,27 @@ class Probe:
 
 
 def choose_explanation(
-    network: nn.Module, contract: Contract, engine: Engine, images: NDArray[np.float32]
+    network: nn.Module,
+    contract: Contract,
+    engine: Engine,
+    images: NDArray[np.float32],
+    *,
+    max_alike: float = MAX_ALIKE,
 ) -> tuple[Explanation, dict[str, Any]]:
-    """The layer and the method that `best_of` finds on `images` (N, 3, H, W), and the report on all candidates.
+    """Return the layer and the method that `best_of` finds on `images` (N, 3, H, W), and the report on all candidates.
 
     Args:
         network: full precision; what heatmaps are computed on.
         contract: the version's; `explain.methods` are the methods measured.
         engine: the version's; its confidence is what curves are made of.
         images: held-out images, normalised.
+        max_alike: the largest rank correlation of the first two classes' heatmaps.
+
+    Raises:
+        HeatmapsAlike: no candidate's heatmaps depend on the class.
     """
     probe = Probe(engine, images)
-    shown = slice(0, _SIMILARITY_IMAGES)
+    shown = slice(0, SIMILARITY_IMAGES)
     scrambled = [*randomised(network, contract)][-1][1]
     rows: list[dict[str, Any]] = []
     methods = contract.explain.methods
@@ -134,9 +153,19 @@ def choose_explanation(
         choice = replace(contract.explain, layer=layer, method=method)
         heatmaps = explain(network, choice, images, probe.targets)
         random = explain(scrambled, choice, images[shown], probe.targets[shown])
-        similarity = float(rank_correlation(heatmaps[shown], random).mean())
-        rows.append({"layer": layer, "method": method, "similarity": similarity, **asdict(probe.measure(heatmaps))})
-    best = best_of(rows)
+        second = explain(network, choice, images[shown], probe.runners_up[shown])
+        facts = {
+            "layer": layer,
+            "method": method,
+            "similarity": float(rank_correlation(heatmaps[shown], random).mean()),
+            "class_similarity": float(rank_correlation(heatmaps[shown], second).mean()),
+        }
+        rows.append(facts | asdict(probe.measure(heatmaps)))
+    best = best_of(rows, max_alike)
+    if best["class_similarity"] > max_alike:
+        raise HeatmapsAlike(
+            best["layer"], best["method"], best["class_similarity"], limit=max_alike, images=len(images[shown])
+        )
     report: dict[str, Any] = {
         "schema": 1,
         "images": len(images),
@@ -148,11 +177,49 @@ def choose_explanation(
     return replace(contract.explain, **report["chosen"]), report
 
 
-def best_of(candidates: list[dict[str, Any]]) -> dict[str, Any]:
-    """The candidate with the best score among those that look at the class and are unlike random weights' heatmaps."""
+def best_of(candidates: list[dict[str, Any]], max_alike: float = MAX_ALIKE) -> dict[str, Any]:
+    """Return the candidate with the best score among those that depend on the class and on the weights.
+
+    Where none depends on the class, it is the one that depends on it most.
+    """
     seeing = [row for row in candidates if row["method"] not in BLIND]
-    sound = [row for row in seeing if row["similarity"] <= MAX_SIMILARITY]
-    return max(sound or seeing or candidates, key=lambda row: row["score"])  # untrained, none may be sound
+    about = [row for row in seeing if row["class_similarity"] <= max_alike]
+    if not about:
+        return min(seeing or candidates, key=lambda row: row["class_similarity"])
+    sound = [row for row in about if row["similarity"] <= MAX_SIMILARITY]
+    return max(sound or about, key=lambda row: row["score"])  # of a network that learnt little, none may be sound
+
+
+def check_classes_differ(
+    network: nn.Module,
+    choice: Explanation,
+    images: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    max_alike: float = MAX_ALIKE,
+) -> float:
+    """Return the mean rank correlation of each image's heatmaps for its first and its second class.
+
+    Args:
+        network: full precision; what heatmaps are computed on.
+        choice: layer and method of the heatmaps.
+        images: (N, 3, H, W), normalised.
+        scores: (N, K) logits or probabilities, which say the first and the second class.
+        max_alike: the largest correlation that passes.
+
+    Raises:
+        HeatmapsAlike: the correlation is larger.
+    """
+    first, second = (explain(network, choice, images, targets) for targets in first_two(scores))
+    correlation = float(rank_correlation(first, second).mean())
+    if correlation > max_alike:
+        raise HeatmapsAlike(choice.layer, choice.method, correlation, limit=max_alike, images=len(images))
+    return correlation
+
+
+def first_two(scores: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the likeliest and the second likeliest class, (N,) each, by `scores` (N, K)."""
+    ranked = np.argsort(-scores, axis=1)
+    return ranked[:, 0], ranked[:, 1]
 
 
 def measure_explanation(
@@ -162,7 +229,8 @@ def measure_explanation(
 
     `random` is what pixels in random order reach, `stranger` what the heatmap of another image does. `randomised`
     holds the mean rank correlation between the network's heatmaps and those of a network whose weights are random from
-    the head down to the layer named; `stranger_similarity` that between heatmaps of different images.
+    the head down to the layer named; `stranger_similarity` that between heatmaps of different images, and
+    `class_similarity` that between an image's heatmaps for its first and its second class.
     """
     probe = Probe(engine, images)
     heatmaps = explain(network, contract.explain, images, probe.targets)
@@ -180,6 +248,9 @@ def measure_explanation(
             for name, scrambled in randomised(network, contract)
         },
         "stranger_similarity": float(rank_correlation(heatmaps, strangers).mean()),
+        "class_similarity": float(
+            rank_correlation(heatmaps, explain(network, contract.explain, images, probe.runners_up)).mean()
+        ),
     }
 
 

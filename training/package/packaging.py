@@ -28,7 +28,7 @@ from handlers.preprocess import decode_for_network, normalise, prepare
 from training.data.images import divide, load_training_images
 from training.errors import DataError, ExportError, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
-from training.evaluate.explanations import choose_explanation
+from training.evaluate.explanations import MAX_ALIKE, SIMILARITY_IMAGES, check_classes_differ, choose_explanation
 from training.evaluate.inference import predict_logits
 from training.package.artifacts import find_model, read_model
 from training.package.export import REFERENCE_IMAGES, REFUSED, package_directory, write_reference
@@ -77,6 +77,7 @@ def package(
     precision: str = "fp32",
     max_drop: float = MAX_DROP,
     explain_images: int = 0,
+    max_alike: float = MAX_ALIKE,
 ) -> Package:
     """Writes the version's files to `folder` and its archive to `store`.
 
@@ -88,12 +89,14 @@ def package(
         cache: where the data set is kept.
         precision: `fp32` (PyTorch), `bf16` or `int8` (OpenVINO, with PyTorch as the fallback).
         max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
-        explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the defaults.
+        explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the model's.
+        max_alike: the rank correlation of heatmaps for the first two classes above which the version is refused.
 
     Raises:
         ModelError: there is no such model, or it does not say how it was trained.
         ExportError: the archive cannot be made, or not by that name.
         DataError: the held-out images cannot be had, or are others now.
+        HeatmapsAlike: the heatmaps hardly depend on the class.
         GateRefused: the precision costs more accuracy than `max_drop`; the report is `gate-refused.json` in `folder`.
         EngineError: there is no such precision, or its engine cannot run here.
     """
@@ -115,6 +118,7 @@ def package(
                 precision=precision,
                 max_drop=max_drop,
                 explain_images=explain_images,
+                max_alike=max_alike,
             )
         except GateRefused:
             (Path(scratch) / GATE).replace(folder / REFUSED)
@@ -138,6 +142,7 @@ def _write_version(
     precision: str,
     max_drop: float,
     explain_images: int,
+    max_alike: float,
 ) -> Contract:
     """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
@@ -146,6 +151,8 @@ def _write_version(
         recipe_from_dict(accepted["recipe"]), cache, sha256=accepted.get("provenance", {}).get("data_sha256")
     )
     logits = predict_logits(network, held_out.images, contract.input).numpy()
+    if not explain_images:  # refused before an engine is quantised, which takes minutes
+        alike = _class_correlation(contract, network, held_out, logits, max_alike)
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
     # Of a version that is packed again: what its engine and its heatmaps were measured with does not hold for this one.
     accepted = {name: fact for name, fact in accepted.items() if not name.startswith(("engine_", "explain_"))}
@@ -172,7 +179,10 @@ def _write_version(
         accepted=accepted,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images))
+    if explain_images:
+        contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images), max_alike)
+        alike = _class_correlation(contract, network, held_out, logits, max_alike)
+    contract = replace(contract, accepted=contract.accepted | {"explain_class_correlation": alike})
     model_contract.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
     return contract
@@ -201,14 +211,23 @@ def _register(made: Package) -> None:
     logger.info("registered as models:/%s/%s", release.name, release.number)
 
 
-def _choose_explanation(contract: Contract, network: nn.Module, folder: Path, images: Images) -> Contract:
-    """The contract with the layer and method that do best on `images`; the candidates go to `explanations.json`."""
-    if not len(images):
-        return contract
+def _choose_explanation(
+    contract: Contract, network: nn.Module, folder: Path, images: Images, max_alike: float
+) -> Contract:
+    """Return the contract with the layer and method that do best on `images`; writes `explanations.json`."""
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
-    choice, report = choose_explanation(network, contract, engine, normalise(images.images, contract.input))
+    pixels = normalise(images.images, contract.input)
+    choice, report = choose_explanation(network, contract, engine, pixels, max_alike=max_alike)
     (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
+
+
+def _class_correlation(
+    contract: Contract, network: nn.Module, held_out: Images, logits: NDArray[np.float32], max_alike: float
+) -> float:
+    shown = held_out.sample_indices(SIMILARITY_IMAGES)
+    pixels = normalise(held_out.images[shown], contract.input)
+    return round(check_classes_differ(network, contract.explain, pixels, logits[shown], max_alike), 4)
 
 
 def split_images(recipe: Recipe, cache: Path, *, sha256: str | None = None) -> tuple[Images, Images]:

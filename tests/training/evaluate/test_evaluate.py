@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -14,7 +15,7 @@ from contracts.model import save as save_contract
 from handlers.build import digest
 from handlers.engines import softmax
 from training.data.images import load_training_images
-from training.errors import DataError, ExportError, ModelError
+from training.errors import DataError, ExportError, HeatmapsAlike, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.card import write_card
 from training.evaluate.evaluate import evaluate, measure
@@ -280,6 +281,19 @@ def test_a_refused_package_leaves_the_version_in_its_folder_as_it_was(run, packe
     again = package(str(run), "1.2.7", tmp_path / "store", folder, cache)
     assert not (folder / "gate-refused.json").exists()
     assert not any(name.startswith("gate") for name in zipfile.ZipFile(again.archive).namelist())
+
+
+def test_a_version_whose_heatmaps_are_the_same_for_every_class_is_refused_and_leaves_nothing(run, tmp_path, cache):
+    blind = shutil.copytree(run, tmp_path / "run")
+    weights = torch.load(blind / "best.pth", weights_only=True)
+    weights["fc.weight"][:] = weights["fc.weight"][0]
+    torch.save(weights, blind / "best.pth")
+    with pytest.raises(HeatmapsAlike, match="hardly depend on the class"):
+        package(str(blind), "1", tmp_path / "store", tmp_path / "files", cache)
+    assert not (tmp_path / "store").exists()
+    assert list((tmp_path / "files").iterdir()) == []
+    made = package(str(blind), "1", tmp_path / "store", tmp_path / "files", cache, max_alike=1)
+    assert made.contract.accepted["explain_class_correlation"] > 0.5
 
 
 def test_packing_a_packed_version_again_keeps_no_figures_of_its_engine(run, tmp_path, cache):

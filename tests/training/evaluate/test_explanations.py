@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,12 +7,15 @@ from scipy.stats import spearmanr
 
 from contracts.model import Contract, Explanation, Input
 from handlers.network import build_network
+from training.errors import HeatmapsAlike
 from training.evaluate.explanations import (
     LAYERS,
+    MAX_ALIKE,
     MAX_SIMILARITY,
     STEPS,
     Probe,
     best_of,
+    check_classes_differ,
     choose_explanation,
     measure_explanation,
     randomised,
@@ -94,7 +99,7 @@ def test_weights_become_random_from_the_head_down_and_the_network_keeps_its_own(
 
 def test_neither_a_blind_method_nor_one_that_ignores_the_weights_is_chosen():
     def row(method: str, score: float, similarity: float) -> dict:
-        return {"method": method, "score": score, "similarity": similarity}
+        return {"method": method, "score": score, "similarity": similarity, "class_similarity": 0.0}
 
     blind, unsound, sound, worse = (
         row("eigencam", 0.9, 0.0),
@@ -106,14 +111,38 @@ def test_neither_a_blind_method_nor_one_that_ignores_the_weights_is_chosen():
     assert best_of([unsound, blind]) == unsound
 
 
+def test_heatmaps_that_are_the_same_for_every_class_are_not_chosen_however_faithful():
+    def row(score: float, class_similarity: float) -> dict:
+        return {"method": "gradcam", "score": score, "similarity": 0.0, "class_similarity": class_similarity}
+
+    alike, more_alike, about = row(0.8, MAX_ALIKE + 0.01), row(0.9, 0.99), row(0.6, MAX_ALIKE)
+    assert best_of([alike, more_alike, about]) == about
+    assert best_of([more_alike, alike]) == alike  # which choose_explanation refuses
+
+
+def test_a_network_that_sees_all_classes_alike_is_refused_with_the_figure_and_the_remedy(network):
+    scores = np.tile(np.float32([0.7, 0.3]), (4, 1))
+    images = np.random.default_rng(0).random((4, 3, SIDE, SIDE)).astype(np.float32)
+    opposed, blind = copy.deepcopy(network), copy.deepcopy(network)
+    with torch.no_grad():
+        opposed.fc.weight[1] = -opposed.fc.weight[0]
+        blind.fc.weight[1] = blind.fc.weight[0]
+    assert check_classes_differ(opposed, CONTRACT.explain, images, scores) <= 0
+    with pytest.raises(HeatmapsAlike, match=r"rank correlation of 1\.00 on 4 held-out images.*--explain-images"):
+        check_classes_differ(blind, CONTRACT.explain, images, scores)
+    with pytest.raises(HeatmapsAlike, match="train longer"):
+        choose_explanation(blind, CONTRACT, SquareEngine(), images)
+    assert choose_explanation(blind, CONTRACT, SquareEngine(), images, max_alike=1)[1]["candidates"]
+
+
 def test_choice_is_the_best_of_the_candidates_and_keeps_the_methods(network):
     images = np.random.default_rng(0).random((6, 3, SIDE, SIDE)).astype(np.float32)
-    choice, report = choose_explanation(network, CONTRACT, SquareEngine(), images)
+    choice, report = choose_explanation(network, CONTRACT, SquareEngine(), images, max_alike=1)
     assert {(row["layer"], row["method"]) for row in report["candidates"]} == {
         *((layer, "gradcam") for layer in LAYERS),
         ("layer4", "eigencam"),
     }
-    best = best_of(report["candidates"])
+    best = best_of(report["candidates"], max_alike=1)
     assert (choice.layer, choice.method) == (best["layer"], best["method"])
     assert choice.methods == CONTRACT.explain.methods
 
