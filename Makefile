@@ -13,14 +13,14 @@ TORCH_INDEX ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A changed pyproject.toml installs again; nothing else does, so that a second start is quick.
-$(STAMP): pyproject.toml
+# A changed pyproject.toml or lock file installs again; nothing else does, so that a second start is quick.
+$(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { echo "python3.11 is not on PATH; name one: make PYTHON=…"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[training,serving,gateway,dev]'
+	requirements/install.sh $(BIN)/python $(TORCH_INDEX)
 	@touch $@
 
-install: $(STAMP) ## create .venv and install everything (TORCH_INDEX=URL for the CPU build of torch)
+install: $(STAMP) ## create .venv and install everything, by the lock files' hashes (TORCH_INDEX=URL for the CPU build of torch)
 
 up: $(STAMP) ## serve on this machine until Ctrl-C (PORT=8000, MLFLOW=1 for its page)
 	@$(BIN)/gradserve up $(if $(filter-out 0,$(MLFLOW)),--mlflow)
@@ -48,12 +48,12 @@ test-docker: $(STAMP) ## build and run the containers, which needs a Docker engi
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make test-docker: no Docker engine answers '$(DOCKER) info'; nothing was tested"; exit 1; }
 	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest -m docker tests/containers $(ARGS)
 
-lock: ## write requirements/*.txt anew from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch)
-	@requirements/lock.sh $(SOURCE)
+lock: ## write requirements/*.txt anew from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
+	@UPGRADE=$(UPGRADE) requirements/lock.sh $(SOURCE)
 
 # torch-cpu.txt is left out: a local version such as 2.13.0+cpu is in no database; torch-cuda.txt has the same torch.
 audit: ## look for known holes in the locked packages (needs pip-audit on PATH)
-	@for lock in gateway serving training torch-cuda; do \
+	@for lock in gateway serving training dev torch-cuda; do \
 	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 lint: $(STAMP) ## ruff: rules and format

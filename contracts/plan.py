@@ -23,6 +23,7 @@ VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\.mar")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
+MAX_PREVIOUS = 20
 
 
 class PlanError(ValueError):
@@ -57,7 +58,8 @@ class Canary(Release):
 class Plan:
     """Who gets which version of `model`; `revision` grows by one with every change.
 
-    `retained` versions stay loaded, reachable by name only, until they are retired.
+    `retained` versions stay loaded, reachable by name only, until they are retired. `previous` are the versions that
+    were stable before, the latest first: `rollback` goes back to them. Standing there neither loads nor routes.
     """
 
     revision: int
@@ -66,6 +68,7 @@ class Plan:
     canary: Canary | None = None
     shadow: Release | None = None
     retained: tuple[Release, ...] = ()
+    previous: tuple[Release, ...] = ()
 
     def releases(self) -> tuple[Release, ...]:
         """Every release in the plan: stable, canary, shadow, then the retained ones."""
@@ -89,7 +92,8 @@ def parse(data: object) -> Plan:
         stable=_release(fields.pop("stable", None), "stable"),
         canary=_canary(fields.pop("canary", None)),
         shadow=_optional_release(fields.pop("shadow", None), "shadow"),
-        retained=_retained(fields.pop("retained", [])),
+        retained=_releases(fields.pop("retained", []), "retained"),
+        previous=_releases(fields.pop("previous", []), "previous"),
     )
     _refuse_unknown(fields, "plan")
     versions = [release.version for release in plan.releases()]
@@ -122,6 +126,7 @@ def dump(plan: Plan) -> dict[str, Any]:
         "canary": _dump_release(plan.canary),
         "shadow": _dump_release(plan.shadow),
         "retained": [_dump_release(release) for release in plan.retained],
+        "previous": [_dump_release(release) for release in plan.previous],
     }
 
 
@@ -163,10 +168,10 @@ def _canary(data: object) -> Canary | None:
     return canary
 
 
-def _retained(data: object) -> tuple[Release, ...]:
+def _releases(data: object, where: str) -> tuple[Release, ...]:
     if not isinstance(data, list):
-        raise PlanError(f"retained is a list, not {type(data).__name__}")
-    return tuple(_release(item, f"retained[{index}]") for index, item in enumerate(data))
+        raise PlanError(f"{where} is a list, not {type(data).__name__}")
+    return tuple(_release(item, f"{where}[{index}]") for index, item in enumerate(data))
 
 
 def _release_fields(fields: dict[str, Any], where: str) -> dict[str, Any]:

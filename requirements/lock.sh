@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Writes the lock files anew from pyproject.toml: every package that an image gets, with its hashes (`make lock`).
+# Writes the lock files anew from pyproject.toml: every package that is installed, with its hashes (`make lock`).
 #
 #   requirements/lock.sh [SOURCE]      SOURCE: an index or a folder that has the CPU build of torch, by default PyTorch's own
 #
-# Needs uv (`pip install uv`). torch itself is not in the lock files of the processes: torch-cpu.txt and torch-cuda.txt hold
-# it, and one of the two is installed.
+# What is locked keeps its version where pyproject.toml allows it; with UPGRADE=1 everything is raised. Needs uv
+# (`pip install uv`).
+#
+#   gateway, serving, training   what each image gets, without torch
+#   dev                          what tests, lint and `make sbom` need besides
+#   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. An image gets one of the two
+#   torch                        either build, whichever pip finds: for requirements/install.sh
+#   build                        what builds the packages that come as source
 set -euo pipefail
 source=${1:-https://download.pytorch.org/whl/cpu}
 cd "$(dirname "$0")/.."
@@ -12,37 +18,53 @@ torch=$(sed -n 's/^  "torch==\(.*\)",$/\1/p' pyproject.toml | head -1)
 # The installed packages are Linux wheels for x86-64, as the base image is.
 common=(--quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header
   --index-strategy unsafe-best-match --no-annotate)
+new=$(mktemp -d)
+trap 'rm -r "$new"' EXIT
 
-lock() { # file, then options
-  local file=requirements/$1
-  shift
-  { echo "# Written by requirements/lock.sh from pyproject.toml."; uv pip compile "${common[@]}" "$@"; } >"$file.new"
-  mv "$file.new" "$file"
+write() { # file: takes the entries from standard input
+  { echo "# Written by requirements/lock.sh from pyproject.toml."; cat; } >"requirements/$1.txt"
 }
-
-if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-index-url "$source"); fi
-lock gateway.txt pyproject.toml --extra gateway
-lock serving.txt pyproject.toml --extra serving "${from[@]}" --no-emit-package torch
-lock training.txt pyproject.toml --extra training "${from[@]}" --no-emit-package torch
-wheels=$(mktemp -d)
-python3 -m pip download --quiet --no-deps --only-binary :all: "${from[@]}" --dest "$wheels" "torch==$torch+cpu"
-{
-  echo "# Written by requirements/lock.sh from pyproject.toml."
-  printf 'torch==%s \\\n' "$torch+cpu"
-  printf '    --hash=sha256:%s\n' "$(sha256sum "$wheels"/torch-*.whl | cut -d ' ' -f 1)"
-} >requirements/torch-cpu.txt
-rm -r "$wheels"
-# PyPI's build, with the CUDA libraries that it names; what it shares with the others has the same version.
-printf 'torch==%s\n' "$torch" | uv pip compile "${common[@]}" - -c requirements/training.txt >requirements/all.new
-python3 - requirements/training.txt requirements/all.new >requirements/torch-cuda.txt <<'PYTHON'
-"""Prints the second lock file without the packages of the first."""
+lock() { # file, then options; the present file's versions are uv's first choice
+  local file=$1
+  shift
+  [[ -n ${UPGRADE:-} || ! -f requirements/$file.txt ]] || cp "requirements/$file.txt" "$new/$file.txt"
+  uv pip compile "${common[@]}" --output-file "$new/$file.txt" "$@" >/dev/null
+}
+except() { # lock file, then those whose packages are left out of it
+  python3 - "$@" <<'PYTHON'
+"""Prints the first lock file without the packages of the others."""
 import re
 import sys
 from pathlib import Path
 
-first, second = (re.split(r"\n(?=\S)", Path(name).read_text().strip()) for name in sys.argv[1:])
-there = {entry.split("==")[0] for entry in first}
-print("# Written by requirements/lock.sh from pyproject.toml.")
-print("\n".join(entry for entry in second if entry.split("==")[0] not in there))
+first, *others = (re.split(r"\n(?=\S)", Path(name).read_text().strip()) for name in sys.argv[1:])
+there = {entry.split("==")[0] for other in others for entry in other}
+print("\n".join(entry for entry in first if entry.split("==")[0] not in there and not entry.startswith("#")))
 PYTHON
-rm requirements/all.new
+}
+
+if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-index-url "$source"); fi
+lock gateway pyproject.toml --extra gateway
+lock serving pyproject.toml --extra serving "${from[@]}" --no-emit-package torch
+lock training pyproject.toml --extra training "${from[@]}" --no-emit-package torch
+locks=()
+for file in gateway serving training; do
+  write "$file" <"$new/$file.txt"
+  locks+=("requirements/$file.txt")
+done
+# All of it is installed together on a developer's machine: this fails where two of the locks contradict each other.
+constraints=("${locks[@]/#/--constraint=}")
+[[ -n ${UPGRADE:-} || ! -f requirements/dev.txt ]] || cp requirements/dev.txt "$new/all.txt"
+lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch "${constraints[@]}"
+except "$new/all.txt" "${locks[@]}" | write dev
+sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock build - "${constraints[@]}"
+write build <"$new/build.txt"
+
+python3 -m pip download --quiet --no-deps --only-binary :all: "${from[@]}" --dest "$new" "torch==$torch+cpu"
+hash=$(sha256sum "$new"/torch-*.whl | cut -d ' ' -f 1)
+printf 'torch==%s \\\n    --hash=sha256:%s\n' "$torch+cpu" "$hash" | write torch-cpu
+# PyPI's build, with the CUDA libraries that it names; what it shares with the others has the same version.
+printf 'torch==%s\n' "$torch" | lock torch-cuda - --constraint requirements/training.txt
+except "$new/torch-cuda.txt" requirements/training.txt | write torch-cuda
+except requirements/torch-cuda.txt <(grep '^[a-z]' requirements/torch-cuda.txt | grep -v '^torch==') |
+  sed "1a \\    --hash=sha256:$hash \\\\" | write torch

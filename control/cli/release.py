@@ -201,7 +201,8 @@ def promote(
 def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False) -> None:
     """Take the canary (or shadow) out of traffic; without one, go back to the stable version of before.
 
-    Under two seconds while that version is still loaded, without those agents that do not answer. Otherwise it is
+    A second one goes one stable version further back, never to the version that was left. It takes less than two
+    seconds while that version is still loaded, without those agents that do not answer. Otherwise the version is
     loaded and verified first, by every agent, or with --allow-missing by those that answer.
 
     Example: gradserve rollback --allow-missing

@@ -15,7 +15,7 @@ from control.release import registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from contracts.plan import Plan
+    from contracts.plan import Plan, Release
 
 
 def fetch(plan: Plan, what: str, model_store: Path, say: Callable[[str], None]) -> Archive:
@@ -31,6 +31,23 @@ def fetch(plan: Plan, what: str, model_store: Path, say: Callable[[str], None]) 
     given = Path(what)
     path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
     return _keep(plan, inspect_archive(path, _checksum_beside(path)), model_store)
+
+
+def find_again(release: Release, model_store: Path, say: Callable[[str], None]) -> Release:
+    """Return the release with the bytes that its archive has now, for a version that is loaded once more.
+
+    An archive that was packed again has the checksum of its new bytes beside it; one without was replaced by somebody.
+
+    Raises:
+        ArchiveError: the archive is gone, broken, holds another version, or is another than it was and has no checksum.
+    """
+    path = model_store / release.archive
+    archive = inspect_archive(path, _checksum_beside(path) or release.sha256)
+    if archive.version != release.version:
+        raise ArchiveError(path, f"holds version {archive.version}, not {release.version}")
+    if archive.sha256 != release.sha256:
+        say(f"{path.name} was packed again since {release.version} was stable: its new bytes are loaded and verified")
+    return replace(release, sha256=archive.sha256)
 
 
 def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: Callable[[str], None]) -> None:

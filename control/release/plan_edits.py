@@ -6,7 +6,7 @@ import secrets
 from dataclasses import replace
 from typing import TypeVar
 
-from contracts.plan import Canary, Plan, Release
+from contracts.plan import MAX_PREVIOUS, Canary, Plan, Release
 from control.errors import ImpossibleMove
 
 _AnyRelease = TypeVar("_AnyRelease", bound=Release)
@@ -79,13 +79,33 @@ def give_shadow(plan: Plan, version: str) -> Plan:
 
 
 def make_stable(plan: Plan, version: str, *, workers: int | None) -> Plan:
-    """The plan with `version` stable and the stable version of before retained, both with `workers` workers.
+    """Return the plan with `version` stable and the former stable version retained, both with `workers` workers.
 
-    The old one keeps its workers, so that going back is only a change of routing.
+    The former one keeps its workers, so that going back only changes the routing. It becomes the first of
+    `plan.previous`, the versions that `go_back` returns to.
 
     Raises:
-        ImpossibleMove: it is stable already, or unknown.
+        ImpossibleMove: `version` is stable already, or unknown.
     """
+    routed = _with_stable(plan, version, workers)
+    previous = (plan.stable, *(release for release in plan.previous if release.version != version))
+    return replace(routed, previous=previous[:MAX_PREVIOUS])
+
+
+def go_back(plan: Plan, version: str, *, workers: int | None) -> Plan:
+    """Return the plan with `version`, one of `plan.previous`, stable again; it and what came after it leave that list.
+
+    So a second call goes one version further back and never to the version that was left.
+
+    Raises:
+        ImpossibleMove: `version` is stable already, or unknown.
+    """
+    routed = _with_stable(plan, version, workers)
+    versions = [release.version for release in plan.previous]
+    return replace(routed, previous=plan.previous[versions.index(version) + 1 :])
+
+
+def _with_stable(plan: Plan, version: str, workers: int | None) -> Plan:
     release = find(plan, version)
     _refuse_stable(plan, version)
     rest = _without_role(plan, version, keep=False)

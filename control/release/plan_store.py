@@ -88,22 +88,14 @@ class PlanStore:
         plan = replace(plan, revision=self._last_revision() + 1)
         data = traffic_plan.dump(plan)
         traffic_plan.parse(data)  # nothing is written that gateways and agents would refuse
-        history = self.home / "history"
-        history.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(data, indent=2) + "\n"
-        write_atomically(history / f"plan-{plan.revision:06d}.json", text)
-        write_atomically(self.path, text)
+        if before is not None and not self._history(before).exists():  # its writer was killed before it did
+            write_atomically(self._history(before), _as_text(traffic_plan.dump(before)))
+            self.note("found in force, without a line here", after=traffic_plan.dump(before))
+        # The plan first: every revision in the history was in force.
+        write_atomically(self.path, _as_text(data))
+        write_atomically(self._history(plan), _as_text(data))
         self.note(what, before=traffic_plan.dump(before) if before else None, after=data, **facts)
         return plan
-
-    def stable_before(self, plan: traffic_plan.Plan) -> traffic_plan.Release | None:
-        """The stable version before the present one, by the history; None if there never was another."""
-        for path in sorted((self.home / "history").glob("plan-*.json"), reverse=True):
-            with contextlib.suppress(OSError, traffic_plan.PlanError):
-                earlier = traffic_plan.load(path)
-                if earlier.model == plan.model and earlier.stable.version != plan.stable.version:
-                    return earlier.stable
-        return None
 
     def note(self, what: str, **facts: object) -> None:
         """Appends one audit line: who, what, when, and the facts."""
@@ -111,6 +103,9 @@ class PlanStore:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.audit_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _history(self, plan: traffic_plan.Plan) -> Path:
+        return self.home / "history" / f"plan-{plan.revision:06d}.json"
 
     def _last_revision(self) -> int:
         """The highest revision ever written, so that none is used twice even if the plan was broken by hand."""
@@ -145,6 +140,7 @@ def with_new_bytes(plan: traffic_plan.Plan, archive: Path) -> traffic_plan.Plan:
         canary=renew(plan.canary),
         shadow=renew(plan.shadow),
         retained=tuple(map(renew, plan.retained)),
+        previous=tuple(map(renew, plan.previous)),
     )
 
 
@@ -168,6 +164,10 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _as_text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=2) + "\n"
 
 
 def operator() -> str:

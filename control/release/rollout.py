@@ -114,12 +114,15 @@ class Rollout:
             return self._promote(plan, version or (candidate.version if candidate else ""), **facts)
 
     def rollback(self, *, expected: int | None = None, **facts: str) -> traffic_plan.Plan:
-        """Takes the canary (else the shadow) out of traffic; without one, makes the version stable that was before.
+        """Take the canary (else the shadow) out of traffic; without one, go back to the stable version of before.
+
+        A second roll-back goes one stable version further back, never to the version that was left.
 
         `expected` is the revision that the plan must still have; `facts` go into the audit line.
 
         Raises:
-            ImpossibleMove: there was no other stable version, or the plan is another by now.
+            ImpossibleMove: there is no stable version of before, or the plan is another by now.
+            ArchiveError: that version is not loaded any more, and its archive is gone or another.
             Refused: that version has to be loaded anew and cannot be.
         """
         with self._store.lock("rollback"):
@@ -130,18 +133,22 @@ class Rollout:
                 return self._route(
                     plan_edits.retain(plan, release), f"rollback {candidate.version}", self._there(), **facts
                 )
-            before = self._store.stable_before(plan)
-            if before is None:
-                raise ImpossibleMove(f"{plan.stable.version} is the first stable version: there is none to go back to")
+            if not plan.previous:
+                raise ImpossibleMove(
+                    f"{plan.stable.version} has no stable version before it to go back to: "
+                    "name the version that shall be stable (gradserve promote VERSION)"
+                )
+            before = plan.previous[0]
             workers = self._stable_workers(plan)
             if plan_edits.role_of(plan, before.version) is None:
                 self._say(f"{before.version} is not loaded any more: loading and verifying it first")
-                loaded = plan_edits.retain(plan, replace(before, workers=workers))
+                found = archive_source.find_again(before, self._model_store, self._say)
+                loaded = plan_edits.retain(plan, replace(found, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
                 self._wait_until_ready(plan, before.version, is_new=True)
             there = self._there()
             self._wait_until_serving(plan, before.version, 1, there)
-            back = plan_edits.make_stable(plan, before.version, workers=workers)
+            back = plan_edits.go_back(plan, before.version, workers=workers)
             plan = self._route(back, f"rollback to {before.version}", there, **facts)
             self._tell_registry(plan)
             return plan

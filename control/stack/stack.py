@@ -107,10 +107,12 @@ def refuse_taken_ports(ports: dict[int, str], host: str = "127.0.0.1") -> None:
 def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callable[[str], None]) -> None:
     """Packs the model in `source` if its archive is missing or was built from other bytes, and plans it if nothing is.
 
-    A plan that is there stays in force; only the hash of a re-packed archive is brought up to date.
+    A plan that is there stays in force; only the hash of a re-packed archive is brought up to date. The operators' lock
+    is taken for that change alone: an operator's `deploy` that waits for its version holds up no start.
 
     Raises:
         NoModel: there is neither a plan nor a model to pack.
+        AnotherOperator: the plan has to be changed while somebody else is changing it.
         ControlError: the archive or the plan cannot be used.
     """
     if not source.is_dir():
@@ -118,6 +120,15 @@ def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callabl
             raise NoModel(source, "the folder is not there")
         return
     archive = pack(source, model_store)
+    if not store.exists() or with_new_bytes(store.read(), archive) != store.read():
+        _write_plan(store, archive, say)
+    plan = store.read()
+    if archive.name not in {release.archive for release in plan.releases()}:
+        say(f"{archive.name} is packed and not in the plan; stable stays {plan.stable.version}")
+
+
+def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> None:
+    """Write the first plan, or the archive's new hash into the plan that is there."""
     with store.lock("up"):
         if not store.exists():
             plan = store.write(first_plan(archive), "first plan")
@@ -127,8 +138,6 @@ def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callabl
         renewed = with_new_bytes(plan, archive)
         if renewed != plan:
             store.write(renewed, "repacked", archive=archive.name)
-        if archive.name not in {release.archive for release in plan.releases()}:
-            say(f"{archive.name} is packed and not in the plan; stable stays {plan.stable.version}")
 
 
 def pack(source: Path, model_store: Path) -> Path:

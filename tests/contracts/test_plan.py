@@ -28,13 +28,16 @@ def plan(**changes: Any) -> dict[str, Any]:
         "canary": None,
         "shadow": None,
         "retained": [],
+        "previous": [],
         **changes,
     }
 
 
 def test_dump_and_parse_are_inverse() -> None:
     canary = release("1.1.0", share=10, salt="x1")
-    data = plan(canary=canary, shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
+    data = plan(
+        canary=canary, shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)], previous=[release("0.8.0")]
+    )
     assert traffic_plan.dump(traffic_plan.parse(data)) == data
 
 
@@ -67,6 +70,7 @@ def test_releases_names_every_version_stable_first() -> None:
         ({"canary": release("1.1.0", share=5, salt="a b")}, "canary.salt 'a b' does not match"),
         ({"canary": release("1.0.0", share=5)}, "version 1.0.0 has two roles"),
         ({"retained": {}}, "retained is a list, not dict"),
+        ({"previous": ["1.0.0"]}, "previous[0] is an object, not str"),
         ({"stabel": 1}, "plan has the unknown field 'stabel'"),
     ],
 )

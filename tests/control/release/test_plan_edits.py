@@ -50,3 +50,24 @@ def test_promotion_keeps_the_version_before_loaded_with_its_workers_and_going_ba
 def test_the_same_version_with_other_bytes_is_another_version():
     with pytest.raises(ImpossibleMove, match="other bytes"):
         plan_edits.retain(PLAN, replace(release("2.0"), sha256="f" * 64))
+
+
+def versions(releases):
+    return [release.version for release in releases]
+
+
+def test_going_back_twice_goes_two_stable_versions_back_and_never_to_the_one_that_was_left():
+    third = plan_edits.make_stable(plan_edits.make_stable(PLAN, "2.0", workers=2), "3.0", workers=2)
+    assert versions(third.previous) == ["2.0", "1.0"]
+    second = plan_edits.go_back(third, "2.0", workers=2)
+    assert (second.stable.version, versions(second.previous)) == ("2.0", ["1.0"])
+    first = plan_edits.go_back(second, "1.0", workers=2)
+    assert (first.stable.version, first.previous) == ("1.0", ())
+    assert parse(dump(third)) == third
+
+
+def test_a_version_that_becomes_stable_once_more_stands_once_among_the_previous_ones():
+    plan = PLAN
+    for version in ["2.0", "1.0"] * 20:
+        plan = plan_edits.make_stable(plan, version, workers=2)
+    assert (plan.stable.version, versions(plan.previous)) == ("1.0", ["2.0"])

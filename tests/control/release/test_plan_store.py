@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_a_revision_is_never_used_twice_even_after_the_plan_was_broken_by_hand(s
         store.write(PLAN, "first plan")
         store.path.unlink()
         assert store.write(PLAN, "again").revision == 2
+
+
+def test_a_revision_whose_writer_was_killed_before_the_history_is_recorded_by_the_next(store):
+    with store.lock("test"):
+        store.write(PLAN, "first plan")
+        killed = replace(PLAN, revision=2, model="other")
+        write_atomically(store.path, json.dumps(traffic_plan.dump(killed)))
+        assert store.write(PLAN, "again").revision == 3
+    assert traffic_plan.load(store.home / "history" / "plan-000002.json") == killed
+    assert [json.loads(line)["after"]["revision"] for line in store.audit_path.read_text().splitlines()] == [1, 2, 3]
 
 
 def test_of_two_operators_one_is_told_who_the_other_is(store, monkeypatch):

@@ -3,14 +3,16 @@
 import json
 import threading
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from contracts.plan import Plan, Release
-from control.archive import Archive
-from control.errors import ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
-from control.release.plan_store import PlanStore
+from control.archive import Archive, file_sha256
+from control.errors import ArchiveError, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
+from control.release.plan_store import PlanStore, write_atomically
 from control.release.rollout import Rollout
 
 DEAD = "http://127.0.0.1:9"
@@ -181,5 +183,75 @@ def test_a_new_version_that_is_refused_is_out_of_the_plan_again(store, agent, mo
 
 
 def test_without_a_version_of_before_there_is_no_way_back(store, agent):
-    with pytest.raises(ImpossibleMove, match="none to go back to"):
+    with pytest.raises(ImpossibleMove, match="no stable version before it"):
         rollout(store, agent({})).rollback()
+
+
+def test_a_second_roll_back_does_not_return_to_the_version_that_was_left(store, agent):
+    moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
+    moving.promote("2.0")
+    assert moving.rollback().stable == OLD
+    with pytest.raises(ImpossibleMove, match="no stable version before it"):
+        moving.rollback()
+    assert store.read().stable == OLD
+
+
+def test_a_promotion_that_could_not_be_written_leaves_no_version_to_roll_back_to(store, agent, monkeypatch):
+    """The plan cannot be replaced, as on a full disk, or the command is killed at that moment."""
+    moving = rollout(store, agent({"1.0": "ready", "2.0": "ready", "3.0": "ready"}))
+    moving.promote("2.0")
+    with store.lock("test"):
+        plan = store.read()
+        store.write(replace(plan, retained=(*plan.retained, Release("3.0", "m-3.0.mar", "3" * 64, 1))), "3.0 loaded")
+
+    def full_disk(path, text, write=write_atomically):
+        if path == store.path:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("control.release.plan_store.write_atomically", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            moving.promote("3.0")
+    assert moving.rollback().stable == OLD, "3.0 never was stable"
+
+
+def test_a_version_that_was_retired_and_packed_again_is_rolled_back_to_with_its_new_bytes(store, agent, tmp_path):
+    first = write_archive(tmp_path / "m-1.0.mar", "1.0")
+    with store.lock("test"):
+        store.write(replace(store.read(), stable=replace(OLD, sha256=file_sha256(first))), "packed")
+    moving, said = rollout(store, agent({"2.0": "ready"})), []
+    both = agent({"1.0": "ready", "2.0": "ready"})
+    Rollout(store, [both], store.home, said.append).promote("2.0")
+    moving.retire("1.0")
+    write_archive(first, "1.0", comment=b"packed again")
+    first.with_name("m-1.0.mar.sha256").write_text(f"{file_sha256(first)}  m-1.0.mar\n")
+    back = Rollout(store, [both], store.home, said.append).rollback()
+    assert (back.stable.version, back.stable.sha256) == ("1.0", file_sha256(first))
+    assert any("packed again" in line for line in said)
+
+
+def test_bytes_that_nobody_packed_are_not_rolled_back_to(store, agent, tmp_path):
+    both = agent({"1.0": "ready", "2.0": "ready"})
+    rollout(store, both).promote("2.0")
+    rollout(store, agent({"2.0": "ready"})).retire("1.0")
+    write_archive(tmp_path / "m-1.0.mar", "1.0")
+    before = store.read()
+    with pytest.raises(ArchiveError, match="its SHA-256 is"):
+        rollout(store, both).rollback()
+    assert store.read() == before
+
+
+def write_archive(path, version, comment=b""):
+    """The smallest archive that passes the checks."""
+    contract = {
+        "schema": 1, "name": "m", "version": version, "classes": ["cat", "dog"], "input": {"height": 1, "width": 1},
+        "architecture": "a", "explain": {}, "engine": {},
+    }  # fmt: skip
+    reference = {"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("contract.json", json.dumps(contract))
+        members.writestr("reference.json", json.dumps(reference))
+        members.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelVersion": version}}))
+        members.comment = comment
+    return path

@@ -1,0 +1,39 @@
+"""`gradserve prepare`, and `up` before it starts anything: the archive and the plan, beside a busy operator."""
+
+import json
+
+import pytest
+
+from contracts.model import Contract, Input, save
+from control.errors import AnotherOperator
+from control.release.plan_store import PlanStore
+from control.stack.stack import prepare_plan
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    contract = Contract("tiny", "1.2.3", ("cat", "dog"), Input(16, 16, (0.5,) * 3, (0.25,) * 3), "resnet18_small")
+    save(contract, folder / "contract.json")
+    (folder / "weights.safetensors").write_bytes(b"weights")
+    reference = {"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}
+    (folder / "reference.json").write_text(json.dumps(reference))
+    return folder
+
+
+def test_a_start_that_changes_no_plan_needs_no_lock(source, tmp_path):
+    store, said = PlanStore(tmp_path / "home"), []
+    prepare_plan(store, source, tmp_path / "models", said.append)
+    assert said == ["serving tiny 1.2.3 from tiny-1.2.3.mar"]
+    before = store.read()
+    with store.lock("deploy 2.0.0"):  # which waits for minutes while its version loads
+        prepare_plan(store, source, tmp_path / "models", said.append)
+    assert store.read() == before
+    (source / "weights.safetensors").write_bytes(b"others")
+    with store.lock("deploy 2.0.0"), pytest.raises(AnotherOperator, match=r"deploy 2\.0\.0"):
+        prepare_plan(store, source, tmp_path / "models", said.append)
+    prepare_plan(store, source, tmp_path / "models", said.append)
+    after = store.read()
+    assert (after.revision, after.stable.version) == (2, "1.2.3")
+    assert after.stable.sha256 != before.stable.sha256
