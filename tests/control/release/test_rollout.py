@@ -118,9 +118,10 @@ def test_with_allow_missing_a_version_is_deployed_promoted_and_rolled_back_by_th
     assert moving().deploy("2.0", share=10).canary.version == "2.0"
     assert said.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
     assert moving().promote().stable == NEW
+    packed = replace(OLD, sha256=file_sha256(write_archive(store.home / OLD.archive, "1.0")))
     with store.lock("test"):
-        store.write(Plan(0, "m", NEW), "nothing is retained")
-    assert moving().rollback().stable == OLD, "it had to be loaded anew, by the agent that answers"
+        store.write(Plan(0, "m", NEW, previous=(packed,)), "nothing is retained")
+    assert moving().rollback().stable == packed, "it had to be loaded anew, by the agent that answers"
 
 
 def test_with_allow_missing_at_least_one_agent_has_to_answer(store, monkeypatch):
