@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.auth.callers import Callers
+from gateway.server.open_files import connection_limit, raise_open_files_limit
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.telemetry.logs import logging_config
 
@@ -25,9 +26,11 @@ from gateway.telemetry.logs import logging_config
 def _load() -> Settings:
     settings = load_settings()
     Callers(settings)  # keys and quotas, too, are refused here and not by each worker
+    connection_limit(settings.max_connections)
     return settings
 
 
+raise_open_files_limit()  # the workers inherit it
 try:
     _settings = _load()
 except SettingsError as error:

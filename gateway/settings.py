@@ -75,7 +75,8 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(default=16 * 1024, ge=1024)
     """Bytes a request's line and headers may have together."""
     max_connections: int = Field(default=1000, ge=1)
-    """Connections that one gateway process holds at a time; further ones wait until some have ended."""
+    """Connections that one gateway process holds at a time, as far as its limit of open files leaves 256 for other
+    uses; for further ones those that have been idle longest are ended."""
     keep_alive_s: int = Field(default=15, ge=1)
     """Seconds an idle connection stays open."""
 

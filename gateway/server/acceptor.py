@@ -4,7 +4,8 @@ All processes listen on one socket. Whichever wakes first would take all that wa
 mostly end up in one process, whose places are then full while the other's are empty. So each notes where all can see it
 how many it holds, and who holds more than another leaves what comes to the others for a moment. When connections wait
 nevertheless, turn after turn, it takes more at a time.
-A process that holds as many connections as it may takes none until some have ended.
+A process that holds as many connections as it may ends the one that has been idle longest for each that comes, and
+takes none while all of them are in use.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ MOST_AT_ONCE = 16
 FLOOD_TURNS = 16  # one after the other in which somebody waited, until one more is taken at a time
 FLOOD_ENDS_S = 0.1  # after the last turn: who comes later is no part of it
 FULL_PAUSE_S = 0.001
+# Not quicker: callers who hold connections and open a new one for each that is ended would keep the process busy.
+ROOM_PAUSE_S = 0.004
 # Files or memory have run out: connections must end before there can be new ones.
 EXHAUSTED_PAUSE_S = 1.0
 # A TLS handshake may take longer than the process has to end.
@@ -44,6 +47,7 @@ class Acceptor:
         connections: Collection[asyncio.Protocol],
         *,
         most_connections: int,
+        make_room: Callable[[], bool],
         counters: SharedCounters,
         seat: int,
         ssl: SSLContext | None = None,
@@ -52,6 +56,7 @@ class Acceptor:
         self._make_protocol = make_protocol
         self._connections = connections
         self._most_connections = most_connections
+        self._make_room = make_room
         self._seats = counters
         self._seat = seat
         self._ssl = ssl
@@ -102,7 +107,9 @@ class Acceptor:
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
                 if self.note() >= self._most_connections:
-                    pause_s = FULL_PAUSE_S  # who comes now waits in the listener's queue, or for another process
+                    # Who comes now waits in the listener's queue, or for another process. The loop has to turn before
+                    # a connection that was ended counts no more.
+                    pause_s = ROOM_PAUSE_S if self._make_room() else FULL_PAUSE_S
                     break
                 connection, _address = self._listener.accept()
                 protocol = self._make_protocol()

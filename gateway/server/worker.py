@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
 from httptools import HttpRequestParser
@@ -25,6 +25,7 @@ from gateway.refusals import BadHttp, HeadersTooLarge
 from gateway.request_context import new_request_id
 from gateway.server.acceptor import Acceptor
 from gateway.server.load_shedding import LoadShedder
+from gateway.server.open_files import connection_limit
 from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ LATE_BODY_S = 10.0
 LATE_BODY_BYTES = 64 * 1024 * 1024
 # A header of three bytes takes two hundred of memory.
 MOST_HEADERS = 100
+# A process that is full of connections ends one on which nothing was asked for so long when somebody else comes. One
+# that has just been answered may have its next request on the way.
+IDLE_S = 1.0
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
 # Beats in half of the time after which Gunicorn takes a worker for hung: one that comes late costs nothing.
@@ -157,6 +161,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
     refusals = Together(REFUSE_EVERY_S)  # of all connections of the process
+    # All connections of the process that nobody asks anything on, and since when; the one that is so longest is first.
+    idle: ClassVar[dict[GuardedProtocol, float]] = {}
     header_timeout_s = 10.0
     write_timeout_s = 10.0
     max_header_bytes = 16 * 1024
@@ -182,11 +188,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._out = OneWrite(transport, self._is_sent_to)
         self.transport = self._out  # type: ignore[assignment]  # as good as one for all that uvicorn does
         self._start_clock()
+        self._note_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops the clocks."""
         self._stop_clock()
         self._stop_write_clock()
+        self.idle.pop(self, None)
         if self._late_timer is not None:
             self._late_timer.cancel()
         super().connection_lost(exc)
@@ -228,6 +236,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._wants_headers = False
         self._header_bytes = 0
         self._stop_clock()
+        self.idle.pop(self, None)
         super().on_headers_complete()
         self._offers_upgrade = self.parser.should_upgrade()
         if len(self.pipeline) > MOST_PIPELINED:
@@ -256,6 +265,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.more_body and not self.transport.is_closing():
             self._start_clock()
+        if self.cycle.response_complete:  # else a request that came with the last one has begun
+            self._note_idle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if self.transport.is_closing():
@@ -368,6 +379,21 @@ class GuardedProtocol(HttpToolsProtocol):
         else:  # an earlier request of this connection is still being answered
             self._start_clock()
 
+    def _note_idle(self) -> None:
+        self.idle.pop(self, None)
+        self.idle[self] = self.loop.time()
+
+    @classmethod
+    def close_one_idle(cls) -> bool:
+        """Close the connection that has been idle longest, at least for `IDLE_S`, and return True if there was one."""
+        for protocol, since in cls.idle.items():
+            if protocol.loop.time() - since < IDLE_S:
+                break
+            del cls.idle[protocol]
+            protocol._out.end()  # noqa: SLF001 — one of its own class
+            return True
+        return False
+
     def _close_if_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
@@ -400,7 +426,8 @@ class DrainingServer(Server):
                 listener,
                 make_protocol,
                 self.server_state.connections,
-                most_connections=self._parts.settings.max_connections,
+                most_connections=connection_limit(self._parts.settings.max_connections),
+                make_room=GuardedProtocol.close_one_idle,
                 counters=CONNECTIONS,
                 seat=self._seat,
                 ssl=self.config.ssl,

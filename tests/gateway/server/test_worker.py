@@ -225,21 +225,57 @@ def test_calls_without_a_place_are_refused_on_connections_that_go_on(
     wait_until(lambda: all(count in httpx.get(f"{base}/metrics").text for count in counts), 10)
 
 
-def test_connections_over_the_limit_wait_for_others_to_end(start_gateway: Callable[..., tuple[str, int]]) -> None:
+def test_connections_over_the_limit_end_the_longest_idle_one_or_wait_while_all_are_in_use(
+    start_gateway: Callable[..., tuple[str, int]],
+) -> None:
     base, _ = start_gateway(WORKERS="1", MAX_CONNECTIONS="3", KEEP_ALIVE_S="60")
     host, port = base.removeprefix("http://").split(":")
     ask = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    begun = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nx"
     with contextlib.ExitStack() as held:
-        connections = [held.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(4)]
-        for connection in connections:
+        connections = [held.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(5)]
+        for connection in connections[:3]:
             connection.sendall(ask)
-        assert all(connection.recv(4096).startswith(b"HTTP/1.1 200") for connection in connections[:3])
-        connections[3].settimeout(0.5)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connections[3].sendall(begun)  # these two come when the first three are idle
+        connections[4].sendall(begun)
+        assert [connection.recv(1) for connection in connections[:2]] == [b"", b""]
+        connections[2].sendall(begun)  # now all three are in use
+        last = held.enter_context(socket.create_connection((host, int(port)), timeout=20))
+        last.sendall(ask)
+        last.settimeout(1.5)
         with pytest.raises(TimeoutError):
-            connections[3].recv(4096)
-        connections[0].close()
-        connections[3].settimeout(20)
-        assert connections[3].recv(4096).startswith(b"HTTP/1.1 200")
+            last.recv(4096)
+        for connection in connections[2:]:
+            connection.sendall(b"x")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        last.settimeout(20)
+        assert last.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_callers_who_only_hold_connections_keep_nobody_out(
+    start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
+) -> None:
+    """With a low limit of open files, 1,000 connections a process left no file for TorchServe, the plan and the keys."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip(f"this process may open {hard} files only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))  # inherited by the gateway
+    try:
+        base, _ = start_gateway(tmp_path, WORKERS="1", MAX_CONNECTIONS="600")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    host, port = base.removeprefix("http://").split(":")
+    ask = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(700):
+            connection = held.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            connection.sendall(ask)
+        assert all(can_predict(base) for _ in range(5))
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        (tmp_path / "plan.json").write_text(json.dumps({**plan, "revision": 2, "stable": None}))
+        wait_until(lambda: "stable" in httpx.get(f"{base}/health").text.split("reasons")[1], 5)
 
 
 def test_a_stop_finishes_the_request_that_is_being_sent(start_gateway: Callable[..., tuple[str, int]]) -> None:
