@@ -256,7 +256,7 @@ def test_connections_over_the_limit_end_the_longest_idle_one_or_wait_while_all_a
 def test_callers_who_only_hold_connections_keep_nobody_out(
     start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:
-    """With a low limit of open files, 1,000 connections a process left no file for TorchServe, the plan and the keys."""
+    """With a low limit of open files, connections left none for TorchServe, the plan and the keys."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
         pytest.skip(f"this process may open {hard} files only")
