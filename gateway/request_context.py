@@ -7,6 +7,8 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from contracts.wire import Options
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -75,11 +77,9 @@ class RequestContext:
         """A context that adds the time spent inside to the stage `name`."""
         return Stage(self.stages, name)
 
-    def carried(self) -> dict[str, str]:
-        """What names the request on its way to the model."""
-        if self.traceparent:
-            return {"id": self.request_id, "traceparent": self.traceparent}
-        return {"id": self.request_id}
+    def carried(self) -> Options:
+        """Return what names the request on its way to the model."""
+        return Options(self.request_id, traceparent=self.traceparent or None)
 
     def elapsed_s(self) -> float:
         """Seconds since the request came."""

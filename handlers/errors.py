@@ -5,7 +5,7 @@
     ├── ImageUnreadable    image_unreadable   no image of the five formats, truncated, or of no size
     ├── UnknownTarget      unknown_target     a class name that the contract does not hold
     ├── UnknownMethod      unknown_method     a CAM method that the contract does not offer
-    ├── BadOptions         bad_options        the `x-gradserve` header is not what handlers/wire.py describes
+    ├── BadOptions         bad_options        the `x-gradserve` header is not what contracts/wire.py describes
     ├── BadFrames          bad_frames         a body of several images that cannot be taken apart
     ├── DeadlinePassed     deadline_passed    nobody waits for the answer any more
     └── HandlerFailed      handler_failed     our own fault; the log has the trace
@@ -15,7 +15,12 @@ The gateway turns the codes into HTTP statuses.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from contracts.wire import dump_error
+
+if TYPE_CHECKING:
+    from contracts.wire import Entry
 
 
 class RequestError(Exception):
@@ -28,9 +33,9 @@ class RequestError(Exception):
         self.detail = detail
         self.facts = facts
 
-    def entry(self) -> dict[str, Any]:
-        """The error as its JSON entry: `{"error": {"code", "detail", …facts}}`."""
-        return {"error": {"code": self.code, "detail": self.detail, **self.facts}}
+    def entry(self) -> Entry:
+        """Return the error as its entry on the wire."""
+        return dump_error(self.code, self.detail, self.facts)
 
 
 class ImageTooLarge(RequestError):

@@ -3,26 +3,10 @@
 TorchServe imports this file as the top-level module `image_handler`, so imports are absolute; `handlers/` lies beside
 it in the archive. An ImportError in here would be reported as `No module named ts.torch_handler.image_handler`.
 
-The wire between gateway and handler (private; the gateway's side is described in gateway/inference/torchserve.py):
-
-- One row is one upstream call. `content-type: application/octet-stream`: the body is one image. `content-type:
-  application/vnd.gradserve.images`: frames of a 4-byte big-endian length and as many bytes, one image each, at most
-  1024.
-- `x-gradserve`: compact ASCII JSON, all keys optional, unknown ones ignored: `id` (request id, for the log), `deadline`
-  (Unix time in ms, after which the row is dropped); predictions: `top_k` (default 1); explanations (one image):
-  `target` (class name, default the top one), `method`, `alpha` (0..1, default 0.5), `size` (1..1024, pixels of the
-  overlay's long side, default the image's own up to 1024), `format` (`png`, default, or `json`).
-- Each row decides by itself: TorchServe's own header `explain: True` marks an explanation, `describe: True` a question
-  for what is served; they may share a batch with predictions. Every entry answers all kinds, but only one whose name
-  ends in `-explain` has explanations ready from its start: what they need takes seconds and 270 MB to load.
-- The status is always 200: TorchServe closes the connection on every other. `application/json` is
-  `{"results": [entry, …]}`, one entry per image in order; an error of the whole row stands once for each of its images,
-  or once if they cannot be told apart. Entries: a prediction `{"class", "confidence", "top": [{"class", "confidence"},
-  …]}`; an explanation as JSON `{"class", "confidence", "target", "method", "layer", "heatmap": [[0..1, …], …]}`
-  with rows of the network's input size; an error `{"error": {"code", "detail", …facts}}` (codes: handlers/errors.py).
-  `image/png` is an overlay.
-- No header or status phrase carries anything of the caller's, and no body is longer than TorchServe carries: either
-  kills a worker.
+contracts/wire.py describes what travels between gateway and handler. Each row of a batch decides by itself: the header
+`explain: True`, TorchServe's own, marks an explanation, `describe: True` a question for what is served; they may share
+a batch with predictions. Every entry answers all kinds, but only one whose name ends in `-explain` has explanations
+ready from its start: what they need takes seconds and 270 MB to load.
 """
 
 from __future__ import annotations
@@ -35,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import contracts.model
-from handlers import wire
+import contracts.wire
+import handlers.wire
 from handlers.engines import thread_count
 from handlers.model import load_model
+from handlers.wire import read_row
 
 if TYPE_CHECKING:
     from handlers.model import ServedModel
+    from handlers.wire import RowContext
 
 logger = logging.getLogger(__name__)
 _METRICS = logging.getLogger("ts.metrics")
@@ -72,7 +58,7 @@ class ImageHandler:
             os.nice(_EXPLAIN_NICENESS)
         torch.set_num_threads(thread_count())
         directory = Path(context.system_properties["model_dir"])
-        for module in (wire, contracts.model):
+        for module in (handlers.wire, contracts.wire):
             if Path(str(module.__file__)).resolve().parents[1] != directory.resolve():
                 # A PYTHONPATH of the server's environment stands before the archive: other code would answer for it.
                 where = f"{module.__name__} was imported from {module.__file__}"
@@ -86,9 +72,9 @@ class ImageHandler:
         except Exception as error:
             raise RuntimeError(f"{context.model_name} cannot be served: {error}") from error
 
-    def handle(self, data: list[dict[str, Any]], context: wire.RowContext) -> list[bytes]:
+    def handle(self, data: list[dict[str, Any]], context: RowContext) -> list[bytes]:
         """One answer per row, in order."""
-        answers = self._model.answer([wire.read_row(part, context, index) for index, part in enumerate(data)])
+        answers = self._model.answer([read_row(part, context, index) for index, part in enumerate(data)])
         for index, answer in enumerate(answers):
             context.set_response_content_type(index, answer.content_type)
         tells = context.metrics is not None and time.monotonic() > self._told_at + _TELL_EVERY_S

@@ -19,13 +19,14 @@ import numpy as np
 from PIL import Image
 
 from contracts import model as model_contract
-from handlers import wire
+from contracts import wire
 from handlers.build import ArchiveError, verify_files
 from handlers.engines import MAX_BATCH, Engine, EngineError, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
 from handlers.plain_png import read_plain_png
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
 from handlers.reference import Reference, load_reference
+from handlers.wire import Answer, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ WARM_BATCHES = (1, 2, 4, 8, 16, 32)
 class _Job:
     """One image on its way: its pixels, then its probabilities, or the error that ended it."""
 
-    row: wire.Row
+    row: Row
     data: wire.Bytes
     picture: Picture | None = None
     pixels: NDArray[np.uint8] | None = None
@@ -72,7 +73,7 @@ class ServedModel:
         """Computes the heatmaps."""
         return self.load_explainer()
 
-    def answer(self, rows: list[wire.Row]) -> list[wire.Answer]:
+    def answer(self, rows: list[Row]) -> list[Answer]:
         """One answer per row, in order; what goes wrong with one image stays with it."""
         jobs = [[_Job(row, data, error=row.error) for data in row.images or [b""]] for row in rows]
         images = [job for row in jobs for job in row if job.row.kind != "describe"]
@@ -111,16 +112,15 @@ class ServedModel:
         for length in WARM_BATCHES:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
         pictures: list[wire.Bytes] = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
-        rows = [wire.Row("predict", images=pictures)]
+        rows = [Row("predict", images=pictures)]
         if explains:
             _ = self.explainer
             rows += [
-                wire.Row("explain", wire.Options(method=method), [pictures[1]])
-                for method in self.contract.explain.methods
+                Row("explain", wire.Options(method=method), [pictures[1]]) for method in self.contract.explain.methods
             ]
         if any(HandlerFailed.code.encode() in answer.body for answer in self.answer(rows)):
             raise ArchiveError("a warm-up request failed: the log says why")
-        self.answer([wire.Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
+        self.answer([Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
 
     def check_reference(self, reference: Reference) -> None:
         """Does nothing if the engine computes what it computed when the version was packed.
@@ -195,7 +195,7 @@ class ServedModel:
 
             _guard_all(group, run)
 
-    def _write(self, row: wire.Row, jobs: list[_Job]) -> wire.Answer:
+    def _write(self, row: Row, jobs: list[_Job]) -> Answer:
         try:
             answer = self._write_row(row, jobs)
         except RequestError as error:
@@ -207,49 +207,51 @@ class ServedModel:
             return _refuse(AnswerTooLarge(len(answer.body), wire.MAX_ANSWER_BYTES), len(jobs))
         return answer
 
-    def _write_row(self, row: wire.Row, jobs: list[_Job]) -> wire.Answer:
+    def _write_row(self, row: Row, jobs: list[_Job]) -> Answer:
         if row.kind == "describe":
-            return wire.Answer(wire.write_json(self.describe()), wire.JSON_TYPE)
+            return Answer(wire.dump_json(self.describe()), wire.JSON_TYPE)
         if row.kind == "predict" or jobs[0].error is not None:
             entries = [self._entry(job) for job in jobs]
-            return wire.Answer(wire.write_results(entries), wire.JSON_TYPE)
+            return Answer(wire.dump_results(entries), wire.JSON_TYPE)
         return self._write_explanation(jobs[0])
 
-    def _entry(self, job: _Job) -> dict[str, Any]:
+    def _entry(self, job: _Job) -> wire.Entry:
         if job.error is not None:
             return job.error.entry()
         if job.probabilities is None:
             raise RuntimeError("an image has neither probabilities nor an error")
-        probabilities = job.probabilities.tolist()
-        if job.row.options.top_k == 1:
+        return wire.dump_prediction(self._top(job.probabilities.tolist(), job.row.options.top_k))
+
+    def _top(self, probabilities: list[float], count: int) -> list[tuple[str, float]]:
+        """Return the `count` best classes with their probabilities, best first."""
+        if count == 1:
             best = [probabilities.index(max(probabilities))]
         else:
-            best = nlargest(job.row.options.top_k, range(len(probabilities)), key=probabilities.__getitem__)
-        top = [{"class": self.contract.classes[index], "confidence": round(probabilities[index], 6)} for index in best]
-        return {**top[0], "top": top}
+            best = nlargest(count, range(len(probabilities)), key=probabilities.__getitem__)
+        return [(self.contract.classes[index], round(probabilities[index], 6)) for index in best]
 
-    def _write_explanation(self, job: _Job) -> wire.Answer:
+    def _write_explanation(self, job: _Job) -> Answer:
         from handlers.overlay import draw_overlay, overlay_size  # noqa: PLC0415 - matplotlib
 
-        if job.heatmap is None or job.picture is None:
+        if job.heatmap is None or job.picture is None or job.probabilities is None:
             raise RuntimeError("an explanation has neither a heatmap nor an error")
         options = job.row.options
         if options.format == "json":
-            entry = self._entry(job)
-            del entry["top"]
-            entry |= {
-                "target": self.contract.classes[job.target],
-                "method": job.method,
-                "layer": self.contract.explain.layer,
-                "heatmap": [[round(float(value), 4) for value in line] for line in job.heatmap],
-            }
-            return wire.Answer(wire.write_results([entry]), wire.JSON_TYPE)
+            (best,) = self._top(job.probabilities.tolist(), 1)
+            entry = wire.dump_explanation(
+                best,
+                target=self.contract.classes[job.target],
+                method=job.method,
+                layer=self.contract.explain.layer,
+                heatmap=[[round(float(value), 4) for value in line] for line in job.heatmap],
+            )
+            return Answer(wire.dump_results([entry]), wire.JSON_TYPE)
         size = overlay_size(job.picture.size, options.size)
         image = job.picture.image
         if image.size != job.picture.size and (image.width < size[0] or image.height < size[1]):
             # The draft that was enough for the network is too coarse for people.
             image = decode_image(job.data, at_least=size).image
-        return wire.Answer(draw_overlay(image, job.heatmap, size=size, alpha=options.alpha), wire.PNG_TYPE)
+        return Answer(draw_overlay(image, job.heatmap, size=size, alpha=options.alpha), wire.PNG_TYPE)
 
 
 def load_model(directory: Path, *, device: torch.device, explains: bool) -> ServedModel:
@@ -342,8 +344,8 @@ def _guard_all(jobs: list[_Job], step: Callable[[], None]) -> None:
             job.error = HandlerFailed()
 
 
-def _refuse(error: RequestError, images: int) -> wire.Answer:
-    return wire.Answer(wire.write_results([error.entry()] * images), wire.JSON_TYPE)
+def _refuse(error: RequestError, images: int) -> Answer:
+    return Answer(wire.dump_results([error.entry()] * images), wire.JSON_TYPE)
 
 
 def _encode(pixels: NDArray[np.uint8], name: str) -> bytes:

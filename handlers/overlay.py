@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 
-from handlers.wire import MAX_OVERLAY_SIDE
+from contracts.wire import MAX_OVERLAY_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from contracts import plan as traffic_plan
+from contracts.wire import MAX_OVERLAY_SIDE
 from gateway import refusals
 from gateway.api import params, schemas
 from gateway.api.openapi_examples import BATCH, EXPLANATION, HEALTH, INFER, INFERRED, MODELS, PREDICTION
@@ -121,7 +122,7 @@ def _image_paths(settings: Settings) -> dict[str, Any]:
         _query("target", "Class to explain; default: the predicted one.", **name),
         _query("method", "CAM method; GET /models lists them.", **name),
         _query("alpha", "How strongly the heatmap covers the image.", type="number", minimum=0, maximum=1),
-        _query("size", "Pixels of the overlay's long side.", type="integer", minimum=1, maximum=params.MAX_OVERLAY_PX),
+        _query("size", "Pixels of the overlay's long side.", type="integer", minimum=1, maximum=MAX_OVERLAY_SIDE),
     ]
     single = (*GUARD, *BODY, *ENGINE, *IMAGE)
     overlay = {"image/png": {"schema": BINARY}, JSON: _example(schemas.Explanation, EXPLANATION)}

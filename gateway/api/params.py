@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import QueryParams
 
 from contracts import plan as traffic_plan
+from contracts.wire import MAX_OVERLAY_SIDE, Options
 from gateway.refusals import BadParameter, UnknownParameter
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
 MAX_TOP_K = 1000
-MAX_OVERLAY_PX = 1024
 MAX_NAME_CHARACTERS = 200
 MAX_TIMEOUT_MS = 10**9
 NO_PARAMETERS = QueryParams()
@@ -55,19 +55,20 @@ def check_version(version: str) -> str:
     return version
 
 
-def explain_options_of(query: QueryParams) -> dict[str, str | int | float]:
-    """The wire's options of an explanation, such as were given."""
-    options: dict[str, str | int | float] = {}
-    for name in ("target", "method"):
-        if (value := query.get(name)) is not None:
-            if not 0 < len(value) <= MAX_NAME_CHARACTERS:
-                raise BadParameter(name, value, f"a name of 1 to {MAX_NAME_CHARACTERS} characters")
-            options[name] = value
-    if (alpha := query.get("alpha")) is not None:
-        options["alpha"] = _fraction("alpha", alpha)
-    if (size := query.get("size")) is not None:
-        options["size"] = whole_number("size", size, least=1, most=MAX_OVERLAY_PX)
-    return options
+def explain_options_of(query: QueryParams, *, as_json: bool) -> Options:
+    """Return the options of an explanation, such as were given.
+
+    Raises:
+        BadParameter: one of them has an impossible value.
+    """
+    alpha, size = query.get("alpha"), query.get("size")
+    return Options(
+        target=_name("target", query.get("target")),
+        method=_name("method", query.get("method")),
+        alpha=Options.alpha if alpha is None else _fraction("alpha", alpha),
+        size=None if size is None else whole_number("size", size, least=1, most=MAX_OVERLAY_SIDE),
+        format="json" if as_json else "png",
+    )
 
 
 def wants_json(accept: str) -> bool:
@@ -93,6 +94,12 @@ def whole_number(name: str, value: str, *, least: int, most: int) -> int:
     if value.isascii() and value.isdigit() and len(value) <= 12 and least <= int(value) <= most:
         return int(value)
     raise BadParameter(name, value, f"a whole number from {least} to {most}")
+
+
+def _name(parameter: str, value: str | None) -> str | None:
+    if value is not None and not 0 < len(value) <= MAX_NAME_CHARACTERS:
+        raise BadParameter(parameter, value, f"a name of 1 to {MAX_NAME_CHARACTERS} characters")
+    return value
 
 
 def _fraction(name: str, value: str) -> float:

@@ -63,9 +63,7 @@ async def explain(request: Request) -> Response:
     parts, context = state_of(request), context_of(request.scope)
     await parts.callers.admit(request, "explain")
     query = params.query_of(request, ("target", "method", "alpha", "size", "version"))
-    asked: dict[str, Any] = params.explain_options_of(query)
-    if params.wants_json(request.headers.get("accept", "")):
-        asked["format"] = "json"
+    asked = params.explain_options_of(query, as_json=params.wants_json(request.headers.get("accept", "")))
     ask = ask_of(request, parts, params.version_of(query))
     image = await _image(request, parts, context)
     answer = await parts.service.explain(image, options=asked, ask=ask)

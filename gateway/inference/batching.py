@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from gateway.errors import DeadlinePassed
@@ -22,6 +22,7 @@ from gateway.errors import DeadlinePassed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from contracts.wire import Entry
     from gateway.inference.routing import Target
     from gateway.inference.torchserve import Deadline, TorchServe
     from gateway.request_context import RequestContext
@@ -44,7 +45,7 @@ class DynamicBatcher:
 
     async def predict(
         self, target: Target, image: bytes, *, top_k: int, deadline: Deadline, context: RequestContext
-    ) -> dict[str, Any]:
+    ) -> Entry:
         """The entry for one image: a prediction, or `{"error": {...}}` if it was refused.
 
         Raises:
@@ -81,7 +82,7 @@ class PendingImage:
         self.image = image
         self.deadline = deadline
         self.context = context
-        self.answer: asyncio.Future[dict[str, Any] | Exception] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Entry | Exception] = asyncio.get_running_loop().create_future()
 
 
 class BatchQueue:
@@ -131,7 +132,7 @@ class BatchQueue:
         assert row is not None  # noqa: S101 — coroutines run in tasks
         self._rows.add(row)
         timer = asyncio.get_running_loop().call_later(STALLED_S, self._let_pass, row, target)
-        answers: Sequence[dict[str, Any] | Exception] = []
+        answers: Sequence[Entry | Exception] = []
         try:
             answers = await self._ask(calls, target)
         except Exception as error:  # noqa: BLE001 — each caller raises it for itself
@@ -146,7 +147,7 @@ class BatchQueue:
             if not call.answer.done():
                 call.answer.set_result(answer)
 
-    async def _ask(self, calls: Sequence[PendingImage], target: Target) -> list[dict[str, Any]]:
+    async def _ask(self, calls: Sequence[PendingImage], target: Target) -> list[Entry]:
         first = calls[0].context
         for call in calls[1:]:
             call.context.row = first.request_id

@@ -6,15 +6,17 @@ import asyncio
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from contracts import wire
 from gateway.errors import DeadlinePassed, GatewayError, Unavailable
 from gateway.inference.batching import DynamicBatcher
-from gateway.inference.torchserve import MAX_ROW_BYTES, raise_for_error, translate_entry
+from gateway.inference.torchserve import raise_for_error, translate_entry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from contracts.wire import Entry, Options
     from gateway.inference.admission import ConcurrencyLimiter
     from gateway.inference.routing import Kind, Router, Target
     from gateway.inference.torchserve import Deadline, TorchServe
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from gateway.server.shared_counters import SharedCounters
 
 Answer = TypeVar("Answer")
-FRAME_BYTES = 4
 # Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
 
@@ -68,7 +69,7 @@ class InferenceService:
         self.predict_limiter.on_change = partial(counters.tell, seat)
         self._taken_elsewhere = partial(counters.sum_of_others, seat)
 
-    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> dict[str, Any]:
+    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Entry:
         """The prediction for one image: `class`, `confidence` and `top`.
 
         Raises:
@@ -88,7 +89,7 @@ class InferenceService:
         raise_for_error(entry)
         return entry
 
-    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[dict[str, Any]]:
+    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[Entry]:
         """One entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
         The images travel in rows that keep all ready workers busy. A row that fails costs its own images only.
@@ -99,11 +100,9 @@ class InferenceService:
         with self._choose("predict", ask) as target:
             return await self._predict_batch(target, images, top_k, ask)
 
-    async def _predict_batch(
-        self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask
-    ) -> list[dict[str, Any]]:
+    async def _predict_batch(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
         rows = list(cut_rows(images, self._images_a_row(len(images), target)))
-        entries: list[dict[str, Any]] = [{}] * len(images)
+        entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(rows)
 
@@ -132,7 +131,7 @@ class InferenceService:
         ask.context.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
         return entries
 
-    async def explain(self, image: bytes, *, options: dict[str, Any], ask: Ask) -> bytes | dict[str, Any]:
+    async def explain(self, image: bytes, *, options: Options, ask: Ask) -> bytes | Entry:
         """The overlay's PNG bytes, or with the option `format: json` the heatmap's entry.
 
         Raises:
@@ -163,7 +162,7 @@ class InferenceService:
         ask.context.model, ask.context.version = target.model, target.version
         return target
 
-    async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[dict[str, Any]]:
+    async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
         send = partial(
             self._upstream.predict, images=images, carried=ask.context.carried(), deadline=ask.deadline, top_k=top_k
         )
@@ -196,19 +195,19 @@ def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:
     """The batch as rows `images[first:last]` of at most `most` images that fit into one body."""
     first = size = 0
     for index, image in enumerate(images):
-        framed = len(image) + FRAME_BYTES
-        if index > first and (index - first == most or size + framed > MAX_ROW_BYTES):
+        framed = len(image) + wire.FRAME_HEAD_BYTES
+        if index > first and (index - first == most or size + framed > wire.MAX_REQUEST_BYTES):
             yield first, index
             first, size = index, 0
         size += framed
     yield first, len(images)
 
 
-def publish(entry: dict[str, Any]) -> dict[str, Any]:
+def publish(entry: Entry) -> Entry:
     """The handler's entry as a caller gets it."""
-    return error_entry(translate_entry(entry["error"])) if "error" in entry else entry
+    return error_entry(translate_entry(entry)) if "error" in entry else entry
 
 
-def error_entry(error: GatewayError) -> dict[str, Any]:
+def error_entry(error: GatewayError) -> Entry:
     """The entry of an image that has no answer: the problem's members that vary."""
     return {"error": {"status": error.status, "code": error.code, "detail": error.detail, **error.facts}}

@@ -7,10 +7,11 @@ caller has the answer, has places of its own, and is the first thing to go under
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.background import BackgroundTask
 
+from contracts.wire import Options
 from gateway.errors import GatewayError
 from gateway.inference.service import cut_rows
 from gateway.inference.torchserve import Deadline, raise_for_error
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
+    from contracts.wire import Entry
     from gateway.inference.admission import ConcurrencyLimiter
     from gateway.inference.routing import Router
     from gateway.inference.torchserve import TorchServe
@@ -57,7 +59,7 @@ class Shadow:
         self._mirrors: set[asyncio.Task[None]] = set()
 
     def follow(
-        self, response: Response, images: Sequence[bytes], entries: Sequence[dict[str, Any]], context: RequestContext
+        self, response: Response, images: Sequence[bytes], entries: Sequence[Entry], context: RequestContext
     ) -> None:
         """Has the call mirrored when `response` is sent, where the plan names a shadow; of a batch, its first row."""
         plan = self._versions.plan
@@ -74,7 +76,7 @@ class Shadow:
             mirror.cancel()
         await asyncio.gather(*self._mirrors, return_exceptions=True)
 
-    async def _begin(self, version: str, pairs: list[tuple[bytes, dict[str, Any]]], request_id: str) -> None:
+    async def _begin(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         """Sends the copy if there is room. It does not wait for it: the caller's connection is needed again."""
         if len(self._mirrors) >= MOST_MIRRORS or self._predict.taken > self._predict.limit // LOAD_DIVISOR:
             self._metrics.count_mirrored(version, "dropped", len(pairs))
@@ -83,12 +85,12 @@ class Shadow:
         self._mirrors.add(mirror)
         mirror.add_done_callback(self._mirrors.discard)
 
-    async def _mirror(self, version: str, pairs: list[tuple[bytes, dict[str, Any]]], request_id: str) -> None:
+    async def _mirror(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         images = [image for image, _ in pairs]
         try:
             with self._versions.choose("predict", version) as target:
                 answers = await self._upstream.predict(
-                    target, images, carried={"id": request_id}, deadline=Deadline(self._timeout_s), top_k=TOP_K
+                    target, images, carried=Options(request_id), deadline=Deadline(self._timeout_s), top_k=TOP_K
                 )
         except GatewayError:
             self._metrics.count_mirrored(version, "failed", len(pairs))
@@ -96,7 +98,7 @@ class Shadow:
         for (_, stable), answer in zip(pairs, answers, strict=True):
             self._compare(version, stable, answer)
 
-    def _compare(self, version: str, stable: dict[str, Any], answer: dict[str, Any]) -> None:
+    def _compare(self, version: str, stable: Entry, answer: Entry) -> None:
         try:
             raise_for_error(answer)
             confidences = {entry["class"]: float(entry["confidence"]) for entry in answer["top"]}

@@ -24,6 +24,7 @@ import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from contracts import wire
 from gateway.app import create_app
 from gateway.settings import Settings
 
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG fake image"
 CLASSES = ["cat", "dog", "frog"]
-
-
-def split_frames(body: bytes) -> list[bytes]:
-    images = []
-    while body:
-        size = int.from_bytes(body[:4], "big")
-        images.append(body[4 : 4 + size])
-        body = body[4 + size :]
-    return images
 
 
 @dataclass
@@ -55,38 +47,32 @@ class FakeTorchServe:
         self.calls.append(request)
         if self.answer is not None and (response := self.answer(request)) is not None:
             return response
-        options = json.loads(request.headers["x-gradserve"])
-        framed = request.headers["content-type"] == "application/vnd.gradserve.images"
-        images = split_frames(request.content) if framed else [request.content]
+        options = wire.parse_options(request.headers[wire.OPTIONS_HEADER])
+        images = [bytes(image) for image in wire.parse_body(request.headers["content-type"], request.content)]
         if request.url.path.startswith("/explanations/"):
             return self.explain(images[0], options)
         return httpx.Response(200, json={"results": [self.entry(image, options) for image in images]})
 
-    def explain(self, image: bytes, options: dict[str, Any]) -> httpx.Response:
-        if options.get("target", "cat") not in CLASSES:
+    def explain(self, image: bytes, options: wire.Options) -> httpx.Response:
+        target = options.target or "cat"
+        if target not in CLASSES:
             error = {"code": "unknown_target", "detail": "there is no such class", "classes": CLASSES}
             return httpx.Response(200, json={"results": [{"error": error}]})
         if image.startswith(b"bad:"):
             return httpx.Response(200, json={"results": [self.entry(image, options)]})
-        if options.get("format") != "json":
+        if options.format != "json":
             return httpx.Response(200, content=b"\x89PNG overlay", headers={"content-type": "image/png"})
-        entry = {
-            "class": "cat",
-            "confidence": 0.9,
-            "target": options.get("target", "cat"),
-            "method": options.get("method", "gradcam"),
-            "layer": "layer3",
-            "heatmap": [[0.0, 1.0]],
-        }
+        entry = wire.dump_explanation(
+            ("cat", 0.9), target=target, method=options.method or "gradcam", layer="layer3", heatmap=[[0.0, 1.0]]
+        )
         return httpx.Response(200, json={"results": [entry]})
 
-    def entry(self, image: bytes, options: dict[str, Any]) -> dict[str, Any]:
+    def entry(self, image: bytes, options: wire.Options) -> wire.Entry:
         if image.startswith(b"bad:"):
-            return {"error": {"code": image[4:].decode(), "detail": "the handler's sentence", "limit": 7}}
+            return wire.dump_error(image[4:].decode(), "the handler's sentence", {"limit": 7})
         name = image.decode("latin-1").removeprefix("image-of-")
         name = name if name in CLASSES else "cat"
-        top = [{"class": name, "confidence": 0.9}, {"class": "frog", "confidence": 0.1}]
-        return {"class": name, "confidence": 0.9, "top": top[: options["top_k"]]}
+        return wire.dump_prediction([(name, 0.9), ("frog", 0.1)][: options.top_k])
 
 
 def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from contracts.wire import FRAMES_TYPE, join_frames
 from handlers.image_handler import ImageHandler
-from handlers.wire import FRAMES_TYPE, join_frames
 
 FAR, PAST = 4_000_000_000_000, 1
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contracts.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, join_frames
 from handlers.build import ArchiveError
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import decode_for_network, normalise, prepare
-from handlers.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, Row, join_frames
+from handlers.wire import Row
 
 ROOT = Path(__file__).parents[2]
 EXPLAIN = {"explain": "True"}

@@ -1,3 +1,5 @@
+"""A row of TorchServe's batch: which header decides its kind, and what is wrong with it stays with it."""
+
 from __future__ import annotations
 
 import json
@@ -5,59 +7,8 @@ import time
 
 import pytest
 
-from handlers.errors import BadFrames, BadOptions
-from handlers.wire import FRAMES_TYPE, MAX_IMAGES, Options, join_frames, parse_options, read_row, split_frames
-
-
-def test_frames_come_apart_as_they_were_joined():
-    images = [b"one", b"", b"three"]
-    assert [bytes(image) for image in split_frames(join_frames(images))] == images
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"\0", b"\0\0\0", b"\0\0\0\2x", b"\xff\xff\xff\xffx", join_frames([b"a"]) + b"\0"]
-)
-def test_frames_that_do_not_add_up_are_refused(body):
-    with pytest.raises(BadFrames):
-        split_frames(body)
-
-
-def test_a_row_of_too_many_images_is_refused():
-    with pytest.raises(BadFrames):
-        split_frames(join_frames([b""] * (MAX_IMAGES + 1)))
-
-
-@pytest.mark.parametrize("header", [None, "", "{}", '{"top_k":null}', '{"of_a_later_gateway":1}'])
-def test_what_is_not_said_or_not_known_takes_the_defaults(header):
-    assert parse_options(header) == Options()
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        "no json",
-        "[]",
-        "[" * 100_000,
-        '{"top_k":0}',
-        '{"top_k":true}',
-        '{"top_k":"1"}',
-        '{"top_k":1.5}',
-        '{"deadline":"soon"}',
-        '{"alpha":NaN}',
-        '{"alpha":1.01}',
-        '{"alpha":-1}',
-        '{"size":0}',
-        '{"size":1025}',
-        '{"format":"jpeg"}',
-        '{"format":["png"]}',
-        '{"target":7}',
-        '{"method":""}',
-        '{"id":7}',
-    ],
-)
-def test_impossible_options_are_refused(header):
-    with pytest.raises(BadOptions):
-        parse_options(header)
+from contracts.wire import FRAMES_TYPE, join_frames
+from handlers.wire import read_row
 
 
 @pytest.mark.parametrize(
@@ -109,6 +60,13 @@ def test_what_is_wrong_with_a_row_is_in_its_error(part, headers, code, context):
     error = read_row(part, context(headers), 0).error
     assert error is not None
     assert error.code == code
+
+
+def test_a_row_with_bad_options_gets_an_error_for_each_of_its_images(context):
+    part = {"body": join_frames([b"a", b"b"])}
+    row = read_row(part, context({"content-type": FRAMES_TYPE, "x-gradserve": "{"}), 0)
+    assert row.error is not None
+    assert len(row.images) == 2
 
 
 def test_a_deadline_ahead_is_no_error(context):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from contracts import wire
 
 if TYPE_CHECKING:
     from conftest import Stand
@@ -41,9 +42,10 @@ def test_torchserve_gets_the_bytes_one_header_and_the_explicit_version(stand: St
     assert call.url.path == "/predictions/cifar10/1.0.0"
     assert call.content == IMAGE
     assert set(call.headers) == {"host", "content-length", "content-type", "x-gradserve"}
-    options = json.loads(call.headers["x-gradserve"])
-    assert options.pop("deadline") > 1.7e12
-    assert options == {"id": "abc-1", "top_k": 1}
+    options = wire.parse_options(call.headers["x-gradserve"])
+    assert options.deadline is not None
+    assert options.deadline > 1.7e12
+    assert options == wire.Options("abc-1", options.deadline, top_k=1)
 
 
 def test_a_batch_is_answered_in_order_and_a_bad_image_fails_alone(stand: Stand) -> None:
@@ -66,13 +68,9 @@ def test_an_explanation_is_a_image(stand: Stand) -> None:
     assert answer.headers["content-type"] == "image/png"
     call = stand.torchserve.calls[0]
     assert call.url.path == "/explanations/cifar10-explain/1.0.0"
-    options = json.loads(call.headers["x-gradserve"])
-    assert {key: options[key] for key in ("target", "method", "alpha", "size")} == {
-        "target": "frog",
-        "method": "eigencam",
-        "alpha": 0.25,
-        "size": 64,
-    }
+    options = wire.parse_options(call.headers["x-gradserve"])
+    assert (options.target, options.method, options.alpha, options.size) == ("frog", "eigencam", 0.25, 64)
+    assert options.format == "png"
 
 
 def test_an_explanation_comes_as_numbers_when_asked(stand: Stand) -> None:

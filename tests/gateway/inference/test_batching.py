@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from contracts import wire
 from gateway.errors import DeadlinePassed, EngineBroke, EngineNonsense, GatewayError, HandlerFailed
 from gateway.inference.batching import MAX_SHARED_BYTES, STALLED_S, DynamicBatcher
 from gateway.inference.replicas import Replica
@@ -41,15 +41,15 @@ class Upstream:
     """A TorchServe that answers row after row as `fates` say (how, and after how many seconds)."""
 
     fates: list[tuple[str, float]] = field(default_factory=list)
-    rows: list[tuple[str, dict[str, Any], list[bytes]]] = field(default_factory=list)
+    rows: list[tuple[str, wire.Options, list[bytes]]] = field(default_factory=list)
     sent_at: list[float] = field(default_factory=list)
 
     def shared(self, processes: int = 1) -> DynamicBatcher:
         return DynamicBatcher(TorchServe(httpx.MockTransport(self)), MOST_IMAGES, processes)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        options = json.loads(request.headers["x-gradserve"])
-        images = split(request)
+        options = wire.parse_options(request.headers[wire.OPTIONS_HEADER])
+        images = [bytes(image) for image in wire.parse_body(request.headers["content-type"], request.content)]
         fate, seconds = self.fates[len(self.rows)] if len(self.rows) < len(self.fates) else ("answered", 0.01)
         self.rows.append((request.url.path, options, images))
         self.sent_at.append(asyncio.get_running_loop().time())
@@ -58,19 +58,8 @@ class Upstream:
             return httpx.Response(503, json={"type": "InternalServerException"})
         if fate == "broken":
             raise httpx.ReadError("gone")
-        entries = [entry_of(image, options["top_k"]) for image in images]
+        entries = [entry_of(image, options.top_k) for image in images]
         return httpx.Response(200, json={"results": entries[1:] if fate == "one entry short" else entries})
-
-
-def split(request: httpx.Request) -> list[bytes]:
-    if request.headers["content-type"] == "application/octet-stream":
-        return [request.content]
-    images, body = [], request.content
-    while body:
-        size = int.from_bytes(body[:4], "big")
-        images.append(body[4 : 4 + size])
-        body = body[4 + size :]
-    return images
 
 
 def entry_of(image: bytes, top_k: int) -> dict[str, Any]:
@@ -144,11 +133,9 @@ def test_every_caller_gets_its_own_answer_or_its_rows_failure(
     for row, (path, options, images) in enumerate(upstream.rows):
         fate = fates[row][0] if row < len(fates) else "answered"
         members = [(number, planned[number]) for number in map(number_of, images)]
-        assert {(f"/predictions/cifar10/{plan.version}", plan.top_k) for _, plan in members} == {
-            (path, options["top_k"])
-        }
+        assert {(f"/predictions/cifar10/{plan.version}", plan.top_k) for _, plan in members} == {(path, options.top_k)}
         assert len(images) <= MOST_IMAGES
-        assert options["id"] == f"id-of-{images[0].decode()}"
+        assert options.id == f"id-of-{images[0].decode()}"
         for number, plan in members:
             assert number not in fate_of, "an image was sent twice"
             assert plan.comes_at + answers[number][1] >= upstream.sent_at[row], "its caller had left before"
@@ -264,7 +251,7 @@ def test_a_rows_deadline_is_that_of_who_waits_longest(run: Run) -> None:
     longest = run(scene())
     _, (_, options, images) = upstream.rows
     assert len(images) == 3
-    assert 0 <= options["deadline"] - longest < 500
+    assert 0 <= options.deadline - longest < 500
 
 
 def test_nothing_is_kept_of_calls_that_are_over_however_they_ended(run: Run) -> None:
@@ -314,7 +301,7 @@ def test_callers_of_one_row_keep_their_ids_and_their_log_lines(
 
     with caplog.at_level("INFO", logger="gateway.api.middleware"):
         answers = stand.client.portal.call(scene)
-    alone, together = (json.loads(call.headers["x-gradserve"])["id"] for call in stand.torchserve.calls)
+    alone, together = (wire.parse_options(call.headers["x-gradserve"]).id for call in stand.torchserve.calls)
     for name, answer in zip(names, answers, strict=True):
         assert (answer.json()["class"], answer.json()["request_id"]) == (name, f"id-{name}")
         assert answer.headers["x-request-id"] == f"id-{name}"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from contracts.wire import MAX_REQUEST_BYTES
 from gateway.inference.service import cut_rows
-from gateway.inference.torchserve import MAX_ROW_BYTES
 from gateway.server.load_shedding import LoadShedder
 from gateway.server.shared_counters import SharedCounters
 
@@ -27,9 +27,9 @@ def test_rows_hold_all_images_in_order_and_no_more_than_asked() -> None:
 
 
 def test_rows_stay_below_torchserves_body_limit_and_a_large_image_goes_alone() -> None:
-    large = b"x" * (MAX_ROW_BYTES // 2)
+    large = b"x" * (MAX_REQUEST_BYTES // 2)
     assert list(cut_rows([b"x", large, large, b"x"], 16)) == [(0, 2), (2, 4)]
-    assert list(cut_rows([b"x" * (MAX_ROW_BYTES - 4)] * 2, 16)) == [(0, 1), (1, 2)]
+    assert list(cut_rows([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, 16)) == [(0, 1), (1, 2)]
 
 
 def names(answer: httpx.Response) -> list[str | None]:

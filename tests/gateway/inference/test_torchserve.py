@@ -13,11 +13,12 @@ import httpx
 import pytest
 import uvloop
 
+from contracts.wire import Options
 from gateway.errors import DeadlinePassed, EngineBroke, EngineNonsense, GatewayError, Unavailable
 from gateway.inference import transport as transports
 from gateway.inference.replicas import Replica
 from gateway.inference.routing import Target
-from gateway.inference.torchserve import Deadline, TorchServe, join_frames, translate_transport_error
+from gateway.inference.torchserve import Deadline, TorchServe, translate_transport_error
 from gateway.inference.transport import PooledTransport
 
 ANSWER = b'{"results":[{"class":"cat","confidence":0.9,"top":[]}]}'
@@ -35,10 +36,6 @@ def test_every_transport_error_of_httpx_has_its_answer(kind: type[httpx.Transpor
     assert isinstance(error, GatewayError)
     assert error.status in {502, 503}
     assert "secret" not in error.detail
-
-
-def test_frames_are_big_endian_lengths_and_bytes() -> None:
-    assert join_frames([b"ab", b"", b"c"]) == b"\0\0\0\2ab\0\0\0\0\0\0\0\1c"
 
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
@@ -73,7 +70,9 @@ def call(serve: Serve | None, *, timeout_s: float = 5.0, image: bytes = b"x") ->
         try:
             target = Target(Replica("http://agent"), f"http://127.0.0.1:{port}", "cifar10", "1.0.0", 1)
             deadline = Deadline(timeout_s)
-            return await TorchServe(transport).predict(target, [image], carried={"id": "r"}, deadline=deadline, top_k=1)
+            return await TorchServe(transport).predict(
+                target, [image], carried=Options("r"), deadline=deadline, top_k=1
+            )
         except GatewayError as error:
             return error
         finally:
@@ -111,7 +110,7 @@ def test_a_call_carries_two_headers_of_ours_and_nothing_else() -> None:
     assert line == "POST /predictions/cifar10/1.0.0 HTTP/1.1"
     named = {name.lower(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
     assert set(named) == {"host", "content-length", "content-type", "x-gradserve"}
-    assert set(json.loads(named["x-gradserve"])) == {"id", "deadline", "top_k"}
+    assert set(json.loads(named["x-gradserve"])) == {"id", "deadline"}
 
 
 def test_a_large_image_is_carried_whole() -> None:

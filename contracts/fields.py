@@ -1,0 +1,243 @@
+"""Read the fields of a JSON document one by one: every refusal names the field, what was found there and the remedy.
+
+The documents of this package are read with it. A reader raises nothing but its document's own error, whatever it is
+given: sizes are bounded, and so is the depth of what an error quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from reprlib import Repr
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Callable, Sequence
+
+Value = TypeVar("Value")
+
+MAX_TEXT = 1000
+"""Characters in one text, unless its reader says otherwise."""
+
+MAX_INTEGER = 2**53
+"""The largest whole number that every JSON reader keeps exactly."""
+
+MAX_NUMBER = 1e300
+
+_QUOTE = Repr()
+_QUOTE.maxlevel, _QUOTE.maxstring, _QUOTE.maxother, _QUOTE.maxdict, _QUOTE.maxlist = 2, 80, 80, 3, 3
+
+
+class DocumentError(ValueError):
+    """A document that cannot be used: `field` holds `found` where `expected` should be.
+
+    `field` is a path such as `stable.version`; it is empty where the document as a whole is wrong.
+    """
+
+    document: ClassVar[str] = "document"
+    remedy: ClassVar[str] = "write it anew"
+
+    def __init__(self, field: str, found: object, expected: str) -> None:
+        where = f"{self.document} field {field}" if field else self.document
+        super().__init__(f"{where} is {_QUOTE.repr(found)}, expected {expected}: {self.remedy}")
+        self.field = field
+
+
+def read_json(text: str | bytes, error: type[DocumentError], *, most_bytes: int) -> object:
+    """Return the JSON value that `text` writes.
+
+    Raises:
+        DocumentError: `error`, for a text above `most_bytes` (characters of a str) or one that is no JSON.
+    """
+    if len(text) > most_bytes:
+        raise error("", f"{len(text)} bytes", f"at most {most_bytes}")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise error("", text[:80], "JSON") from problem
+
+
+class Fields:
+    """The fields of one JSON object; each is taken out once, and `end` refuses those that are left.
+
+    Args:
+        data: what should be a JSON object.
+        where: its path in the document; empty for the document itself.
+        error: the document's own error, raised for everything that is wrong.
+
+    Raises:
+        DocumentError: `error`, if `data` is no JSON object.
+    """
+
+    def __init__(self, data: object, where: str, error: type[DocumentError]) -> None:
+        if not isinstance(data, dict):
+            raise error(where, data, "a JSON object")
+        self._rest = dict(data)
+        self._where = where
+        self._error = error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._rest
+
+    def refuse(self, name: str, found: object, expected: str) -> DocumentError:
+        """Return the error that says that the field `name` holds `found` where `expected` should be."""
+        return self._error(self._path(name), found, expected)
+
+    def take(self, name: str) -> object:
+        """Return the field's value as it is; None where there is none."""
+        return self._rest.pop(name, None)
+
+    def maybe(self, name: str, read: Callable[[str], Value]) -> Value | None:
+        """Return what `read` makes of the field; None where it is null or missing."""
+        if self._rest.get(name) is None:
+            self._rest.pop(name, None)
+            return None
+        return read(name)
+
+    def text(self, name: str, *, pattern: re.Pattern[str] | None = None, most: int = MAX_TEXT) -> str:
+        """Return a text of at most `most` characters that matches `pattern` as a whole.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        return self._text(self.take(name), name, pattern, most)
+
+    def texts(
+        self, name: str, *, pattern: re.Pattern[str] | None = None, most: int = MAX_TEXT, most_items: int
+    ) -> tuple[str, ...]:
+        """Return a list of at most `most_items` texts, each as `text` takes them.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        items = self.items(name, most=most_items)
+        return tuple(self._text(item, f"{name}[{index}]", pattern, most) for index, item in enumerate(items))
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Return one of the texts in `choices`.
+
+        Raises:
+            DocumentError: the field is none of them.
+        """
+        value = self.take(name)
+        if not isinstance(value, str) or value not in choices:
+            raise self.refuse(name, value, f"one of {', '.join(choices)}")
+        return value
+
+    def flag(self, name: str) -> bool:
+        """Return true or false.
+
+        Raises:
+            DocumentError: the field is neither.
+        """
+        value = self.take(name)
+        if not isinstance(value, bool):
+            raise self.refuse(name, value, "true or false")
+        return value
+
+    def integer(self, name: str, *, least: int = 0, most: int = MAX_INTEGER) -> int:
+        """Return a whole number from `least` to `most`.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        value = self.take(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            limit = f"of at least {least}" if most == MAX_INTEGER else f"from {least} to {most}"
+            raise self.refuse(name, value, f"a whole number {limit}")
+        return value
+
+    def number(self, name: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+        """Return a finite number from `least` to `most`.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        return self._number(self.take(name), name, least, most)
+
+    def numbers(self, name: str, *, count: int, least: float = -math.inf, most: float = math.inf) -> tuple[float, ...]:
+        """Return a list of exactly `count` numbers, each as `number` takes them.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        items = self.items(name, most=count)
+        if len(items) != count:
+            raise self.refuse(name, items, f"{count} numbers")
+        return tuple(self._number(item, f"{name}[{index}]", least, most) for index, item in enumerate(items))
+
+    def items(self, name: str, *, most: int) -> list[object]:
+        """Return a list of at most `most` items as they are.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        value = self.take(name)
+        if not isinstance(value, list):
+            raise self.refuse(name, value, "a list")
+        if len(value) > most:
+            raise self.refuse(name, f"{len(value)} items", f"a list of at most {most}")
+        return value
+
+    def inner(self, name: str) -> Fields:
+        """Return the fields of the object in the field `name`.
+
+        Raises:
+            DocumentError: there is no object.
+        """
+        return Fields(self.take(name), self._path(name), self._error)
+
+    def inners(self, name: str, *, most: int) -> list[Fields]:
+        """Return the fields of each object in the list `name`.
+
+        Raises:
+            DocumentError: the field is no list of at most `most` objects.
+        """
+        items = self.items(name, most=most)
+        return [Fields(item, self._path(f"{name}[{index}]"), self._error) for index, item in enumerate(items)]
+
+    def counts(self, name: str, *, pattern: re.Pattern[str], most: int, most_items: int) -> dict[str, int]:
+        """Return an object of at most `most_items` whole numbers from 0 to `most`, whose names match `pattern`.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        value = self.take(name)
+        if not isinstance(value, dict):
+            raise self.refuse(name, value, "a JSON object")
+        if len(value) > most_items:
+            raise self.refuse(name, f"{len(value)} entries", f"at most {most_items}")
+        inner = Fields(value, self._path(name), self._error)
+        for key in value:
+            self._text(key, name, pattern, MAX_TEXT)
+        return {key: inner.integer(key, most=most) for key in value}
+
+    def end(self) -> None:
+        """Return if every field has been taken.
+
+        Raises:
+            DocumentError: one has not: this reader does not know it.
+        """
+        if self._rest:
+            name = min(self._rest)
+            raise self.refuse(name, self._rest[name], "no such field")
+
+    def _path(self, name: str) -> str:
+        return f"{self._where}.{name}" if self._where else name
+
+    def _text(self, value: object, name: str, pattern: re.Pattern[str] | None, most: int) -> str:
+        if not isinstance(value, str) or len(value) > most:
+            raise self.refuse(name, value, f"a text of at most {most} characters")
+        if pattern is not None and not pattern.fullmatch(value):
+            raise self.refuse(name, value, f"a text that matches {pattern.pattern}")
+        return value
+
+    def _number(self, value: object, name: str, least: float, most: float) -> float:
+        # Compared, not converted: float() fails on whole numbers of hundreds of digits, and NaN is in no range.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+            raise self.refuse(name, value, "a number")
+        if not least <= value <= most:
+            limits = [f"at least {least:g}"] * math.isfinite(least) + [f"at most {most:g}"] * math.isfinite(most)
+            raise self.refuse(name, value, f"a number of {' and '.join(limits)}")
+        return float(value)
