@@ -152,7 +152,7 @@ def _disk(home: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free at {folder}"
     if free < _LITTLE_DISK_BYTES:
-        return Finding("bad", "disk", text, "make room: archives are unpacked at each load, and logs grow")
+        return Finding("bad", "disk", text, "make room: gradserve prune shows what nothing refers to")
     return Finding("good", "disk", text)
 
 

@@ -248,7 +248,7 @@ def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
     from control.cli.status import ask_agents, list_versions, print_versions
 
     seen = ask_agents(agent_addresses(agents))
-    print_versions(list_versions(home_directory(), seen, _model_store()), as_json=as_json)
+    print_versions(list_versions(home_directory(), seen, model_store()), as_json=as_json)
     missing = [agent for agent in seen if "error" in agent]
     for agent in missing:
         typer.echo(f"agent {agent['url']} {agent['error']}: what it has loaded is not listed", err=True)
@@ -265,7 +265,7 @@ def doctor(*, gateways: Gateways = "", agents: Agents = "", as_json: FindingsJso
     """
     from control.cli.doctor import examine, print_findings
 
-    findings = examine(home_directory(), agent_addresses(agents), gateway_addresses(gateways), _model_store())
+    findings = examine(home_directory(), agent_addresses(agents), gateway_addresses(gateways), model_store())
     print_findings(findings, as_json=as_json)
     raise typer.Exit(1 if any(finding.severity == "bad" for finding in findings) else 0)
 
@@ -275,7 +275,7 @@ def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
     from control.release.rollout import Rollout
 
     store, say = PlanStore(home_directory()), _say(quiet=quiet)
-    return Rollout(store, agent_addresses(agents), _model_store(), say, allow_missing=allow_missing)
+    return Rollout(store, agent_addresses(agents), model_store(), say, allow_missing=allow_missing)
 
 
 def _say(*, quiet: bool) -> Callable[[str], None]:
@@ -283,7 +283,8 @@ def _say(*, quiet: bool) -> Callable[[str], None]:
     return lambda line: typer.echo(line, err=quiet)
 
 
-def _model_store() -> Path:
+def model_store() -> Path:
+    """Return the folder with the archives."""
     return Path(os.environ.get("AGENT_MODEL_STORE") or "model_store")
 
 

@@ -15,7 +15,10 @@ from contracts.plan import NAME, VERSION
 from control.errors import RegistryUnusable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from training.tracking.releases import Release
+    from training.tracking.retention import UnusedRun
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<alias>{NAME.pattern})|/(?P<number>[0-9]+))")
 _PROMOTED = "promoted_"
@@ -74,6 +77,54 @@ def fetch(release: Release, folder: Path) -> Path:
         return fetch_archive(release, folder)
     except RegistryError as error:
         raise RegistryUnusable(str(error)) from error
+
+
+def references() -> tuple[set[str], set[str]]:
+    """Return the SHA-256 of the archives and the ids of the runs that aliases in the registry point to.
+
+    Raises:
+        RegistryUnusable: it cannot be asked.
+    """
+    try:
+        from training.errors import RegistryError
+        from training.tracking.retention import find_references
+    except ImportError as error:
+        raise RegistryUnusable("MLflow is not installed here") from error
+    try:
+        found = find_references()
+    except RegistryError as error:
+        raise RegistryUnusable(str(error)) from error
+    return set(found.archives), set(found.runs)
+
+
+def unused_runs(runs: set[str], archives: set[str], before: float) -> list[tuple[str, int, Callable[[], None]]]:
+    """Return name, bytes of artifacts and what removes them, of each old run that nothing refers to.
+
+    Args:
+        runs: ids of the runs that are referred to.
+        archives: SHA-256 of the archives that are.
+        before: runs that ended later are kept (seconds since 1970).
+
+    Raises:
+        RegistryUnusable: MLflow cannot be asked.
+    """
+    from training.errors import RegistryError
+    from training.tracking.retention import find_unused, remove
+
+    def remover(unused: UnusedRun) -> Callable[[], None]:
+        def call() -> None:
+            try:
+                remove(unused)
+            except RegistryError as error:
+                raise RegistryUnusable(str(error)) from error
+
+        return call
+
+    try:
+        found = find_unused(runs, archives, int(1000 * before))
+    except RegistryError as error:
+        raise RegistryUnusable(str(error)) from error
+    return [(f"{unused.name} ({unused.run_id})", unused.bytes, remover(unused)) for unused in found]
 
 
 def tell_champion(model: str, sha256: str, *, home: Path, who: str) -> str:

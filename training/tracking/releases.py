@@ -53,7 +53,7 @@ def log_release(
     Raises:
         RegistryError: the registry cannot be reached or refuses.
     """
-    with _store(TRANSFER_WITHIN_S) as client:
+    with registry_client(TRANSFER_WITHIN_S) as client:
         folder = f"releases/{version}"
         number = _number_for(client, name, version, run_id)
         for path in (archive, *files):
@@ -71,7 +71,7 @@ def find_release(name: str, *, alias: str | None = None, number: str | None = No
     Raises:
         RegistryError: the registry cannot be reached, has no such version, or no archive of it.
     """
-    with _store(TRANSFER_WITHIN_S) as client:
+    with registry_client(TRANSFER_WITHIN_S) as client:
         found = (
             client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number or "")
         )
@@ -84,7 +84,7 @@ def fetch_archive(release: Release, folder: Path) -> Path:
     Raises:
         RegistryError: it cannot be had.
     """
-    with _store(TRANSFER_WITHIN_S) as client:
+    with registry_client(TRANSFER_WITHIN_S) as client:
         return Path(client.download_artifacts(release.run_id, release.archive, str(folder)))
 
 
@@ -96,7 +96,7 @@ def set_champion(name: str, sha256: str, facts: Mapping[str, str]) -> Release:
     Raises:
         RegistryError: the registry cannot be reached, or has no such release.
     """
-    with _store(NOTE_WITHIN_S) as client:
+    with registry_client(NOTE_WITHIN_S) as client:
         found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(SHA256) == sha256]
         if not found:
             raise RegistryError(f"MLflow has no release of {name} with the archive {sha256[:12]}…")
@@ -146,7 +146,7 @@ def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
 
 
 @contextlib.contextmanager
-def _store(within_s: int) -> Iterator[MlflowClient]:
+def registry_client(within_s: int) -> Iterator[MlflowClient]:
     """A client that gives up after seconds, where MLflow's own settings allow minutes of retries.
 
     Raises:

@@ -1,0 +1,106 @@
+"""The `prune` command: shows what nothing refers to any more, and removes it when told to."""
+# ruff: noqa: PLC0415 (imports only what it needs, see main.py)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control.errors import ControlError
+from control.settings import home_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from control.release.prune import Findings, Unused
+
+_UNDER_LOCK = ("archive", "history")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `gradserve` command."""
+    app.command(rich_help_panel="Models")(prune)
+
+
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Keep everything that is younger.")] = 30.0,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this nothing is removed.")] = False,
+    source: Annotated[Path, typer.Option(help="The folder that `up` packs; its archive is kept.")] = Path(
+        "model_store/released"
+    ),
+    runs: Annotated[Path, typer.Option(help="Folder with a folder for each training.")] = Path(".gradserve/training"),
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object: unused (an array of kind, name, bytes), bytes (of all), skipped (sentences), "
+            "removed (true or false).",
+        ),
+    ] = False,
+) -> None:
+    """Show the trainings, archives, old revisions of the plan and MLflow artifacts that nothing refers to.
+
+    Kept are: what is younger than --days; the archives that the plan names, also to roll back to; what an alias in
+    MLflow's registry points to (champion, previous, challenger, your own); the trainings that made a kept archive, and
+    those that kept ones began with; trainings that run; the last 20 revisions. MLflow keeps the figures of every run.
+
+    Only the plan in GRADSERVE_HOME is looked at: where another stack uses the same model store, prune by hand.
+
+    Example: gradserve prune --days 7, then the same with --yes
+
+    Exit codes: 0 shown or removed, 1 something could not be looked at or removed (it is told).
+    """
+    from control.cli.release import model_store
+    from control.release.plan_store import PlanStore
+    from control.release.prune import Folders, find_unused
+
+    store = PlanStore(home_directory())
+    folders = Folders(model_store(), source, runs)
+    failures: list[str] = []
+    if yes:
+        with store.lock("prune"):
+            found = find_unused(store, folders, days=days)
+            failures += _remove(item for item in found.unused if item.kind in _UNDER_LOCK)
+        failures += _remove(item for item in found.unused if item.kind not in _UNDER_LOCK)
+        store.note("prune", removed=[item.name for item in found.unused], failed=failures)
+    else:
+        found = find_unused(store, folders, days=days)
+    if as_json:
+        _print_json(found, removed=yes)
+    else:
+        _print(found, "removed" if yes else f"can be removed: gradserve prune --days {days:g} --yes")
+    for failure in (*found.skipped, *failures):
+        typer.echo(f"WARNING: {failure}", err=True)
+    raise typer.Exit(1 if found.skipped or failures else 0)
+
+
+def _remove(unused: Iterable[Unused]) -> list[str]:
+    """Remove each, and return what went wrong."""
+    failures = []
+    for item in unused:
+        try:
+            item.remove()
+        except (ControlError, OSError) as error:
+            failures.append(f"{item.name} is not removed, or not all of it: {error}")
+    return failures
+
+
+def _print_json(found: Findings, *, removed: bool) -> None:
+    rows = [{"kind": item.kind, "name": item.name, "bytes": item.bytes} for item in found.unused]
+    total = sum(item.bytes for item in found.unused)
+    typer.echo(json.dumps({"unused": rows, "bytes": total, "skipped": found.skipped, "removed": removed}))
+
+
+def _print(found: Findings, what: str) -> None:
+    from control.cli.status import columns, output
+
+    table = columns("kind", "MB", "name")
+    for item in found.unused:
+        table.add_row(item.kind, f"{item.bytes / 1e6:,.1f}", item.name)
+    if found.unused:
+        output().print(table)
+    typer.echo(f"{sum(item.bytes for item in found.unused) / 1e6:,.1f} MB {what}")

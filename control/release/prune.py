@@ -1,0 +1,200 @@
+"""What old runs, archives, revisions of the plan and MLflow artifacts nothing refers to any more.
+
+An archive is referred to by the plan (also as a version to roll back to), by the folder that `up` packs, and by an
+alias in MLflow's registry. A training run is referred to by the archives that are kept, by the runs that began with its
+weights, and by an alias. What is younger than a number of days is kept in any case, and so is what is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from control.archive import inspect_archive
+from control.errors import ControlError, NoPlan, RegistryUnusable
+from control.release import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from contracts.plan import Plan
+    from control.release.plan_store import PlanStore
+
+_DAY_S = 86_400.0
+_REVISIONS_KEPT = 20
+_RUN_FILES = ("last.pt", "best.pth", "contract.json")
+_REVISION = re.compile(r"plan-\d+\.json")
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where things lie: the model store, the folder that `up` packs, the folder with a folder for each training."""
+
+    model_store: Path
+    released: Path
+    runs: Path
+
+
+@dataclass(frozen=True)
+class Unused:
+    """One thing that nothing refers to; `remove` removes it."""
+
+    kind: Literal["archive", "history", "run", "mlflow"]
+    name: str
+    bytes: int
+    remove: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What can be removed, and what could not be looked at, as sentences."""
+
+    unused: list[Unused]
+    skipped: list[str]
+
+
+@dataclass(frozen=True)
+class _References:
+    archives: set[str]
+    """SHA-256 of archives."""
+    runs: set[str]
+    """Ids of MLflow runs."""
+
+
+def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
+    """Return what is older than `days` and referred to by nothing; whoever removes it holds the plan's lock.
+
+    Raises:
+        PlanUnusable: the plan cannot be read, so nobody knows what it refers to.
+    """
+    before = time.time() - days * _DAY_S
+    plan = _plan(store)
+    skipped: list[str] = []
+    known = _References(set(), set())
+    try:
+        if registry.is_used():
+            known = _References(*registry.references())
+    except RegistryUnusable as error:
+        skipped.append(f"trainings and MLflow: what the registry refers to is unknown ({error})")
+    if plan is not None:
+        known.archives.update(release.sha256 for release in (*plan.releases(), *plan.previous))
+    known.runs.update(_runs_of(_read_contract(folders.released / "contract.json")))
+    unused = [*_archives(plan, folders, known, before), *_revisions(store, plan, before)]
+    if not skipped:
+        unused += _trainings(folders.runs, known, before)
+        if registry.is_used():
+            found = registry.unused_runs(known.runs, known.archives, before)
+            unused += [Unused("mlflow", name, size, remove) for name, size, remove in found]
+    return Findings(unused, skipped)
+
+
+def _plan(store: PlanStore) -> Plan | None:
+    try:
+        return store.read()
+    except NoPlan:
+        return None
+
+
+def _archives(plan: Plan | None, folders: Folders, known: _References, before: float) -> Iterator[Unused]:
+    """Yield the archives of ours that nothing refers to; the runs of the others are noted as referred to."""
+    released = _read_contract(folders.released / "contract.json")
+    names = {release.archive for release in (*plan.releases(), *plan.previous)} if plan else set()
+    names.add(f"{released.get('name')}-{released.get('version')}.mar")
+    for path in sorted(folders.model_store.glob("*.mar")):
+        try:
+            archive = inspect_archive(path)
+        except ControlError:
+            continue  # none of ours, or a broken one: somebody should look at it
+        if path.name in names or archive.sha256 in known.archives or path.stat().st_mtime > before:
+            known.archives.add(archive.sha256)
+            known.runs.update(_runs_of(archive.contract))
+        else:
+            files = [path, path.with_name(f"{path.name}.sha256")]
+            yield Unused("archive", str(path), _size(files), partial(_unlink, files))
+
+
+def _revisions(store: PlanStore, plan: Plan | None, before: float) -> Iterator[Unused]:
+    """Yield the old revisions of the plan but the last twenty."""
+    history = store.home / "history"
+    paths = sorted(path for path in history.glob("plan-*.json") if _REVISION.fullmatch(path.name))
+    old = [path for path in paths[:-_REVISIONS_KEPT] if path.stat().st_mtime <= before]
+    if plan is not None:
+        old = [path for path in old if path.name != f"plan-{plan.revision:06d}.json"]
+    if old:
+        name = f"{history}: {old[0].stem} … {old[-1].stem} ({len(old)} revisions)"
+        yield Unused("history", name, _size(old), partial(_unlink, old))
+
+
+def _trainings(runs: Path, known: _References, before: float) -> Iterator[Unused]:
+    """Yield the trainings' folders that nothing refers to; the runs of the others are noted as referred to."""
+    folders = [path for path in sorted(runs.glob("*")) if any((path / name).is_file() for name in _RUN_FILES)]
+    candidates = []
+    for folder in folders:
+        contract = _read_contract(folder / "contract.json")
+        if _touched_at(folder) > before or _is_in_use(folder):
+            known.runs.update(_runs_of(contract))
+        else:
+            candidates.append((folder, contract))
+    for folder, contract in candidates:
+        own = next(iter(_runs_of(contract)), None)
+        if own in known.runs:  # whatever it began with is referred to by the same contracts
+            continue
+        yield Unused("run", str(folder), _size(folder.rglob("*")), partial(_remove_training, folder))
+
+
+def _runs_of(contract: dict[str, Any]) -> list[str]:
+    """Return the MLflow runs that trained the model, its own first, then those of the models that it began with."""
+    found = []
+    accepted = contract.get("accepted")
+    while isinstance(accepted, dict):
+        if run_id := accepted.get("run_id"):
+            found.append(str(run_id))
+        accepted = (accepted.get("ancestor") or {}).get("accepted")
+    return found
+
+
+def _read_contract(path: Path) -> dict[str, Any]:
+    try:
+        contract = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return contract if isinstance(contract, dict) else {}
+
+
+def _touched_at(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Return True while a process trains in the folder: it holds the lock there."""
+    try:
+        with (folder / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _remove_training(folder: Path) -> None:
+    if not _is_in_use(folder):
+        shutil.rmtree(folder)
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.lstat().st_size for path in paths if path.is_file())
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
