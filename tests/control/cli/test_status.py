@@ -121,7 +121,7 @@ def test_a_narrow_terminal_folds_and_cuts_nothing(capsys):
     assert "".join(said.split()[3:]) == "0123456789" * 4
 
 
-@pytest.mark.parametrize("command", [("status",), ("versions",), ("doctor",), ("keys", "list")])
+@pytest.mark.parametrize("command", [("status",), ("versions",), ("doctor",), ("prune",), ("keys", "list")])
 def test_the_help_of_json_names_everything_that_it_prints(command, monkeypatch, tmp_path):
     save_keys(tmp_path / "keys.json", [make_key("alice", ["read"])[1]])
     printed = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
