@@ -13,7 +13,8 @@ drops query strings, so there is no third header.
 `{"results": [entry, …]}`, one entry per image in order: a prediction `{"class", "confidence", "top": [{"class",
 "confidence"}, …]}`, an explanation `{"class", "confidence", "target", "method", "layer", "heatmap"}`, or an error
 `{"error": {"code", "detail", …facts}}`; an error of the whole request stands once for each of its images, or once if
-they cannot be told apart. `image/png` is the overlay that an explanation asked for. No header carries anything of the
+they cannot be told apart. `image/png` is the overlay that an explanation asked for; its text `gradserve`, before the
+pixels, holds the explanation without its heatmap, and the model. No header carries anything of the
 caller's, and no body is longer than TorchServe carries: either kills a worker.
 
 An archive brings its own handler, so a gateway may call a handler of an earlier release. The schema of the archive's
@@ -38,6 +39,9 @@ OPTIONS_HEADER = "x-gradserve"
 JSON_TYPE = "application/json"
 PNG_TYPE = "image/png"
 PNG_SIGNATURE = b"\x89PNG"
+
+ABOUT_KEYWORD = "gradserve"
+"""Of the PNG text that tells what an overlay explains; the gateway makes headers of it."""
 
 FRAME_HEAD_BYTES = 4
 """The length before each image of a framed body."""
@@ -245,6 +249,29 @@ def dump_explanation(
         "layer": layer,
         "heatmap": heatmap,
     }
+
+
+def dump_about(explanation: Entry, model: str, version: str) -> str:
+    """Return the text `ABOUT_KEYWORD` of an overlay: its explanation's entry without the heatmap, and the model."""
+    facts = {name: value for name, value in explanation.items() if name != "heatmap"}
+    return dump_json({**facts, "model": {"name": model, "version": version}}).decode("ascii")
+
+
+def parse_about(overlay: bytes) -> dict[str, Any]:
+    """Return the facts that `dump_about` put into an overlay; none of an earlier release's overlay.
+
+    They stand in the PNG's first chunk behind the header: 4 bytes of length, `tEXt`, the keyword, a zero, the text.
+    Source: PNG, third edition, sections 5.3, 11.2.1 and 11.3.3.3, https://www.w3.org/TR/png-3/
+    """
+    text = overlay[41 : 41 + int.from_bytes(overlay[33:37], "big")]
+    keyword = ABOUT_KEYWORD.encode() + b"\0"
+    if overlay[37:41] != b"tEXt" or not text.startswith(keyword):
+        return {}
+    try:
+        about = json.loads(text.removeprefix(keyword))
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def dump_error(code: str, detail: str, facts: Mapping[str, Any]) -> Entry:

@@ -59,6 +59,16 @@ ROUTES = (
     ("GET", "/v2/models/{model}/versions/{version}/ready", v2.model_ready),
     ("POST", "/v2/models/{model}/versions/{version}/infer", v2.infer),
 )
+# What another site's page may read of an answer's headers.
+EXPOSED = (
+    "x-request-id",
+    "server-timing",
+    "retry-after",
+    "ratelimit",
+    "ratelimit-policy",
+    "x-model-version",
+    *(f"x-{name}" for name in predictions.OVERLAY_FACTS),
+)
 # For people, so not in the OpenAPI document.
 PAGES = (
     ("GET", "/openapi.json", docs_page.document),
@@ -153,7 +163,11 @@ def create_app(
     app.add_middleware(RequestMiddleware, parts=parts, direct=direct)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)

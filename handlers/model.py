@@ -236,22 +236,24 @@ class ServedModel:
         if job.heatmap is None or job.picture is None or job.probabilities is None:
             raise RuntimeError("an explanation has neither a heatmap nor an error")
         options = job.row.options
+        (best,) = self._top(job.probabilities.tolist(), 1)
+        entry = wire.dump_explanation(
+            best,
+            target=self.contract.classes[job.target],
+            method=job.method,
+            layer=self.contract.explain.layer,
+            heatmap=[[round(float(value), 4) for value in line] for line in job.heatmap],
+        )
         if options.format == "json":
-            (best,) = self._top(job.probabilities.tolist(), 1)
-            entry = wire.dump_explanation(
-                best,
-                target=self.contract.classes[job.target],
-                method=job.method,
-                layer=self.contract.explain.layer,
-                heatmap=[[round(float(value), 4) for value in line] for line in job.heatmap],
-            )
             return Answer(wire.dump_results([entry]), wire.JSON_TYPE)
         size = overlay_size(job.picture.size, options.size)
         image = job.picture.image
         if image.size != job.picture.size and (image.width < size[0] or image.height < size[1]):
             # The draft that was enough for the network is too coarse for people.
             image = decode_image(job.data, at_least=size).image
-        return Answer(draw_overlay(image, job.heatmap, size=size, alpha=options.alpha), wire.PNG_TYPE)
+        about = wire.dump_about(entry, self.contract.name, self.contract.version)
+        overlay = draw_overlay(image, job.heatmap, size=size, alpha=options.alpha, about=about)
+        return Answer(overlay, wire.PNG_TYPE)
 
 
 def load_model(directory: Path, *, device: torch.device, explains: bool) -> ServedModel:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from contracts.wire import MAX_OVERLAY_SIDE
+from contracts.wire import ABOUT_KEYWORD, MAX_OVERLAY_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +42,9 @@ def stretch(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.f
     return np.clip(np.asarray(stretched, dtype=np.float32), 0, 1)
 
 
-def draw_overlay(image: Image.Image, heatmap: NDArray[np.float32], *, size: tuple[int, int], alpha: float) -> bytes:
+def draw_overlay(
+    image: Image.Image, heatmap: NDArray[np.float32], *, size: tuple[int, int], alpha: float, about: str = ""
+) -> bytes:
     """The PNG of the image with its heatmap.
 
     Args:
@@ -49,6 +52,7 @@ def draw_overlay(image: Image.Image, heatmap: NDArray[np.float32], *, size: tupl
         heatmap: (H, W) float32 in 0..1, over the whole image.
         size: the overlay's (width, height).
         alpha: how much of the colours shows: 0 is the image alone, 1 the heatmap alone.
+        about: ASCII that the file carries as the text `ABOUT_KEYWORD`, before its pixels; none where empty.
     """
     picture = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
     # Luma of ITU-R BT.601, as Pillow's own conversion to grey.
@@ -56,6 +60,9 @@ def draw_overlay(image: Image.Image, heatmap: NDArray[np.float32], *, size: tupl
     faded = picture + alpha * (grey - picture)
     colours = _COLOURS[np.rint(stretch(heatmap, size) * 255).astype(np.uint8)]
     mixed = np.rint((1 - alpha) * faded + alpha * colours).astype(np.uint8)
+    text = PngInfo()
+    if about:
+        text.add_text(ABOUT_KEYWORD, about)
     file = io.BytesIO()
-    Image.fromarray(mixed).save(file, "PNG", compress_level=4)
+    Image.fromarray(mixed).save(file, "PNG", compress_level=4, pnginfo=text)
     return file.getvalue()

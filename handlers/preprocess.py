@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
 from handlers.errors import ImageTooLarge, ImageUnreadable, RequestError
+from handlers.signatures import foreign_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +110,8 @@ def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, i
     except (RequestError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise ImageUnreadable("the bytes are no known image") from error
+        name = foreign_format(data)
+        raise ImageUnreadable(f"{name} images are not read here" if name else "the bytes are no known image") from error
     except Exception as error:
         # Decoders meet hostile bytes with OSError, SyntaxError, ValueError, struct.error, IndexError and others.
         raise ImageUnreadable("the image is damaged or truncated") from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.requests import Request
 
+from gateway.api.compression import MIN_BYTES, compress
 from gateway.api.problems import from_exception, problem_response
 from gateway.api.uploads import ClientGoneError
 from gateway.errors import Unavailable
@@ -49,21 +50,20 @@ class RequestMiddleware:
         tracer = self._parts.tracer
         span = tracer.begin(scope, context) if tracer is not None else None
 
+        head: Message | None = None
+
         async def send_enveloped(message: Message) -> None:
+            nonlocal head
             if message["type"] == "http.response.start":
                 context.status = message["status"]
-                # No image is needed any more, and the caller may take its time to read.
-                self._parts.body_budget.give_back(context.body_bytes)
-                context.body_bytes = 0
-                headers = message.setdefault("headers", [])
-                headers.append((b"x-request-id", context.request_id.encode("ascii")))
-                headers.append((b"server-timing", context.server_timing().encode("ascii")))
-                if context.quotas:
-                    policy, left = context.rate_limits()
-                    headers.append((b"ratelimit-policy", policy.encode("ascii")))
-                    headers.append((b"ratelimit", left.encode("ascii")))
-                if self._parts.is_draining:
-                    headers.append((b"connection", b"close"))
+                self._add_headers(message.setdefault("headers", []), context)
+                head = message  # sent with the body, by which its headers change
+                return
+            if head is not None:
+                if len(message.get("body", b"")) >= MIN_BYTES and not message.get("more_body", False):
+                    await compress(scope, head, message)
+                begun, head = head, None
+                await send(begun)
             await send(message)
 
         try:
@@ -77,6 +77,19 @@ class RequestMiddleware:
             self._finish(scope, context)
             if tracer is not None and span is not None:
                 tracer.end(span, scope, context)
+
+    def _add_headers(self, headers: list[tuple[bytes, bytes]], context: RequestContext) -> None:
+        # No image is needed any more, and the caller may take its time to read.
+        self._parts.body_budget.give_back(context.body_bytes)
+        context.body_bytes = 0
+        headers.append((b"x-request-id", context.request_id.encode("ascii")))
+        headers.append((b"server-timing", context.server_timing().encode("ascii")))
+        if context.quotas:
+            policy, left = context.rate_limits()
+            headers.append((b"ratelimit-policy", policy.encode("ascii")))
+            headers.append((b"ratelimit", left.encode("ascii")))
+        if self._parts.is_draining:
+            headers.append((b"connection", b"close"))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

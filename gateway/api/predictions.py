@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import orjson
 from starlette.responses import Response
 
+from contracts import wire
 from gateway.api import params
 from gateway.api.uploads import read_image, read_images
 from gateway.inference.service import Ask
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.request_context import RequestContext
+
+OVERLAY_FACTS = ("class", "confidence", "target", "method")
+PRINTABLE = string.printable[:-6].replace("%", "") + " "
 
 
 async def predict(request: Request) -> Response:
@@ -68,7 +74,8 @@ async def explain(request: Request) -> Response:
     image = await _image(request, parts, context)
     answer = await parts.service.explain(image, options=asked, ask=ask)
     if isinstance(answer, bytes):
-        return Response(answer, media_type="image/png", headers={"vary": "accept"})
+        headers = {"vary": "accept", **overlay_headers(wire.parse_about(answer)), "x-model-version": context.version}
+        return Response(answer, media_type="image/png", headers=headers)
     return json_response({**answer, **signature(context)}, headers={"vary": "accept"})
 
 
@@ -76,6 +83,11 @@ def ask_of(request: Request, parts: AppState, version: str | None) -> Ask:
     """What the call carries beside its images."""
     deadline = Deadline(params.timeout_of(request, parts.settings.timeout_s))
     return Ask(context_of(request.scope), deadline, version)
+
+
+def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
+    """Return what an overlay explains as headers; what is not printable ASCII in a class's name is percent-encoded."""
+    return {f"x-{name}": quote(str(about[name]), safe=PRINTABLE) for name in OVERLAY_FACTS if name in about}
 
 
 def signature(context: RequestContext) -> dict[str, Any]:

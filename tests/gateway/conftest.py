@@ -36,6 +36,13 @@ PNG = b"\x89PNG fake image"
 CLASSES = ["cat", "dog", "frog"]
 
 
+def overlay_png(about: str) -> bytes:
+    """The begin of a PNG as the handler writes it: signature, header, and the text about the explanation."""
+    text = b"gradserve\0" + about.encode("ascii")
+    header = (13).to_bytes(4, "big") + b"IHDR" + bytes(17)
+    return b"\x89PNG\r\n\x1a\n" + header + len(text).to_bytes(4, "big") + b"tEXt" + text + bytes(4)
+
+
 @dataclass
 class FakeTorchServe:
     """Answers as our handler does; bytes that begin with `bad:<code>` get that error. `answer` may replace it all."""
@@ -60,11 +67,12 @@ class FakeTorchServe:
             return httpx.Response(200, json={"results": [{"error": error}]})
         if image.startswith(b"bad:"):
             return httpx.Response(200, json={"results": [self.entry(image, options)]})
-        if options.format != "json":
-            return httpx.Response(200, content=b"\x89PNG overlay", headers={"content-type": "image/png"})
         entry = wire.dump_explanation(
             ("cat", 0.9), target=target, method=options.method or "gradcam", layer="layer3", heatmap=[[0.0, 1.0]]
         )
+        if options.format != "json":
+            overlay = overlay_png(wire.dump_about(entry, "cifar10", "1.0.0"))
+            return httpx.Response(200, content=overlay, headers={"content-type": "image/png"})
         return httpx.Response(200, json={"results": [entry]})
 
     def entry(self, image: bytes, options: wire.Options) -> wire.Entry:

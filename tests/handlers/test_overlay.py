@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contracts import wire
 from handlers.overlay import draw_overlay, overlay_size, stretch
 from handlers.wire import MAX_ANSWER_BYTES
 
@@ -77,3 +78,14 @@ def test_the_largest_overlay_of_noise_stays_below_torchserves_limit():
     image = Image.fromarray(rng.integers(0, 256, (1024, 1024, 3), dtype=np.uint8))
     heatmap = rng.random((32, 32), dtype=np.float32)
     assert len(draw_overlay(image, heatmap, size=(1024, 1024), alpha=0.01)) < MAX_ANSWER_BYTES
+
+
+def test_the_gateway_reads_what_an_overlay_tells_of_itself():
+    image, heatmap = Image.new("RGB", (8, 8)), np.ones((2, 2), dtype=np.float32)
+    entry = wire.dump_explanation(("café", 0.5), target="thé", method="gradcam", layer="layer4", heatmap=[[1.0]])
+    about = wire.dump_about(entry, "drinks", "1.0.0")
+    overlay = draw_overlay(image, heatmap, size=(8, 8), alpha=0.5, about=about)
+    del entry["heatmap"]
+    assert wire.parse_about(overlay) == {**entry, "model": {"name": "drinks", "version": "1.0.0"}}
+    assert Image.open(io.BytesIO(overlay)).text == {"gradserve": about}
+    assert wire.parse_about(draw_overlay(image, heatmap, size=(8, 8), alpha=0.5)) == {}

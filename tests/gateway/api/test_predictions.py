@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from contracts import wire
+from gateway.api.predictions import overlay_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Stand
 
 IMAGE = b"image-of-dog"
@@ -71,6 +75,40 @@ def test_an_explanation_is_a_image(stand: Stand) -> None:
     options = wire.parse_options(call.headers["x-gradserve"])
     assert (options.target, options.method, options.alpha, options.size) == ("frog", "eigencam", 0.25, 64)
     assert options.format == "png"
+
+
+def test_an_explanation_that_is_an_image_tells_in_headers_what_it_explains(stand: Stand) -> None:
+    headers = stand.client.post("/explain?target=frog", content=IMAGE).headers
+    told = {name: headers[name] for name in ("x-class", "x-confidence", "x-target", "x-method", "x-model-version")}
+    assert list(told.values()) == ["cat", "0.9", "frog", "gradcam", "1.0.0"]
+
+
+def test_a_class_that_no_header_can_hold_is_percent_encoded() -> None:
+    about = {"class": "Türkis 100 %", "confidence": 0.5, "target": "a\r\nb: c", "method": "gradcam"}
+    assert overlay_headers(about) == {
+        "x-class": "T%C3%BCrkis 100 %25",
+        "x-confidence": "0.5",
+        "x-target": "a%0D%0Ab: c",
+        "x-method": "gradcam",
+    }
+
+
+@pytest.mark.parametrize("about", [b"", b"gradserve\0{", b"gradserve\0[1]", b"other\0{}"])
+def test_an_overlay_of_an_older_archive_tells_nothing(stand: Stand, about: bytes) -> None:
+    chunk = len(about).to_bytes(4, "big") + b"tEXt" + about
+    png = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + bytes(17) + chunk
+    stand.torchserve.answer = lambda _request: httpx.Response(200, content=png)
+    answer = stand.client.post("/explain", content=IMAGE)
+    assert (answer.status_code, answer.headers["x-model-version"]) == (200, "1.0.0")
+    assert "x-class" not in answer.headers
+
+
+def test_another_sites_page_may_read_request_id_and_times(make_stand: Callable[..., Stand]) -> None:
+    client = make_stand(cors_origins=("https://page",)).client
+    answer = client.post("/explain", content=IMAGE, headers={"origin": "https://page"})
+    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    assert {"x-request-id", "server-timing", "x-class", "x-model-version", "retry-after"} <= exposed
+    assert {"x-request-id", "server-timing", "x-class", "x-model-version"} <= set(answer.headers)
 
 
 def test_an_explanation_comes_as_numbers_when_asked(stand: Stand) -> None:
