@@ -83,6 +83,41 @@ EXPLAIN = (
     ImageRefused("unknown_method", "there is no method 'x': use gradcam, eigencam", {}),
 )
 V2 = (refusals.BadJson("`inputs` does not hold exactly one tensor"), refusals.ModelUnknown("other"))
+OVERLAY_HEADERS = {
+    f"x-{name}": {"description": f"Of an image: {what}.", "schema": {"type": "string"}}
+    for name, what in {
+        "class": "the predicted class",
+        "confidence": "its confidence",
+        "target": "the class that is explained",
+        "method": "the CAM method",
+        "model-version": "the version that answered",
+    }.items()
+}
+TAGS = {
+    "predictions": "Classes of images, and where the model looked.",
+    "state": "What serves, and how it fares.",
+    "v2": "The Open Inference Protocol V2, for Triton's and KServe's clients.",
+}
+# By path, as each has one method: the name of the method in a generated client, and its group there.
+OPERATIONS = {
+    "/predict": ("predict", "predictions"),
+    "/predict/batch": ("predict_batch", "predictions"),
+    "/explain": ("explain", "predictions"),
+    "/health": ("health", "state"),
+    "/livez": ("livez", "state"),
+    "/readyz": ("readyz", "state"),
+    "/models": ("models", "state"),
+    "/metrics": ("metrics", "state"),
+    "/v2": ("v2_server", "v2"),
+    "/v2/health/live": ("v2_live", "v2"),
+    "/v2/health/ready": ("v2_ready", "v2"),
+    "/v2/models/{model}": ("v2_model", "v2"),
+    "/v2/models/{model}/ready": ("v2_model_ready", "v2"),
+    "/v2/models/{model}/infer": ("v2_infer", "v2"),
+    "/v2/models/{model}/versions/{version}": ("v2_version", "v2"),
+    "/v2/models/{model}/versions/{version}/ready": ("v2_version_ready", "v2"),
+    "/v2/models/{model}/versions/{version}/infer": ("v2_version_infer", "v2"),
+}
 
 
 def document(settings: Settings) -> dict[str, Any]:
@@ -90,8 +125,17 @@ def document(settings: Settings) -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(model, "serialization") for model in ANSWERS], ref_template="#/components/schemas/{model}"
     )
-    paths = _image_paths(settings) | _state_paths() | _v2_paths()
-    if not settings.asks_for_keys:
+    paths = {
+        path: {method: _named(path, operation) for method, operation in methods.items()}
+        for path, methods in (_image_paths(settings) | _state_paths() | _v2_paths()).items()
+    }
+    components: dict[str, Any] = {"schemas": definitions["$defs"]}
+    if settings.asks_for_keys:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+    else:
         paths = {path: {method: _without_keys(op) for method, op in methods.items()} for path, methods in paths.items()}
     return {
         "openapi": "3.1.0",
@@ -101,14 +145,9 @@ def document(settings: Settings) -> dict[str, Any]:
             "description": "Classifies images and shows where the model looked. Errors are RFC 9457 problem documents.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
+        "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         "paths": paths,
-        "components": {
-            "schemas": definitions["$defs"],
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-            },
-        },
+        "components": components,
     }
 
 
@@ -125,7 +164,8 @@ def _image_paths(settings: Settings) -> dict[str, Any]:
         _query("size", "Pixels of the overlay's long side.", type="integer", minimum=1, maximum=MAX_OVERLAY_SIDE),
     ]
     single = (*GUARD, *BODY, *ENGINE, *IMAGE)
-    overlay = {"image/png": {"schema": BINARY}, JSON: _example(schemas.Explanation, EXPLANATION)}
+    explained = _ok({"image/png": {"schema": BINARY}, JSON: _example(schemas.Explanation, EXPLANATION)})
+    explained["200"]["headers"] = OVERLAY_HEADERS
     return {
         "/predict": {
             "post": _operation(
@@ -148,7 +188,7 @@ def _image_paths(settings: Settings) -> dict[str, Any]:
         "/explain": {
             "post": _operation(
                 "Where the model looked: the heatmap over the image, or as numbers with `Accept: application/json`",
-                _ok(overlay),
+                explained,
                 (*single, *EXPLAIN),
                 parameters=[*explain, version, _timeout()],
                 body=_image_body(),
@@ -231,6 +271,11 @@ def _operation(
     if body:
         operation["requestBody"] = {"required": True, "content": body}
     return operation
+
+
+def _named(path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    name, tag = OPERATIONS[path]
+    return {"operationId": name, "tags": [tag], **operation}
 
 
 def _without_keys(operation: dict[str, Any]) -> dict[str, Any]:

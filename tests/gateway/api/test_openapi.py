@@ -12,6 +12,8 @@ from gateway.api import openapi_examples, schemas
 from gateway.app import ROUTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import Stand
     from pydantic import BaseModel
 
@@ -24,6 +26,21 @@ def document(stand: Stand) -> dict[str, Any]:
 def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None:
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert described == {(method, path) for method, path, _ in ROUTES}
+
+
+def test_every_operation_has_a_name_of_its_own_and_a_described_group(document: dict[str, Any]) -> None:
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+    assert all(operation["operationId"].isidentifier() for operation in operations)
+    assert {tag for operation in operations for tag in operation["tags"]} == {tag["name"] for tag in document["tags"]}
+
+
+def test_only_a_gateway_with_keys_offers_to_authorize(
+    make_stand: Callable[..., Stand], document: dict[str, Any]
+) -> None:
+    assert "securitySchemes" not in document["components"]
+    guarded = make_stand(keys=(f"a:{'0' * 64}:predict",)).client.get("/openapi.json").json()
+    assert set(guarded["components"]["securitySchemes"]) == {"bearer", "header"}
 
 
 def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
