@@ -8,7 +8,6 @@ from PIL import Image
 
 from contracts import wire
 from handlers.overlay import draw_overlay, overlay_size, stretch
-from handlers.wire import MAX_ANSWER_BYTES
 
 
 def drawn(image, heatmap, size, alpha=0.5) -> np.ndarray:
@@ -77,7 +76,7 @@ def test_the_largest_overlay_of_noise_stays_below_torchserves_limit():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (1024, 1024, 3), dtype=np.uint8))
     heatmap = rng.random((32, 32), dtype=np.float32)
-    assert len(draw_overlay(image, heatmap, size=(1024, 1024), alpha=0.01)) < MAX_ANSWER_BYTES
+    assert len(draw_overlay(image, heatmap, size=(1024, 1024), alpha=0.01)) < wire.MAX_ANSWER_BYTES
 
 
 def test_the_gateway_reads_what_an_overlay_tells_of_itself():
