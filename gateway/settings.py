@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     keys: Annotated[tuple[str, ...], NoDecode] = ()
     """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, read."""
     rate_per_key: str = ""
-    """Quota of each API key, like `600/minute`; empty for none."""
+    """Quota of each API key that has none of its own, like `600/minute`; empty for none."""
     rate_per_address: str = ""
     """Quota of each client address, like `100/second`; empty for none."""
     rate_store: str = "memory://"
