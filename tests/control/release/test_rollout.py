@@ -94,14 +94,14 @@ def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agen
 
 def test_a_dead_agent_is_named_while_a_deploy_waits_for_it(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.NAME_EVERY_S", 0.2)
-    monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 0.9)
+    monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 1.5)
     incoming_archive(monkeypatch, "2.0")
     said = []
     both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, said.append)
     with pytest.raises(Refused, match=f"{DEAD} does not answer"):
         both.deploy("2.0", share=10)
     named = [line for line in said if "waiting for" in line]
-    assert 3 <= len(named) <= 5
+    assert 2 <= len(named) <= 8, "now and then, not at each look"
     assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
 
 
