@@ -24,7 +24,6 @@ contract says which wire its handler speaks (`WIRES`). Contracts of schema 1 and
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -107,14 +106,15 @@ class BadAnswer(WireError):
         super().__init__(f"the handler's answer cannot be read: {reason}")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What a request asks for beside its images; None takes the contract's or the image's default.
 
     `id` is the request's id and `traceparent` its place in a trace, both for logs. `deadline` is Unix time in ms by the
     replica's clock: a request that is reached later is dropped. Predictions: `top_k`. Explanations, of one image:
     `target` (a class, default the top one), `method`, `alpha` (0 to 1, the heatmap's weight in the overlay), `size`
     (pixels of the overlay's long side, default the image's own up to `MAX_OVERLAY_SIDE`), `format` (`png` or `json`).
+
+    A tuple, because the gateway makes two and dumps one for each call: in 4 µs, as frozen dataclasses in 13 of its 150.
     """
 
     id: str = ""
@@ -136,7 +136,7 @@ class Request(NamedTuple):
     body: bytes
 
 
-_OPTIONS = tuple((field.name, field.default) for field in fields(Options))
+DEFAULTS = Options()
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -196,8 +196,8 @@ def split_frames(body: bytes | bytearray) -> list[Bytes]:
 
 def dump_options(options: Options) -> str:
     """Return the options as compact ASCII JSON, without those that have their default."""
-    values = {name: value for name, default in _OPTIONS if (value := getattr(options, name)) != default}
-    return _ENCODER.encode(values)
+    named = zip(Options._fields, options, DEFAULTS, strict=True)
+    return _ENCODER.encode({name: value for name, value, default in named if value != default})
 
 
 def parse_options(header: object) -> Options:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import QueryParams
 
 from contracts import plan as traffic_plan
-from contracts.wire import MAX_OVERLAY_SIDE, Options
+from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE, Options
 from gateway.refusals import BadParameter, UnknownParameter
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def explain_options_of(query: QueryParams, *, as_json: bool) -> Options:
     return Options(
         target=_name("target", query.get("target")),
         method=_name("method", query.get("method")),
-        alpha=Options.alpha if alpha is None else _fraction("alpha", alpha),
+        alpha=DEFAULTS.alpha if alpha is None else _fraction("alpha", alpha),
         size=None if size is None else whole_number("size", size, least=1, most=MAX_OVERLAY_SIDE),
         format="json" if as_json else "png",
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ class TorchServe:
             GatewayError: the row as a whole has no answer.
         """
         path = f"/predictions/{target.model}/{target.version}"
-        options = replace(carried, deadline=deadline.unix_ms_of(target.replica), top_k=top_k)
+        options = carried._replace(deadline=deadline.unix_ms_of(target.replica), top_k=top_k)
         content = await self._post(target, path, wire.dump_request(images, options), deadline)
         return read_results(content, len(images))
 
@@ -105,7 +104,7 @@ class TorchServe:
         """
         path = f"/explanations/{target.model}-explain/{target.version}"
         until = deadline.unix_ms_of(target.replica)
-        options = replace(options, id=carried.id, traceparent=carried.traceparent, deadline=until)
+        options = options._replace(id=carried.id, traceparent=carried.traceparent, deadline=until)
         content = await self._post(target, path, wire.dump_request((image,), options), deadline)
         if content.startswith(wire.PNG_SIGNATURE) and options.format != "json":
             return content
