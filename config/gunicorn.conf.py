@@ -120,8 +120,8 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gu
     """Takes a dead worker's gauges out of the sums, and what it told; its counters stay, or they would fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.server.worker import CONNECTIONS, IN_FLIGHT  # noqa: PLC0415 — as above
+    from gateway.server.worker import CONNECTIONS, INFERENCE  # noqa: PLC0415 — as above
 
     CONNECTIONS.leave(worker.age)
-    IN_FLIGHT.leave(worker.age)
+    INFERENCE.leave(worker.age)
     multiprocess.mark_process_dead(worker.pid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from gateway.api.middleware import RequestMiddleware
 from gateway.api.problems import from_exception, problem_response
 from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
-from gateway.inference.admission import BodyBudget, ConcurrencyLimiter
+from gateway.inference.admission import BodyBudget, ConcurrencyLimiter, PixelBudget
 from gateway.inference.replicas import Agents
 from gateway.inference.routing import Router
 from gateway.inference.service import InferenceService
@@ -95,15 +96,17 @@ def create_app(
     versions = Router(settings.plan, agents)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
-    predict = ConcurrencyLimiter(settings.in_flight_predict, settings.admission_wait_s)
+    predict = limiter(settings.in_flight_predict, settings)
     service = InferenceService(
         versions,
         torchserve,
         predict=predict,
-        explain=ConcurrencyLimiter(settings.in_flight_explain, settings.admission_wait_s),
+        explain=limiter(settings.in_flight_explain, settings),
         chunk_images=settings.chunk_images,
         timeout_s=settings.timeout_s,
         processes=settings.workers,
+        max_pixels=settings.max_pixels,
+        pixels=PixelBudget(settings.max_caller_pixels),
     )
     parts = AppState(
         settings,
@@ -173,6 +176,11 @@ def create_app(
     app.add_exception_handler(HTTPException, answer_problem)
     app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES + PAGES)
     return app
+
+
+def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
+    """Return the places of one kind of call: so many for one caller, and a quarter more for the others."""
+    return ConcurrencyLimiter(for_one + math.ceil(for_one / 4), settings.admission_wait_s, per_caller=for_one)
 
 
 class NotedRoute(Route):

@@ -12,9 +12,12 @@
     ├── MethodNotAllowed        405  method_not_allowed
     ├── BodyTooSlow             408  body_too_slow
     ├── BodyTooLarge            413  body_too_large
+    ├── ImageTooLarge           413  image_too_large (or by the handler, as ImageRefused)
+    ├── TooManyPixels           413  too_many_pixels
     ├── MediaTypeUnsupported,
     │   FormExpected            415  media_type_unsupported
     ├── QuotaExceeded           429  quota_exceeded
+    ├── CallerHasTooManyPixels  429  too_many_pixels
     ├── HeadersTooLarge         431  headers_too_large
     │   (all of these in gateway/refusals.py: the caller can do something about them)
     ├── ImageRefused            4xx  what the handler said of one image (`HANDLER_CODES`)
@@ -123,7 +126,7 @@ class Unavailable(GatewayError):
 
     status = 503
     sentences: ClassVar[dict[str, str]] = {
-        "saturated": "All places are taken",
+        "saturated": "All places, or all that one caller may have, are taken",
         "not_ready": "No verified worker is ready for this version",
         "draining": "This server is shutting down",
     }

@@ -210,6 +210,51 @@ class BodyTooLarge(GatewayError):
         )
 
 
+class ImageTooLarge(GatewayError):
+    """413: the image's header announces too many pixels, too long a side, or too extreme proportions."""
+
+    status = 413
+    code = "image_too_large"
+
+    def __init__(self, width: int, height: int, *, max_pixels: int, max_side: int, max_aspect: int) -> None:
+        super().__init__(
+            f"The image has {width} x {height} = {width * height} pixels: send one of at most {max_pixels} pixels, "
+            f"{max_side} a side, whose longer side is at most {max_aspect} times the shorter.",
+            width=width,
+            height=height,
+            pixels=width * height,
+            limit=max_pixels,
+        )
+
+
+class TooManyPixels(GatewayError):
+    """413: the images of one call have too many pixels together."""
+
+    status = 413
+    code = "too_many_pixels"
+
+    def __init__(self, pixels: int, limit: int) -> None:
+        super().__init__(
+            f"The images have {pixels} pixels together, more than {limit}: send them in several calls.",
+            pixels=pixels,
+            limit=limit,
+        )
+
+
+class CallerHasTooManyPixels(GatewayError):
+    """429: the images of a caller's calls in flight have too many pixels together."""
+
+    status = 429
+    code = "too_many_pixels"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"Your calls in flight would have more than {limit} pixels together: wait for their answers.",
+            headers={"retry-after": "1"},
+            limit=limit,
+        )
+
+
 class MediaTypeUnsupported(GatewayError):
     """415: the declared type is no raster image."""
 

@@ -39,6 +39,7 @@ class RequestContext:
     __slots__ = (
         "body_bytes",
         "caller",
+        "client",
         "code",
         "entries",
         "is_hurried",
@@ -66,6 +67,7 @@ class RequestContext:
         self.model = ""
         self.version = ""
         self.caller = ""
+        self.client = ""  # whom its places count for: the key's name, else the address
         self.key = ""  # which of the caller's keys, by its id
         self.quotas: tuple[Quota, ...] = ()
         self.entries: Sequence[dict[str, Any]] = ()  # a prediction's, for the metrics

@@ -51,9 +51,10 @@ class Settings(BaseSettings):
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds a request may take in all. A caller may ask for less with the header `x-timeout-ms`, never for more."""
     in_flight_predict: int = Field(default=16, ge=1)
-    """Predictions that one gateway process has in flight; more wait, then get 503."""
+    """Predictions that one caller (by key, else by address) has in flight in one gateway process; a quarter more places
+    are for other callers. More wait, then get 503."""
     in_flight_explain: int = Field(default=4, ge=1)
-    """Explanations that one gateway process has in flight at TorchServe."""
+    """Explanations that one caller has in flight in one gateway process, likewise."""
     admission_wait_s: float = Field(default=0.25, ge=0)
     """Seconds a request may wait for a place before it gets 503; under lasting overload most do not wait at all."""
 
@@ -61,6 +62,11 @@ class Settings(BaseSettings):
     """Bytes one image may have. TorchServe's `max_request_size` must be larger."""
     max_batch_bytes: int = Field(default=32 * MIB, ge=1)
     """Bytes the body of one /predict/batch or V2 call may have."""
+    max_pixels: int = Field(default=25_000_000, ge=1, le=50_000_000)
+    """Pixels one image may have; the handler decodes 50,000,000 at most."""
+    max_caller_pixels: int = Field(default=200_000_000, ge=1)
+    """Pixels that the images of one call may have together (413), and those of all calls that one caller has in flight
+    in one gateway process (429)."""
     max_batch_images: int = Field(default=256, ge=1)
     """Images one /predict/batch or V2 call may have."""
     chunk_images: int = Field(default=32, ge=1)

@@ -106,7 +106,7 @@ class RequestMiddleware:
         Raises:
             Unavailable: there is no place, nor one in the line for it.
         """
-        if self._early.applies(scope["path"]):
+        if self._early.applies(scope):
             context.route = scope["path"]
             raise Unavailable("saturated")
 

@@ -92,9 +92,11 @@ class Callers:
         if self._per_address is not None:
             await self._spend(context, self._per_address, "address", address_of(request))
         if not self._asks:
+            context.client = address_of(request)
             return
         key = self._find(presented_key(request))
         context.caller, context.key = key.name, key.id
+        context.client = key.name
         if key.is_expired():
             raise KeyExpired(key.expires)
         if scope not in key.scopes:
@@ -102,6 +104,15 @@ class Callers:
         quota = _own_quota(key.quota) if key.quota else self._per_key
         if quota is not None:
             await self._spend(context, quota, "key", key.name)
+
+    def client_of(self, request: Request) -> str | None:
+        """Return whom a call's places count for: its key's name, or its address. None if its key is refused anyway."""
+        if not self._asks:
+            return address_of(request)
+        try:
+            return self._find(presented_key(request)).name
+        except (KeyMissing, KeyUnknown):
+            return None
 
     async def close(self) -> None:
         """Closes the connections to the quotas' store; the library leaves them open."""
@@ -173,7 +184,11 @@ def presented_key(request: Request) -> str:
 
 def address_of(request: Request) -> str:
     """Whose quota counts: the client's IPv4 address, or the /64 network that an IPv6 client has to itself."""
-    host = request.client.host if request.client else "unknown"
+    return _caller_address(request.client.host if request.client else "unknown")
+
+
+@lru_cache(maxsize=1024)
+def _caller_address(host: str) -> str:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

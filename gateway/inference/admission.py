@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import Counter, deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.errors import Unavailable
+from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class BodyBudget:
@@ -39,20 +41,53 @@ class BodyBudget:
         self.held -= size
 
 
+class PixelBudget:
+    """Pixels of images in flight by caller: what one caller may have decoded at a time, `limit` in each process."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, pixels: int, caller: str) -> Iterator[None]:
+        """Count `pixels` as the caller's while the context lasts.
+
+        Raises:
+            TooManyPixels: they do not fit, alone or with those that the caller has in flight.
+        """
+        if pixels > self.limit:
+            raise TooManyPixels(pixels, self.limit)
+        if self._held[caller] + pixels > self.limit:
+            raise CallerHasTooManyPixels(self.limit)
+        self._held[caller] += pixels
+        try:
+            yield
+        finally:
+            self._held[caller] -= pixels
+            if not self._held[caller]:
+                del self._held[caller]
+
+
 class ConcurrencyLimiter:
     """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served.
+
+    One caller has at most `per_caller` places (all of them, unless said otherwise) and as many who wait, so that a
+    caller who fills them keeps nobody else out.
 
     That line is for bursts. When it has not been empty for `wait_s` it helps nobody: as many are refused, and those who
     are not have only waited longer. Then an eighth of it is open, enough that no place stays empty.
     Source: controlled delay, Maurer 2015, "Fail at Scale", https://queue.acm.org/detail.cfm?id=2839461
     """
 
-    def __init__(self, limit: int, wait_s: float) -> None:
+    def __init__(self, limit: int, wait_s: float, *, per_caller: int | None = None) -> None:
         self.limit = limit
+        self._per_caller = limit if per_caller is None else per_caller
+        self._taken_by: Counter[str] = Counter()
+        self._waiting_by: Counter[str] = Counter()
         self.taken = 0
         self.on_change: Callable[[int], None] = lambda _taken: None
         self._wait_s = wait_s
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], str]] = deque()
         self._stands_since = 0.0
         self._empty_since = -math.inf
 
@@ -65,41 +100,64 @@ class ConcurrencyLimiter:
         """Whether a caller would be refused at once, after so many who are coming already."""
         return self.taken + len(self._waiting) + coming >= self.limit + self._longest_line()
 
-    async def take(self) -> None:
+    def may_be_full_for_one(self, coming: int = 0) -> bool:
+        """Return True if so many are in flight that one caller could have all that are for one."""
+        return self.taken + len(self._waiting) + coming >= self._per_caller
+
+    def is_full_for(self, caller: str, coming: int = 0) -> bool:
+        """Return True if this caller would be refused at once, after so many calls that are coming already."""
+        held = self._taken_by[caller] + self._waiting_by[caller] + coming
+        return held >= self._per_caller + min(self._longest_line(), self._per_caller)
+
+    async def take(self, caller: str = "") -> None:
         """Takes one place; `give_back` ends it.
 
         Raises:
             Unavailable: no place came free in time, or too many wait already.
         """
-        if self.taken < self.limit and not self._waiting:
-            self._change(1)
+        # Where a place is free, all who wait have as many as they may.
+        if self.taken < self.limit and self._taken_by[caller] < self._per_caller:
+            self._change(1, caller)
         else:
-            await self._wait()
+            await self._wait(caller)
 
-    def take_free(self, most: int) -> int:
+    def take_free(self, most: int, caller: str = "") -> int:
         """Takes up to `most` places that are free now, and says how many; `give_back` ends it."""
-        count = 0 if self._waiting else max(min(most, self.limit - self.taken), 0)
-        self._change(count)
+        free = min(self.limit - self.taken, self._per_caller - self._taken_by[caller])
+        count = 0 if self._waiting else max(min(most, free), 0)
+        self._change(count, caller)
         return count
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int, caller: str = "") -> None:
         """Gives back `count` places."""
         for _ in range(count):
-            self._free()
+            self._free(caller)
 
-    def _free(self) -> None:
-        """Hands the place to the first who still waits, or gives it back."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            self._note_empty()
-            if not waiter.done():
+    def _free(self, caller: str) -> None:
+        """Gives the place back, and hands it to the first who waits and may have it."""
+        self._change(-1, caller)
+        for entry in self._waiting:
+            waiter, other = entry
+            if not waiter.done() and self._taken_by[other] < self._per_caller:
+                self._leave(entry)
+                self._change(1, other)
                 waiter.set_result(None)
                 return
-        self._change(-1)
 
-    def _change(self, by: int) -> None:
+    def _change(self, by: int, caller: str) -> None:
         self.taken += by
+        self._taken_by[caller] += by
+        if not self._taken_by[caller]:
+            del self._taken_by[caller]
         self.on_change(self.taken)
+
+    def _leave(self, entry: tuple[asyncio.Future[None], str]) -> None:
+        """Take one who waits out of the line."""
+        self._waiting.remove(entry)
+        self._waiting_by[entry[1]] -= 1
+        if not self._waiting_by[entry[1]]:
+            del self._waiting_by[entry[1]]
+        self._note_empty()
 
     def _longest_line(self) -> int:
         now = asyncio.get_running_loop().time()
@@ -111,23 +169,25 @@ class ConcurrencyLimiter:
         if not self._waiting:
             self._empty_since = asyncio.get_running_loop().time()
 
-    async def _wait(self) -> None:
-        if len(self._waiting) >= self._longest_line():
+    async def _wait(self, caller: str) -> None:
+        line = self._longest_line()
+        if len(self._waiting) >= line or self._waiting_by[caller] >= min(line, self._per_caller):
             raise Unavailable("saturated")
         loop = asyncio.get_running_loop()
         if not self._waiting and loop.time() - self._empty_since > self._wait_s:
             self._stands_since = loop.time()
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(waiter)
+        entry = (waiter, caller)
+        self._waiting.append(entry)
+        self._waiting_by[caller] += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
-                self._free()  # the place came in the same turn of the loop in which the wait ended
-            elif waiter in self._waiting:
-                self._waiting.remove(waiter)
-                self._note_empty()
+                self._free(caller)  # the place came in the same turn of the loop in which the wait ended
+            elif entry in self._waiting:
+                self._leave(entry)
             if isinstance(error, TimeoutError):
                 raise Unavailable("saturated") from None
             raise

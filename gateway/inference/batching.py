@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from gateway.errors import DeadlinePassed
+from gateway.inference.image_header import LARGE_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ class DynamicBatcher:
         self._lines: WeakValueDictionary[tuple[str, str, str, int], BatchQueue] = WeakValueDictionary()
 
     async def predict(
-        self, target: Target, image: bytes, *, top_k: int, deadline: Deadline, context: RequestContext
+        self, target: Target, image: bytes, *, pixels: int, top_k: int, deadline: Deadline, context: RequestContext
     ) -> Entry:
         """The entry for one image: a prediction, or `{"error": {...}}` if it was refused.
 
@@ -55,7 +56,7 @@ class DynamicBatcher:
         line = self._lines.get(key)
         if line is None:
             line = self._lines[key] = BatchQueue(self._upstream, self._most_images, self._processes, top_k)
-        call = PendingImage(image, deadline, context)
+        call = PendingImage(image, pixels, deadline, context)
         if line.is_idle():
             await line.send([call], target)  # as part of this task: one of its own costs turns of the loop
         else:
@@ -76,10 +77,11 @@ class DynamicBatcher:
 class PendingImage:
     """One caller's image and where its entry, or its row's error, goes."""
 
-    __slots__ = ("answer", "context", "deadline", "image")
+    __slots__ = ("answer", "context", "deadline", "image", "pixels")
 
-    def __init__(self, image: bytes, deadline: Deadline, context: RequestContext) -> None:
+    def __init__(self, image: bytes, pixels: int, deadline: Deadline, context: RequestContext) -> None:
         self.image = image
+        self.pixels = pixels
         self.deadline = deadline
         self.context = context
         self.answer: asyncio.Future[Entry | Exception] = asyncio.get_running_loop().create_future()
@@ -115,12 +117,13 @@ class BatchQueue:
     def _next_row(self) -> list[PendingImage]:
         """Those of the waiting who go together, first come first served."""
         calls: list[PendingImage] = []
-        size = 0
+        size = pixels = 0
         while self._waiting and len(calls) < self._most_images:
             call = self._waiting[0]
             if not call.answer.done():  # else its caller has left
                 size += len(call.image)
-                if calls and size > MAX_SHARED_BYTES:
+                pixels += call.pixels
+                if calls and (size > MAX_SHARED_BYTES or pixels > LARGE_PIXELS):
                     break
                 calls.append(call)
             self._waiting.popleft()

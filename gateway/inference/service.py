@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -11,21 +12,44 @@ from typing import TYPE_CHECKING, TypeVar
 from contracts import wire
 from gateway.errors import DeadlinePassed, GatewayError, Unavailable
 from gateway.inference.batching import DynamicBatcher
+from gateway.inference.image_header import LARGE_PIXELS, count_pixels
 from gateway.inference.torchserve import raise_for_error, translate_entry
+from gateway.inference.turns import Turns
+from gateway.refusals import ImageTooLarge
+from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from contracts.wire import Entry, Options
-    from gateway.inference.admission import ConcurrencyLimiter
+    from gateway.inference.admission import ConcurrencyLimiter, PixelBudget
     from gateway.inference.routing import Kind, Router, Target
     from gateway.inference.torchserve import Deadline, TorchServe
     from gateway.request_context import RequestContext
-    from gateway.server.shared_counters import SharedCounters
 
 Answer = TypeVar("Answer")
 # Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
+# While single images come, batches have one row a worker, of so few images that a single one waits for a moment only.
+# And large images have half of the workers, if there is more than one. A single image counts for so many seconds.
+SHORT_ROW_IMAGES = 8
+SINGLES_LAST_S = 2
+# Large images that wait for a turn in one process: they hold places meanwhile.
+MOST_LARGE_WAITING = 4
+
+
+class SharedState:
+    """What the gateway's processes tell each other about their inference; made before they are forked."""
+
+    def __init__(self) -> None:
+        self.places = SharedCounters()
+        self.last_single = SharedCounters()  # in seconds of the monotonic clock, which is the same for all
+        self.turns = {kind: (SharedCounters(), SharedCounters()) for kind in ("rows", "predict", "explain")}
+
+    def leave(self, seat: int) -> None:
+        """Forget what the process on `seat` told."""
+        for counters in (self.places, self.last_single, *(each for pair in self.turns.values() for each in pair)):
+            counters.leave(seat)
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class InferenceService:
         chunk_images: int,
         timeout_s: float,
         processes: int,
+        max_pixels: int,
+        pixels: PixelBudget,
     ) -> None:
         self.predict_limiter = predict
         self.explain_limiter = explain
@@ -62,12 +88,23 @@ class InferenceService:
         self._chunk_images = chunk_images
         self._timeout_s = timeout_s
         self._shared = DynamicBatcher(upstream, chunk_images, processes)
-        self._taken_elsewhere: Callable[[], int] = lambda: 0
+        self._max_pixels = max_pixels
+        self._pixels = pixels
+        self._row_turns = Turns()
+        self._large_turns: dict[Kind, Turns] = {
+            "predict": Turns(MOST_LARGE_WAITING),
+            "explain": Turns(MOST_LARGE_WAITING),
+        }
+        self.join(SharedState(), seat=0)
 
-    def join(self, counters: SharedCounters, seat: int) -> None:
-        """Tells the other gateway processes how many predict places are taken here, and learns how many are there."""
-        self.predict_limiter.on_change = partial(counters.tell, seat)
-        self._taken_elsewhere = partial(counters.sum_of_others, seat)
+    def join(self, shared: SharedState, seat: int) -> None:
+        """Tell the other gateway processes what is in flight here, and learn what is there."""
+        self.predict_limiter.on_change = partial(shared.places.tell, seat)
+        self._taken_elsewhere = partial(shared.places.sum_of_others, seat)
+        self._row_turns.join(*shared.turns["rows"], seat)
+        for kind, turns in self._large_turns.items():
+            turns.join(*shared.turns[kind], seat)
+        self._last_single, self._seat = shared.last_single, seat
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Entry:
         """The prediction for one image: `class`, `confidence` and `top`.
@@ -75,33 +112,62 @@ class InferenceService:
         Raises:
             GatewayError: there is none.
         """
-        with self._choose("predict", ask) as target:
+        pixels = count_pixels(image, self._max_pixels)
+        client = ask.context.client
+        with self._choose("predict", ask) as target, self._pixels.hold(pixels, client):
             with ask.context.stage("wait"):
-                await self.predict_limiter.take()
+                await self.predict_limiter.take(client)
             try:
                 with ask.context.stage("model"):
-                    send = partial(
-                        self._shared.predict, image=image, top_k=top_k, deadline=ask.deadline, context=ask.context
-                    )
-                    entry = await self._send("predict", target, send, ask)
+                    if pixels > LARGE_PIXELS:
+                        (entry,) = await self._turn_and_row(target, [image], pixels, top_k, ask)
+                    else:
+                        entry = await self._predict_shared(target, image, pixels, top_k, ask)
             finally:
-                self.predict_limiter.give_back(1)
+                self.predict_limiter.give_back(1, client)
         raise_for_error(entry)
         return entry
+
+    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, ask: Ask) -> Entry:
+        self._last_single.tell(self._seat, int(time.monotonic()))
+        send = partial(
+            self._shared.predict, image=image, pixels=pixels, top_k=top_k, deadline=ask.deadline, context=ask.context
+        )
+        return await self._send("predict", target, send, ask)
 
     async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[Entry]:
         """One entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
-        The images travel in rows that keep all ready workers busy. A row that fails costs its own images only.
+        The images travel in rows that keep all ready workers busy. A row that fails costs its own images only, and an
+        image that is too large only itself.
 
         Raises:
-            GatewayError: no row was answered.
+            GatewayError: no row was answered, or the images have too many pixels together.
         """
+        entries: list[Entry] = [{}] * len(images)
+        pixels: dict[int, int] = {}
+        for index, image in enumerate(images):
+            try:
+                pixels[index] = count_pixels(image, self._max_pixels)
+            except ImageTooLarge as error:
+                entries[index] = error_entry(error)
         with self._choose("predict", ask) as target:
-            return await self._predict_batch(target, images, top_k, ask)
+            if pixels:
+                with self._pixels.hold(sum(pixels.values()), ask.context.client):
+                    sent = [images[index] for index in pixels]
+                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, ask)
+                for index, answer in zip(pixels, answers, strict=True):
+                    entries[index] = answer
+        # For the log and the metrics: the call is answered, but the version has failed it.
+        faults = (entry["error"] for entry in entries if "error" in entry)
+        ask.context.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
+        return entries
 
-    async def _predict_batch(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
-        rows = list(cut_rows(images, self._images_a_row(len(images), target)))
+    async def _predict_batch(
+        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, ask: Ask
+    ) -> list[Entry]:
+        rows = list(cut_rows(images, pixels, self._images_a_row(len(images), target)))
+        client = ask.context.client
         entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(rows)
@@ -109,26 +175,23 @@ class InferenceService:
         async def send_rows() -> None:
             for first, last in waiting:
                 try:
-                    answers = await self._row(target, images[first:last], top_k, ask)
+                    answers = await self._turn_and_row(target, images[first:last], sum(pixels[first:last]), top_k, ask)
                     entries[first:last] = [publish(answer) for answer in answers]
                 except GatewayError as error:
                     failures.append(error)
                     entries[first:last] = [error_entry(error)] * (last - first)
 
         with ask.context.stage("wait"):
-            await self.predict_limiter.take()
+            await self.predict_limiter.take(client)
         # More rows at once only as far as places are free now: a batch never waits with some of its work done.
-        lanes = 1 + self.predict_limiter.take_free(min(target.workers * ROWS_PER_WORKER, len(rows)) - 1)
+        lanes = 1 + self.predict_limiter.take_free(min(target.workers * ROWS_PER_WORKER, len(rows)) - 1, client)
         try:
             with ask.context.stage("model"):
                 await asyncio.gather(*(send_rows() for _ in range(lanes)))
         finally:
-            self.predict_limiter.give_back(lanes)
+            self.predict_limiter.give_back(lanes, client)
         if len(failures) == len(rows):
             raise failures[0]
-        # For the log and the metrics: the call is answered, but the version has failed it.
-        faults = (entry["error"] for entry in entries if "error" in entry)
-        ask.context.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
         return entries
 
     async def explain(self, image: bytes, *, options: Options, ask: Ask) -> bytes | Entry:
@@ -137,21 +200,26 @@ class InferenceService:
         Raises:
             GatewayError: there is none.
         """
-        with self._choose("explain", ask) as target:
+        pixels = count_pixels(image, self._max_pixels)
+        client = ask.context.client
+        send = partial(
+            self._upstream.explain,
+            image=image,
+            carried=ask.context.carried(),
+            deadline=ask.deadline,
+            options=options,
+        )
+        with self._choose("explain", ask) as target, self._pixels.hold(pixels, client):
             with ask.context.stage("wait"):
-                await self.explain_limiter.take()
+                await self.explain_limiter.take(client)
             try:
                 with ask.context.stage("model"):
-                    send = partial(
-                        self._upstream.explain,
-                        image=image,
-                        carried=ask.context.carried(),
-                        deadline=ask.deadline,
-                        options=options,
-                    )
-                    return await self._send("explain", target, send, ask)
+                    if pixels <= LARGE_PIXELS:
+                        return await self._send("explain", target, send, ask)
+                    async with self._large_turns["explain"].turn(half_of(target.workers), ask.deadline):
+                        return await self._send("explain", target, send, ask)
             finally:
-                self.explain_limiter.give_back(1)
+                self.explain_limiter.give_back(1, client)
 
     def _choose(self, kind: Kind, ask: Ask) -> Target:
         left_s = ask.deadline.left_s()
@@ -161,6 +229,24 @@ class InferenceService:
         target = self._versions.choose(kind, ask.version, ask.context.caller)
         ask.context.model, ask.context.version = target.model, target.version
         return target
+
+    async def _turn_and_row(
+        self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, ask: Ask
+    ) -> list[Entry]:
+        """Send a batch's row, or a large image, when it is its turn."""
+        singles_come = self._singles_come()
+        if pixels > LARGE_PIXELS:
+            turns = self._large_turns["predict"]
+            most = half_of(target.workers) if singles_come else target.workers
+        else:
+            turns = self._row_turns
+            most = target.workers if singles_come else target.workers * ROWS_PER_WORKER
+        async with turns.turn(max(1, most), ask.deadline):
+            return await self._row(target, images, top_k, ask)
+
+    def _singles_come(self) -> bool:
+        """Return True if some gateway process has lately got a single image that is not large."""
+        return time.monotonic() - self._last_single.largest() < SINGLES_LAST_S
 
     async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
         send = partial(
@@ -188,18 +274,29 @@ class InferenceService:
     def _images_a_row(self, count: int, target: Target) -> int:
         """Such that there are as many rows as free workers: to busy ones, one long row costs less than two."""
         free = max(1, target.workers - self.predict_limiter.taken - self._taken_elsewhere())
-        return min(self._chunk_images, math.ceil(count / free))
+        most = min(self._chunk_images, SHORT_ROW_IMAGES) if self._singles_come() else self._chunk_images
+        return min(most, math.ceil(count / free))
 
 
-def cut_rows(images: Sequence[bytes], most: int) -> Iterator[tuple[int, int]]:
-    """The batch as rows `images[first:last]` of at most `most` images that fit into one body."""
-    first = size = 0
+def half_of(workers: int) -> int:
+    """Return the workers that large images may keep busy."""
+    return max(1, workers // 2)
+
+
+def cut_rows(images: Sequence[bytes], pixels: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """The batch as rows `images[first:last]` of at most `most` images that fit into one body; a large image goes alone.
+
+    The images of a row have at most `LARGE_PIXELS` together.
+    """
+    first = size = row_pixels = 0
     for index, image in enumerate(images):
         framed = len(image) + wire.FRAME_HEAD_BYTES
-        if index > first and (index - first == most or size + framed > wire.MAX_REQUEST_BYTES):
+        is_full = size + framed > wire.MAX_REQUEST_BYTES or row_pixels + pixels[index] > LARGE_PIXELS
+        if index > first and (index - first == most or is_full):
             yield first, index
-            first, size = index, 0
+            first, size, row_pixels = index, 0, 0
         size += framed
+        row_pixels += pixels[index]
     yield first, len(images)
 
 

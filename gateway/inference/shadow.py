@@ -65,7 +65,8 @@ class Shadow:
         plan = self._versions.plan
         if plan is None or plan.shadow is None or context.version != plan.stable.version:
             return
-        _, last = next(cut_rows(images, self._row_images))
+        first_row = images[: self._row_images]
+        _, last = next(cut_rows(first_row, [0] * len(first_row), self._row_images))
         pairs = [pair for pair in zip(images[:last], entries[:last], strict=True) if "class" in pair[1]]
         if pairs:
             response.background = BackgroundTask(self._begin, plan.shadow.version, pairs, context.request_id)

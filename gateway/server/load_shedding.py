@@ -11,6 +11,8 @@ from collections import Counter
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from starlette.requests import Request
+
 from gateway.api.problems import raw_problem
 from gateway.errors import Unavailable
 from gateway.request_context import request_id_of
@@ -34,10 +36,18 @@ class LoadShedder:
         # Calls that were let in while the loop reads what has come; when it turns, they take their places.
         self._coming: Counter[ConcurrencyLimiter] = Counter()
 
-    def applies(self, path: str) -> bool:
-        """Whether there is no place for a call to `path`, nor one in the line for it."""
-        places = self._places.get(path)
-        return places is not None and places.is_full(self._coming[places])
+    def applies(self, scope: Scope) -> bool:
+        """Return True if there is no place for this call, nor one in the line, or none that its caller may have."""
+        places = self._places.get(scope["path"])
+        if places is None:
+            return False
+        coming = self._coming[places]
+        if places.is_full(coming):
+            return True
+        if not places.may_be_full_for_one(coming):
+            return False  # most calls: nobody looks up whose they are
+        client = self._parts.callers.client_of(Request(scope))
+        return client is not None and places.is_full_for(client, coming)
 
     def _let_in(self, path: str) -> None:
         if (places := self._places.get(path)) is not None:
@@ -54,7 +64,7 @@ class LoadShedder:
         says_more = parts.is_draining or parts.tracer is not None or parts.settings.cors_origins
         if says_more or scope["method"] != "POST":
             return None
-        if not self.applies(scope["path"]):
+        if not self.applies(scope):
             self._let_in(scope["path"])
             return None
         parts.refused_early[scope["path"]] += 1

@@ -27,6 +27,10 @@ class SharedCounters:
         own = self._told[seat % self.MOST]
         return all(own <= told for told in self._told if told)
 
+    def largest(self) -> int:
+        """Return the highest number of all processes, or 0."""
+        return max(0, *self._told) - 1 if any(self._told) else 0
+
     def sum_of_others(self, seat: int) -> int:
         """The numbers of all other processes together."""
         return sum(told - 1 for other, told in enumerate(self._told) if told and other != seat % self.MOST)

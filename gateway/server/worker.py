@@ -21,6 +21,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
 from gateway.api.problems import raw_problem
+from gateway.inference.service import SharedState
 from gateway.refusals import BadHttp, HeadersTooLarge
 from gateway.request_context import new_request_id
 from gateway.server.acceptor import Acceptor
@@ -59,7 +60,7 @@ BEATS = 4
 # once, heedless of Retry-After, can do so a hundred times a second on a connection, not thousands of times.
 REFUSE_EVERY_S = 0.01
 # Gunicorn's master imports this file, and then forks.
-CONNECTIONS, IN_FLIGHT = SharedCounters(), SharedCounters()
+CONNECTIONS, INFERENCE = SharedCounters(), SharedState()
 
 
 class OneWrite:
@@ -503,7 +504,7 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
         server = DrainingServer(self.config, parts, seat=self.age)
-        parts.service.join(IN_FLIGHT, self.age)
+        parts.service.join(INFERENCE, self.age)
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import Unavailable
-from gateway.inference.admission import ConcurrencyLimiter
+from gateway.inference.admission import ConcurrencyLimiter, PixelBudget
+from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
 
 if TYPE_CHECKING:
     from conftest import Run
@@ -127,3 +128,45 @@ def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(ru
         await asyncio.gather(*waiting)
 
     run(scene())
+
+
+def test_one_caller_gets_no_more_than_its_places_and_line_and_keeps_nobody_out() -> None:
+    async def scene() -> None:
+        places = ConcurrencyLimiter(5, 5.0, per_caller=4)
+        for _ in range(4):
+            await places.take("flood")
+        waiting = [asyncio.create_task(places.take("flood")) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert places.is_full_for("flood")
+        assert places.may_be_full_for_one()
+        with pytest.raises(Unavailable):
+            await places.take("flood")
+        assert not places.is_full_for("stranger")
+        await asyncio.wait_for(places.take("stranger"), 0.1)  # past those who wait
+        assert places.taken == 5
+        places.give_back(1, "stranger")
+        await asyncio.sleep(0)
+        assert places.taken == 4, "the place of another is none for one who has all that it may"
+        places.give_back(1, "flood")
+        await waiting[0]
+        assert places.take_free(9, "stranger") == 0, "who waits comes first"
+        places.give_back(3, "flood")
+        await asyncio.gather(*waiting)
+        places.give_back(4, "flood")
+        assert (places.taken, places.waiting) == (0, 0)
+
+    asyncio.run(scene())
+
+
+def test_pixels_of_a_callers_calls_are_bounded_together_and_given_back() -> None:
+    budget = PixelBudget(100)
+    with pytest.raises(TooManyPixels), budget.hold(101, "one"):
+        pass
+    with budget.hold(60, "one"):
+        with pytest.raises(CallerHasTooManyPixels) as refusal, budget.hold(41, "one"):
+            pass
+        assert refusal.value.headers == {"retry-after": "1"}
+        with budget.hold(40, "one"), budget.hold(100, "another"):
+            pass
+    with budget.hold(100, "one"):
+        pass

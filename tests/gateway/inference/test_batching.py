@@ -77,7 +77,7 @@ def predict(
     shared: DynamicBatcher, image: bytes, *, top_k: int = 1, timeout_s: float = 10.0, to: Target | None = None
 ) -> Coroutine[Any, Any, dict[str, Any]]:
     context = RequestContext(f"id-of-{image[:20].decode()}")
-    return shared.predict(to or target(), image, top_k=top_k, deadline=Deadline(timeout_s), context=context)
+    return shared.predict(to or target(), image, pixels=0, top_k=top_k, deadline=Deadline(timeout_s), context=context)
 
 
 @dataclass(frozen=True)

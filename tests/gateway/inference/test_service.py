@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from contracts.wire import MAX_REQUEST_BYTES
-from gateway.inference.service import cut_rows
+from gateway.inference.image_header import LARGE_PIXELS
+from gateway.inference.service import SharedState, cut_rows
 from gateway.server.load_shedding import LoadShedder
-from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,14 +24,20 @@ if TYPE_CHECKING:
 
 
 def test_rows_hold_all_images_in_order_and_no_more_than_asked() -> None:
-    rows = list(cut_rows([b"x"] * 10, 4))
+    rows = list(cut_rows([b"x"] * 10, [1] * 10, 4))
     assert rows == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_rows_stay_below_torchserves_body_limit_and_a_large_image_goes_alone() -> None:
     large = b"x" * (MAX_REQUEST_BYTES // 2)
-    assert list(cut_rows([b"x", large, large, b"x"], 16)) == [(0, 2), (2, 4)]
-    assert list(cut_rows([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, 16)) == [(0, 1), (1, 2)]
+    assert list(cut_rows([b"x", large, large, b"x"], [1] * 4, 16)) == [(0, 2), (2, 4)]
+    assert list(cut_rows([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, [1] * 2, 16)) == [(0, 1), (1, 2)]
+
+
+def test_rows_have_bounded_pixels_and_an_image_of_more_goes_alone() -> None:
+    half = LARGE_PIXELS // 2
+    pixels = [half, half, 1, 5 * LARGE_PIXELS, 1, 1]
+    assert list(cut_rows([b"x"] * 6, pixels, 16)) == [(0, 2), (2, 3), (3, 4), (4, 6)]
 
 
 def names(answer: httpx.Response) -> list[str | None]:
@@ -54,8 +62,9 @@ def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(
         post_batch(stand, [b"image-of-cat"] * 20)
         return sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
 
-    counters = SharedCounters()
-    stand.app.state.parts.service.join(counters, 0)
+    shared = SharedState()
+    counters = shared.places
+    stand.app.state.parts.service.join(shared, 0)
     assert rows_of_a_batch() == [10, 10]
     assert counters.sum_of_others(1) == 0, "what the batch took is given back"
     for busy in (1, 16):
@@ -63,6 +72,96 @@ def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(
         assert rows_of_a_batch() == [20]
     counters.leave(1)
     assert rows_of_a_batch() == [10, 10]
+
+
+def webp(height: int) -> bytes:
+    """Some 40 bytes that are an image of 16,383 x `height` pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (16_383, height)).save(file, "WEBP", lossless=True, method=0)
+    return file.getvalue()
+
+
+TOO_LARGE, AT_THE_BOUND = webp(3_050), webp(1_525)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/explain"])
+def test_an_image_of_too_many_pixels_is_refused_before_anything_is_queued_for_it(stand: Stand, path: str) -> None:
+    answer = stand.client.post(path, content=TOO_LARGE)
+    assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+    assert (answer.json()["pixels"], answer.json()["limit"]) == (49_968_150, 25_000_000)
+    assert not stand.torchserve.calls
+
+
+def test_an_image_of_too_many_pixels_costs_a_batch_its_own_entry_only(stand: Stand) -> None:
+    answer = post_batch(stand, [b"image-of-cat", TOO_LARGE, b"image-of-dog", TOO_LARGE])
+    assert names(answer) == ["cat", None, "dog", None]
+    assert [entry["error"]["code"] for entry in answer.json()["results"][1::2]] == ["image_too_large"] * 2
+    assert not any(TOO_LARGE in call.content for call in stand.torchserve.calls)
+    only = post_batch(stand, [TOO_LARGE])
+    assert (only.status_code, only.json()["results"][0]["error"]["status"]) == (200, 413)
+
+
+def test_a_large_image_goes_in_a_row_of_its_own(stand: Stand) -> None:
+    post_batch(stand, [b"image-of-cat"] * 3 + [AT_THE_BOUND] + [b"image-of-cat"] * 3)
+    assert [call.content for call in stand.torchserve.calls].count(AT_THE_BOUND) == 1
+    assert stand.client.post("/predict", content=AT_THE_BOUND).status_code == 200
+
+
+def test_pixels_of_a_call_and_of_a_callers_calls_together_are_bounded(make_stand: Callable[..., Stand]) -> None:
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.05)
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=upstream, max_caller_pixels=30_000_000)
+    together = post_batch(stand, [AT_THE_BOUND] * 2)
+    assert (together.status_code, together.json()["code"]) == (413, "too_many_pixels")
+
+    async def both() -> list[httpx.Response]:
+        calls = (stand.client.http.post("/predict", content=AT_THE_BOUND) for _ in range(2))
+        return list(await asyncio.gather(*calls))
+
+    answers = stand.client.portal.call(both)
+    refused = next(answer for answer in answers if answer.status_code != 200)
+    assert [answer.status_code for answer in answers].count(200) == 1
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (
+        429,
+        "too_many_pixels",
+        "1",
+    )
+    assert stand.client.post("/predict", content=AT_THE_BOUND).status_code == 200
+
+
+def test_large_images_leave_half_of_the_workers_to_single_ones(make_stand: Callable[..., Stand]) -> None:
+    now, most_seen = 0, 0
+
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        nonlocal now, most_seen
+        if request.content != AT_THE_BOUND:
+            return stand.torchserve(request)
+        now += 1
+        most_seen = max(most_seen, now)
+        await asyncio.sleep(0.05)
+        now -= 1
+        return stand.torchserve(request)
+
+    stand = make_stand(upstream=upstream)
+    assert stand.client.post("/predict", content=b"image-of-cat").status_code == 200
+
+    async def many() -> list[httpx.Response]:
+        calls = (stand.client.http.post("/predict", content=AT_THE_BOUND) for _ in range(7))
+        return list(await asyncio.gather(*calls))
+
+    answers = stand.client.portal.call(many)
+    assert most_seen == 1, "of two workers"
+    assert [answer.status_code for answer in answers].count(200) == 5, "one has a turn, four wait"
+    assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"saturated"}
+
+
+def test_batches_have_short_rows_one_for_each_worker_while_single_images_come(stand: Stand) -> None:
+    assert stand.client.post("/predict", content=b"image-of-cat").status_code == 200
+    stand.torchserve.calls.clear()
+    post_batch(stand, [b"image-of-cat"] * 40)
+    assert [call.content.count(b"image-of-") for call in stand.torchserve.calls] == [8] * 5
 
 
 def test_a_large_batch_is_cut_into_rows_of_at_most_the_setting(make_stand: Callable[..., Stand]) -> None:
@@ -106,7 +205,7 @@ def test_calls_that_are_read_together_are_refused_early_beyond_places_and_line(
 ) -> None:
     stand = make_stand(in_flight_predict=2)
     early = LoadShedder(stand.app.state.parts)
-    call = {"method": "POST", "path": "/predict", "headers": []}
+    call = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
 
     def let_in() -> int:
         return [early.answer(call, []) for _ in range(9)].count(None)
