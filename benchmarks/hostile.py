@@ -6,7 +6,7 @@ alone, and then beside each load, in turn. The attackers have another key, or no
 two cores from what is measured. The stack runs with the usual soft limit of 1,024 open files.
 
     python benchmarks/hostile.py [--label after] [--seconds 20] [--rounds 3] [--only NAME]
-    python benchmarks/hostile.py --short          # one round of 6 s each, for a shared machine
+    python benchmarks/hostile.py --short          # one round of 5 s each, for a shared machine
 
 The result is kept under its label beside those of other labels (`before`, `after`) in benchmarks/results/hostile.json.
 """
@@ -117,7 +117,7 @@ def main() -> None:
     options.add_argument("--label", default="after", help="what the result is kept as: before, after")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
-    options.add_argument("--short", action="store_true", help="one round of 6 s each")
+    options.add_argument("--short", action="store_true", help="one round of 5 s each")
     options.add_argument("--only", choices=LOADS, action="append")
     options.add_argument("--output", type=Path, default=RESULT)
     options.add_argument("--attack", nargs=3, metavar=("NAME", "PORT", "KEY"), help=argparse.SUPPRESS)
@@ -126,7 +126,7 @@ def main() -> None:
         name, port, key = chosen.attack
         print(json.dumps(attack(LOADS[name], int(port), key)))
         return
-    rounds, seconds = (1, 6.0) if chosen.short else (chosen.rounds, chosen.seconds)
+    rounds, seconds = (1, 5.0) if chosen.short else (chosen.rounds, chosen.seconds)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (SOFT_LIMIT, hard))  # for the stack too
     began = time.monotonic()
