@@ -75,7 +75,9 @@ ENGINE = (
     DeadlinePassed(10),
 )
 IMAGE = (
-    ImageRefused("image_too_large", "the image has 10000 x 10000 pixels: send a smaller one", {"limit": 50_000_000}),
+    refusals.ImageTooLarge(10_000, 10_000, max_pixels=25_000_000, max_side=16_384, max_aspect=2_000),
+    refusals.TooManyPixels(250_000_000, 200_000_000),
+    refusals.CallerHasTooManyPixels(200_000_000),
     ImageRefused("image_unreadable", "the bytes are no image: send a whole PNG, JPEG, WebP, BMP or GIF image", {}),
 )
 EXPLAIN = (

@@ -70,7 +70,7 @@ def test_metrics_tell_replicas_workers_queues_places_plan_and_disks(
         'gateway_workers_wanted{kind="predict",role="canary",version="2.0.0"} 2.0',
         'gateway_queue_depth{kind="predict",role="stable",version="1.0.0"} 7.0',
         'gateway_queue_capacity{kind="predict",role="stable",version="1.0.0"} 100.0',
-        'gateway_capacity{kind="predict"} 5.0',
+        'gateway_capacity{kind="predict"} 7.0',
         'gateway_waiting{kind="predict"} 0.0',
     } <= lines
     free, size = (metric(stand, f"gateway_disk_{name}_bytes", folder="plan") for name in ("free", "size"))
