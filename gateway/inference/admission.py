@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.errors import Unavailable
 from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class BodyBudget:
@@ -48,9 +47,8 @@ class PixelBudget:
         self.limit = limit
         self._held: Counter[str] = Counter()
 
-    @contextmanager
-    def hold(self, pixels: int, caller: str) -> Iterator[None]:
-        """Count `pixels` as the caller's while the context lasts.
+    def take(self, pixels: int, caller: str) -> None:
+        """Count `pixels` as the caller's; `give_back` ends it.
 
         Raises:
             TooManyPixels: they do not fit, alone or with those that the caller has in flight.
@@ -60,12 +58,33 @@ class PixelBudget:
         if self._held[caller] + pixels > self.limit:
             raise CallerHasTooManyPixels(self.limit)
         self._held[caller] += pixels
-        try:
-            yield
-        finally:
-            self._held[caller] -= pixels
-            if not self._held[caller]:
-                del self._held[caller]
+
+    def give_back(self, pixels: int, caller: str) -> None:
+        """Count `pixels` less."""
+        self._held[caller] -= pixels
+        if not self._held[caller]:
+            del self._held[caller]
+
+    def hold(self, pixels: int, caller: str) -> HeldPixels:
+        """Return a context that counts `pixels` as the caller's while it lasts; it raises what `take` raises."""
+        return HeldPixels(self, pixels, caller)
+
+
+class HeldPixels:
+    """Pixels that count as a caller's; a generator's context would cost each call three times as much."""
+
+    __slots__ = ("_budget", "_caller", "_pixels")
+
+    def __init__(self, budget: PixelBudget, pixels: int, caller: str) -> None:
+        self._budget = budget
+        self._pixels = pixels
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        self._budget.take(self._pixels, self._caller)
+
+    def __exit__(self, *exception: object) -> None:
+        self._budget.give_back(self._pixels, self._caller)
 
 
 class ConcurrencyLimiter:
