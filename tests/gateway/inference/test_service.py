@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,7 +19,7 @@ from gateway.inference.service import SharedState, cut_rows
 from gateway.server.load_shedding import LoadShedder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from conftest import Stand
 
@@ -347,3 +348,32 @@ def test_v2_takes_and_gives_tensors_in_binary_and_in_json(stand: Stand, binary: 
         assert [output["parameters"]["binary_data_size"] for output in data["outputs"]] == [15, 8]
     else:
         assert data["outputs"][0]["data"] == ["dog", "frog"]
+
+
+def test_a_caller_who_floods_keeps_no_other_caller_out(make_stand: Callable[..., Stand]) -> None:
+    async def upstream(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.1)
+        return stand.torchserve(request)
+
+    keys = tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in ("flood", "stranger"))
+    stand = make_stand(upstream=upstream, keys=keys, in_flight_predict=4, chunk_images=1)
+    early = LoadShedder(stand.app.state.parts)
+
+    def post(name: str) -> Awaitable[httpx.Response]:
+        return stand.client.http.post("/predict", content=b"image-of-cat", headers={"x-api-key": name})
+
+    def is_refused_early(name: str) -> bool:
+        headers = [(b"x-api-key", name.encode())]
+        return early.applies({"type": "http", "method": "POST", "path": "/predict", "headers": headers})
+
+    async def scene() -> tuple[list[int], int, list[bool]]:
+        flood = [asyncio.ensure_future(post("flood")) for _ in range(40)]
+        await asyncio.sleep(0.05)
+        seen = [is_refused_early(name) for name in ("flood", "stranger")]
+        stranger = await post("stranger")
+        return [(await call).status_code for call in flood], stranger.status_code, seen
+
+    statuses, stranger, seen = stand.client.portal.call(scene)
+    assert stranger == 200
+    assert 503 in statuses
+    assert seen == [True, False]
