@@ -118,6 +118,10 @@ class Router:
             raise Unavailable("not_ready")
         return least_loaded(targets)
 
+    def workers(self, kind: Kind, version: str) -> int:
+        """Return the ready workers of a version on all replicas, at least one."""
+        return max(1, sum(target.workers for target in self._targets(version, kind)))
+
     def choose_another(self, kind: Kind, refused: Target) -> Target | None:
         """Return where a call goes that `refused` did not begin: the same version on another replica, if there is one.
 

@@ -216,7 +216,8 @@ class InferenceService:
                 with ask.context.stage("model"):
                     if pixels <= LARGE_PIXELS:
                         return await self._send("explain", target, send, ask)
-                    async with self._large_turns["explain"].turn(half_of(target.workers), ask.deadline):
+                    most = half_of(self._versions.workers("explain", target.version))
+                    async with self._large_turns["explain"].turn(most, ask.deadline):
                         return await self._send("explain", target, send, ask)
             finally:
                 self.explain_limiter.give_back(1, client)
@@ -235,13 +236,12 @@ class InferenceService:
     ) -> list[Entry]:
         """Send a batch's row, or a large image, when it is its turn."""
         singles_come = self._singles_come()
+        workers = self._versions.workers("predict", target.version)
         if pixels > LARGE_PIXELS:
-            turns = self._large_turns["predict"]
-            most = half_of(target.workers) if singles_come else target.workers
+            turns, most = self._large_turns["predict"], half_of(workers) if singles_come else workers
         else:
-            turns = self._row_turns
-            most = target.workers if singles_come else target.workers * ROWS_PER_WORKER
-        async with turns.turn(max(1, most), ask.deadline):
+            turns, most = self._row_turns, workers if singles_come else workers * ROWS_PER_WORKER
+        async with turns.turn(most, ask.deadline):
             return await self._row(target, images, top_k, ask)
 
     def _singles_come(self) -> bool:
