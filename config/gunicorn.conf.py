@@ -19,7 +19,7 @@ from typing import Any
 
 from gateway.auth.callers import Callers
 from gateway.server.open_files import connection_limit, raise_open_files_limit
-from gateway.settings import Settings, SettingsError, load_settings
+from gateway.settings import Settings, SettingsError, load_settings, trusts_everyone
 from gateway.telemetry.logs import logging_config
 
 
@@ -100,6 +100,11 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
         raise SystemExit(f"gateway: {error}") from None
     reload = server.handle_hup
     logger = logging.getLogger("gateway")
+    if trusts_everyone(_settings.trusted_proxies):
+        logger.warning(
+            "GATEWAY_TRUSTED_PROXIES=* believes the X-Forwarded-For of every caller: quotas by address can be evaded "
+            "and the log's addresses forged; name the proxies instead"
+        )
     code = _stamp()
 
     def reload_if_possible() -> None:

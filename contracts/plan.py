@@ -111,7 +111,7 @@ def load(path: Path) -> Plan:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path.name} is no JSON: {error}") from error
     return parse(data)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -87,6 +88,34 @@ def inspect_archive(path: Path, expected_sha256: str | None = None) -> Archive:
     return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract["classes"])))
 
 
+def inspect_copy(path: Path, sha256: str, store: Path) -> Archive:
+    """Copy the archive at `path` into the folder `store` and return the copy after the checks of `inspect_archive`.
+
+    The copy is what TorchServe reads: the file at `path` may be another one by then.
+
+    Raises:
+        ArchiveError: it cannot be copied, or `inspect_archive` refuses the copy; the text names `path`.
+    """
+    copy = store / copy_name(sha256)
+    try:
+        if not copy.exists():
+            part = copy.with_suffix(".part")
+            shutil.copyfile(path, part)
+            part.replace(copy)
+    except OSError as error:
+        raise ArchiveError(path, f"cannot be read or copied ({error.strerror})") from error
+    try:
+        return inspect_archive(copy, sha256)
+    except ArchiveError as error:
+        copy.unlink(missing_ok=True)
+        raise ArchiveError(path, error.problem) from error
+
+
+def copy_name(sha256: str) -> str:
+    """Return the file name of the agent's private copy of an archive."""
+    return f"{sha256}.mar"
+
+
 def _refuse_escaping_members(path: Path, members: zipfile.ZipFile) -> None:
     for info in members.infolist():
         # The raw name: zipfile itself would turn backslashes and drop what follows a zero byte.
@@ -105,7 +134,7 @@ def _read_json(path: Path, members: zipfile.ZipFile, name: str) -> dict[str, Any
         data = json.loads(members.read(info))
     except KeyError as error:
         raise ArchiveError(path, f"{name} is missing; pack it with `gradserve package`") from error
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, NotImplementedError, RuntimeError) as error:  # RecursionError, of deep nesting, is the third
         raise ArchiveError(path, f"{name} cannot be read as JSON") from error
     if not isinstance(data, dict):
         raise ArchiveError(path, f"{name} is no JSON object")

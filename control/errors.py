@@ -7,7 +7,7 @@ ControlError
 │   └── ManagementUnreachable    or nothing at all
 ├── TorchServeFailed         the server process did not come up
 ├── NoJava, NoTorchServe, NoKill    something is not installed
-├── TempTooLong              a folder too deep for Unix sockets
+├── TempTooLong, TempNoExec, TempUnusable    a folder where TorchServe cannot run
 ├── UnknownSetting           a mistyped variable
 ├── BadSetting               an impossible value
 ├── KeysUnusable             API keys that cannot be read or changed so
@@ -126,6 +126,23 @@ class TempTooLong(ControlError):
 
     def __init__(self, path: Path, limit: int) -> None:
         super().__init__(f"{path} is too long for Unix sockets: set AGENT_TEMP to a path of at most {limit} bytes")
+
+
+class TempNoExec(ControlError):
+    """The file system of the folder `path` is mounted with `noexec`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} is on a file system mounted with noexec, and Java loads a library from there: "
+            "set AGENT_TEMP to a folder on another one"
+        )
+
+
+class TempUnusable(ControlError):
+    """Nothing can be written to the folder `path`; `problem` is the system's word for why."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} cannot be written to ({problem}): set AGENT_TEMP to another folder")
 
 
 class UnknownSetting(ControlError):

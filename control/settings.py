@@ -39,7 +39,8 @@ class AgentSettings(BaseSettings):
     config: Path = Path(__file__).resolve().parent.parent / "config" / "torchserve"
     """Folder with TorchServe's config.properties template, log4j2.xml and metrics.yaml."""
     temp: Path | None = None
-    """TorchServe's own folder for sockets and unpacked archives (short, wiped at each start). Default: a new one."""
+    """Folder for TorchServe's sockets, archives and unpacked models: a short path, not mounted with noexec, and none
+    that is cleaned by age, as /tmp is. Default: GRADSERVE_HOME/run; ~/.cache/gradserve where that cannot be used."""
     management_log: Path | None = None
     """Where every call of TorchServe's management API is written, one JSON object a line. `up`: GRADSERVE_HOME/logs."""
     inference_host: str = "127.0.0.1"
@@ -48,16 +49,10 @@ class AgentSettings(BaseSettings):
     """Host name under which gateways reach the inference port. Default: `inference_host`."""
     inference_port: Port = 9101
     """TorchServe's inference port."""
-    management_port: Port = 9102
-    """TorchServe's management port, on loopback."""
     metrics_host: str = "127.0.0.1"
     """Address TorchServe's metrics port binds to; it has no access control at all."""
     metrics_port: Port = 9103
     """TorchServe's metrics port."""
-    grpc_inference_port: Port = 9104
-    """TorchServe's gRPC inference port, on loopback, unused (it cannot be switched off)."""
-    grpc_management_port: Port = 9105
-    """TorchServe's gRPC management port, on loopback, unused."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Predict workers of the stable version. Default: usable cores / `threads`."""
     threads: Annotated[int, Field(ge=1)] = 1
@@ -88,20 +83,12 @@ class AgentSettings(BaseSettings):
         """The address gateways call."""
         return f"http://{self.advertised_host or self.inference_host}:{self.inference_port}"
 
-    @property
-    def management_url(self) -> str:
-        """The address only the agent calls."""
-        return f"http://127.0.0.1:{self.management_port}"
-
     def ports(self) -> dict[int, str]:
         """Every port this agent and its TorchServe listen on, with its use."""
         return {
             self.port: "the agent's status",
             self.inference_port: "TorchServe's inference",
-            self.management_port: "TorchServe's management",
             self.metrics_port: "TorchServe's metrics",
-            self.grpc_inference_port: "TorchServe's gRPC inference",
-            self.grpc_management_port: "TorchServe's gRPC management",
         }
 
 

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     rate_store: str = "memory://"
     """Where quotas are counted: `memory://` (each gateway process for itself) or a `redis://` address (together)."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto count."""
+    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto count; `*` believes every caller."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose pages may call the gateway from a browser."""
 
@@ -187,3 +187,8 @@ def _sentence(error: ValidationError) -> str:
         field = ".".join(str(part) for part in problem["loc"][:1])
         problems.append(f"{PREFIX}{field.upper()} = {problem['input']!r}: {reason}" if field else reason)
     return "; ".join(problems)
+
+
+def trusts_everyone(proxies: Iterable[str]) -> bool:
+    """Return True if `proxies` (GATEWAY_TRUSTED_PROXIES) let every caller say from which address he comes."""
+    return any(proxy.strip() in {"*", "0.0.0.0/0", "::/0"} for proxy in proxies)

@@ -25,10 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
 # What serves callers of TorchServe best who send it one image a row; our gateway fills its rows.
 SINGLE_ROWS = {"AGENT_BATCH_SIZE": "16"}
-PORTS = (
-    "PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_MANAGEMENT_PORT", "AGENT_METRICS_PORT",
-    "AGENT_GRPC_INFERENCE_PORT", "AGENT_GRPC_MANAGEMENT_PORT",
-)  # fmt: skip
+PORTS = ("PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_METRICS_PORT")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Literal
 
+import httpx
 import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -26,13 +27,14 @@ from control.agent.torchserve.log import ServerLog
 from control.agent.torchserve.management import Management, Registered, debug_log
 from control.agent.torchserve.process import TorchServeProcess
 from control.errors import ManagementError, TorchServeFailed
+from control.run_folder import RunFolder, run_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from starlette.requests import Request
 
-    from control.agent.deployment import Deployment
+    from control.agent.deployment import Deployment, Kind
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
@@ -53,13 +55,13 @@ ServerState = Literal["starting", "running", "backoff", "stopped"]
 class Agent:
     """One agent with its TorchServe."""
 
-    def __init__(self, settings: AgentSettings, management: Management) -> None:
+    def __init__(self, settings: AgentSettings, folder: RunFolder, management: Management) -> None:
         workers = settings.workers or max(1, usable_cores() // settings.threads)
         self._settings = settings
         self._management = management
         log = ServerLog()
-        self._process = TorchServeProcess(settings, log, threads=settings.threads)
-        self._reconciler = Reconciler(settings, management, log, workers=workers)
+        self._process = TorchServeProcess(settings, folder, log, threads=settings.threads)
+        self._reconciler = Reconciler(settings, folder.store, management, log, workers=workers)
         self._state: ServerState = "stopped"
         self._restarts = 0
         self._observed_at = time.time()
@@ -153,6 +155,7 @@ class Agent:
                 "pid": self._process.pid,
                 "restarts": self._restarts,
                 "inference_url": self._settings.inference_url,
+                "removed_entries": list(self._reconciler.removed),
             },
             "gateways": self._reconciler.gateways.status(time.monotonic()),
             "versions": [_version_status(found) for _, found in sorted(self._reconciler.deployments.items())],
@@ -181,10 +184,11 @@ def _version_status(deployment: Deployment) -> dict[str, Any]:
         "role": wanted.role,
         "state": deployment.state,
         "routable": deployment.routable,
-        "predict": _entry_status(deployment.predict, wanted.workers),
-        "explain": _entry_status(deployment.explain, wanted.explain_workers),
+        "predict": _entry_status(deployment, "predict", deployment.predict),
+        # Gateways send explanations to whoever has ready workers for them.
+        "explain": _entry_status(deployment, "explain", deployment.explain, counts=bool(deployment.explains)),
         "verified": deployment.verified,
-        "reason": deployment.reason,
+        "reason": deployment.trouble,
         "contract": _public_contract(deployment.contract),
     }
 
@@ -195,10 +199,16 @@ def _public_contract(contract: dict[str, Any]) -> dict[str, Any]:
     return contract | ({"accepted": figures} if figures else {})
 
 
-def _entry_status(entry: Registered | None, wanted: int) -> dict[str, Any]:
-    if entry is None:
-        return {"ready": 0, "wanted": wanted, "pending": None, "capacity": None}
-    return {"ready": entry.ready, "wanted": wanted, "pending": entry.pending, "capacity": entry.capacity}
+def _entry_status(
+    deployment: Deployment, kind: Kind, entry: Registered | None, *, counts: bool = True
+) -> dict[str, Any]:
+    return {
+        "ready": entry.ready if entry is not None and counts else 0,
+        "wanted": deployment.wanted_workers(kind),
+        "fallback": deployment.on_fallback.get(kind, 0),
+        "pending": entry.pending if entry is not None else None,
+        "capacity": entry.capacity if entry is not None else None,
+    }
 
 
 class _StatusServer(uvicorn.Server):
@@ -225,9 +235,10 @@ async def run_agent(settings: AgentSettings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, on_signal)
     async with AsyncExitStack() as stack:
-        log = debug_log(settings.management_log)
-        management = await stack.enter_async_context(Management(settings.management_url, log))
-        agent = Agent(settings, management)
+        folder = stack.enter_context(RunFolder(run_base(settings.temp)))
+        transport = httpx.AsyncHTTPTransport(uds=str(folder.management_socket))
+        management = await stack.enter_async_context(Management(transport, debug_log(settings.management_log)))
+        agent = Agent(settings, folder, management)
         stack.push_async_callback(agent.close)
         config = uvicorn.Config(
             agent.app(), host=settings.host, port=settings.port, log_config=None, access_log=False, lifespan="off"

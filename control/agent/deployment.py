@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Set as AbstractSet
 
     from control.agent.torchserve.management import Registered
     from control.archive import Archive
 
 Role = Literal["stable", "canary", "shadow", "retained", "retiring"]
+Kind = Literal["predict", "explain"]
 State = Literal["loading", "verifying", "ready", "degraded", "failed"]
 
 # A worker process that dies at load is started again by TorchServe after 1, 1, 2, 3, 5 … s: three pids for each
 # worker without one READY mean that it will not load.
 _CRASHES = 3
 # TorchServe gives a dead worker up after the archive's maxRetryTimeoutInSec and then queues requests for it for ever.
-# Workers that have all been dead for this long are started anew.
-_RECYCLE_S = 90.0
+# Workers that have all been dead for this long are started anew; where only some are, others are added beside them.
+_DEAD_S = 90.0
+_REVIVE_MOST_S = 3600.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 5.0, 300.0
 
 
@@ -38,6 +41,8 @@ class Step(enum.Enum):
     SCALE_EXPLAIN = enum.auto()
     RECYCLE_PREDICT = enum.auto()
     RECYCLE_EXPLAIN = enum.auto()
+    REVIVE_PREDICT = enum.auto()
+    REVIVE_EXPLAIN = enum.auto()
     VERIFY = enum.auto()
     VERIFY_EXPLAIN = enum.auto()
     SET_DEFAULT = enum.auto()
@@ -75,8 +80,12 @@ class Deployment:
     explains: bool | None = None
     """Whether it answered an explanation; None: not asked yet."""
     verifying: bool = False
-    is_default: bool = False
-    """Whether TorchServe was told that calls without a version mean this one."""
+    runs_engine: bool = True
+    """Whether it was verified on its contract's engine; False: on the fallback."""
+    on_fallback: dict[Kind, int] = field(default_factory=dict)
+    """READY workers that run the fallback engine."""
+    defaults: set[Kind] = field(default_factory=set)
+    """The entries of which TorchServe was told that calls without a version mean this one."""
     reason: str | None = None
     failed: bool = False
     failures: int = 0
@@ -85,7 +94,12 @@ class Deployment:
     explain_retry_at: float = 0.0
     loading_since: float | None = None
     load_pids: set[int] = field(default_factory=set)
-    dead_since: dict[str, float] = field(default_factory=dict)
+    dead_since: dict[Kind, float] = field(default_factory=dict)
+    """Since when no worker has been READY."""
+    short_since: dict[Kind, float] = field(default_factory=dict)
+    """Since when some workers, but fewer than wanted, have been READY."""
+    revivals: dict[Kind, int] = field(default_factory=dict)
+    revive_at: dict[Kind, float] = field(default_factory=dict)
     busy_until: float | None = None
     """When it was last routable or had something pending; None: never."""
     out_since: float | None = None
@@ -111,29 +125,65 @@ class Deployment:
             return "loading"
         ready = (self.predict.ready if self.predict else 0, self.explain.ready if self.explain else 0)
         complete = ready[0] >= self.wanted.workers and ready[1] >= self.wanted.explain_workers
-        return "ready" if complete and self.explains else "degraded"
+        return "ready" if complete and self.explains and not self.has_fallen_back else "degraded"
+
+    @property
+    def has_fallen_back(self) -> bool:
+        """Return True if workers run the fallback engine though the engine was verified here, or others run it."""
+        if not any(self.on_fallback.values()):
+            return False
+        return self.runs_engine or any(
+            self.on_fallback.get(kind, 0) < entry.ready for kind, entry in self.entries() if entry is not None
+        )
+
+    @property
+    def trouble(self) -> str | None:
+        """The reason for people, None when all is well."""
+        if self.reason is None and self.has_fallen_back:
+            counts = " and ".join(f"{count} {kind}" for kind, count in self.on_fallback.items() if count)
+            return f"{counts} workers could not load its engine and run the fallback; TorchServe's log says why"
+        if self.reason is None and self.verified and not self.runs_engine:
+            return "its engine cannot run on this machine; the fallback serves"
+        return self.reason
+
+    def entries(self) -> tuple[tuple[Kind, Registered | None], ...]:
+        """Return its two TorchServe entries, None where one is not registered."""
+        return ("predict", self.predict), ("explain", self.explain)
+
+    def wanted_workers(self, kind: Kind) -> int:
+        """Return the number of workers that the plan wants of an entry."""
+        return self.wanted.workers if kind == "predict" else self.wanted.explain_workers
 
     @property
     def pending(self) -> int:
         """Jobs that wait in its queues, by the last look."""
         return sum(entry.pending or 0 for entry in (self.predict, self.explain) if entry is not None)
 
-    def see(self, predict: Registered | None, explain: Registered | None, now: float) -> None:
-        """Takes in what TorchServe says of the two entries."""
+    def see(
+        self,
+        predict: Registered | None,
+        explain: Registered | None,
+        now: float,
+        fallen_back: AbstractSet[int] = frozenset(),
+    ) -> None:
+        """Takes in what TorchServe says of the two entries; `fallen_back`: pids of workers on the fallback engine."""
+        if explain is not None and self.explain is None and self.explain_failures:  # taken in after all
+            self.explain_failures, self.explain_retry_at, self.explains, self.reason = 0, 0.0, None, None
         self.predict, self.explain = predict, explain
-        if explain is not None and self.explain_failures:  # taken in after all
-            self.explain_failures, self.explains, self.reason = 0, None, None
         if self.routable or self.pending:
             self.busy_until = now
         if self.routable:
             self.out_since = None
         elif self.out_since is None:
             self.out_since = now
-        for kind, entry in (("predict", predict), ("explain", explain)):
-            if entry is None or entry.ready or not entry.workers:
-                self.dead_since.pop(kind, None)
-            else:
-                self.dead_since.setdefault(kind, now)
+        for kind, entry in self.entries():
+            workers = entry.workers if entry is not None else ()
+            ready = sum(worker.ready for worker in workers)
+            self.on_fallback[kind] = sum(worker.ready and worker.pid in fallen_back for worker in workers)
+            _note(self.dead_since, kind, now, is_so=bool(workers) and not ready)
+            _note(self.short_since, kind, now, is_so=0 < ready < self.wanted_workers(kind))
+            if kind not in self.short_since and now >= self.revive_at.get(kind, now):
+                self.revivals.pop(kind, None)
         if self.verified or predict is None:
             self.loading_since = None
             self.load_pids.clear()
@@ -154,9 +204,14 @@ class Deployment:
         self.explain_failures += 1
         self.explain_retry_at = now + _pause_s(self.explain_failures)
 
+    def note_revival(self, kind: Kind, now: float) -> None:
+        """Notes that workers were added; the next ones are added later, later each time."""
+        self.revivals[kind] = self.revivals.get(kind, 0) + 1
+        self.revive_at[kind] = now + min(_REVIVE_MOST_S, _DEAD_S * 2.0 ** self.revivals[kind])
+
     def replace(self, wanted: Wanted, now: float) -> None:
         """Takes over a changed wish; other bytes under the same version have to be loaded anew."""
-        self.is_default = False
+        self.defaults.clear()
         same_bytes = (wanted.archive, wanted.sha256) == (self.wanted.archive, self.wanted.sha256)
         self.wanted = wanted
         if not same_bytes:
@@ -171,9 +226,19 @@ class Deployment:
         self.reason, self.loading_since, self.busy_until, self.explains = None, None, None, None
         self.out_since = None
         self.explain_failures, self.explain_retry_at = 0, 0.0
-        self.is_default = False
-        self.load_pids.clear()
-        self.dead_since.clear()
+        self.runs_engine = True
+        for seen in (self.defaults, self.load_pids):
+            seen.clear()
+        for noted in (self.on_fallback, self.dead_since, self.short_since, self.revivals, self.revive_at):
+            noted.clear()
+
+
+def _note(since: dict[Kind, float], kind: Kind, now: float, *, is_so: bool) -> None:
+    """Keeps since when something has been so, and forgets it when it is not."""
+    if is_so:
+        since.setdefault(kind, now)
+    else:
+        since.pop(kind, None)
 
 
 def _pause_s(failures: int) -> float:
@@ -226,13 +291,30 @@ def _upkeep(deployment: Deployment, now: float) -> Step:
     """Drift of a verified version. No worker is taken away while it is routable: TorchServe does not drain them."""
     wanted, predict, explain = deployment.wanted, deployment.predict, deployment.explain
     drift = {
+        # First: what is below may fail again and again.
+        Step.RECYCLE_PREDICT: now - deployment.dead_since.get("predict", now) >= _DEAD_S,
+        Step.RECYCLE_EXPLAIN: now - deployment.dead_since.get("explain", now) >= _DEAD_S,
+        Step.REVIVE_PREDICT: _must_revive(deployment, "predict", predict, now),
+        Step.REVIVE_EXPLAIN: _must_revive(deployment, "explain", explain, now),
         # After predictions are served: loading takes the processor from workers that callers wait for.
         Step.REGISTER_EXPLAIN: explain is None and now >= deployment.explain_retry_at,
         Step.SCALE_PREDICT: predict is not None and predict.min_workers < wanted.workers,
         Step.SCALE_EXPLAIN: explain is not None and explain.min_workers < wanted.explain_workers,
-        Step.VERIFY_EXPLAIN: deployment.explains is None and explain is not None and explain.ready > 0,
-        Step.SET_DEFAULT: wanted.role == "stable" and not deployment.is_default,
-        Step.RECYCLE_PREDICT: now - deployment.dead_since.get("predict", now) >= _RECYCLE_S,
-        Step.RECYCLE_EXPLAIN: now - deployment.dead_since.get("explain", now) >= _RECYCLE_S,
+        Step.VERIFY_EXPLAIN: not deployment.explains
+        and explain is not None
+        and explain.ready > 0
+        and now >= deployment.explain_retry_at,
+        Step.SET_DEFAULT: wanted.role == "stable" and bool(missing_defaults(deployment)),
     }
     return next((step for step, is_due in drift.items() if is_due), Step.NOTHING)
+
+
+def missing_defaults(deployment: Deployment) -> set[Kind]:
+    """Return the registered entries of which TorchServe has not been told that this version is the default."""
+    return {kind for kind, entry in deployment.entries() if entry is not None} - deployment.defaults
+
+
+def _must_revive(deployment: Deployment, kind: Kind, entry: Registered | None, now: float) -> bool:
+    """Return True if some workers have been missing for long, and one of them has no process any more."""
+    lasts = now - deployment.short_since.get(kind, now) >= _DEAD_S
+    return lasts and now >= deployment.revive_at.get(kind, now) and entry is not None and entry.dead > 0

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
-from control.agent.deployment import Deployment, Role, Step, Wanted, next_step
+from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
 from control.agent.gateway_reports import Gateways
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
 from control.agent.verification import verify_explanation, verify_predictions
-from control.archive import inspect_archive
+from control.archive import copy_name, inspect_copy
 from control.errors import ArchiveError, ManagementError, VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from control.agent.torchserve.log import ServerLog
     from control.agent.torchserve.management import Management, Registered
@@ -62,8 +64,11 @@ class PlanFile:
 class Reconciler:
     """The versions of one TorchServe: what the plan wants, what is there, and the steps between."""
 
-    def __init__(self, settings: AgentSettings, management: Management, log: ServerLog, *, workers: int) -> None:
+    def __init__(
+        self, settings: AgentSettings, store: Path, management: Management, log: ServerLog, *, workers: int
+    ) -> None:
         self._settings = settings
+        self._store = store
         self._management = management
         self._server_log = log
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
@@ -71,6 +76,10 @@ class Reconciler:
         self.plan_file = PlanFile(settings)
         self.gateways = Gateways()
         self.deployments: dict[tuple[str, str], Deployment] = {}
+        self.removed: deque[str] = deque(maxlen=10)
+        """The last entries of TorchServe that somebody else had made, removed since the agent started."""
+        self._made: dict[tuple[str, str], str] = {}
+        self._removal: asyncio.Task[None] | None = None
         self.stepped = asyncio.Event()
         """Set when a step has ended: the next one need not wait for the next regular look."""
 
@@ -83,13 +92,12 @@ class Reconciler:
         self.stepped.clear()
         plan = self.follow()
         looked_at = time.monotonic()
-        names = {model for model, _ in self.deployments} | ({plan.model} if plan else set())
-        seen = {name: await self._describe(name) for name in sorted(names)}
+        seen = await self._look()
         now = time.monotonic()
-        self._retire_others(plan, seen)
+        self._retire_others(plan)
         for (model, version), deployment in list(self.deployments.items()):
-            predict, explain = seen.get(model, ({}, {}))
-            deployment.see(predict.get(version), explain.get(version), now)
+            predict, explain = seen.get((model, version)), seen.get((explain_entry(model), version))
+            deployment.see(predict, explain, now, self._server_log.fallen_back)
             if deployment.task is None and deployment.acted_at < looked_at:
                 self._start_step(deployment, now)
         # Explainers lower themselves for good, see handlers/image_handler.py.
@@ -109,6 +117,7 @@ class Reconciler:
 
     def start_over(self) -> None:
         """Forgets what was seen and verified: TorchServe has been restarted and knows nothing."""
+        self._made.clear()
         for deployment in self.deployments.values():
             if deployment.task is not None:
                 deployment.task.cancel()
@@ -123,25 +132,49 @@ class Reconciler:
 
     async def close(self) -> None:
         """Ends every step under way."""
-        tasks = [d.task for d in self.deployments.values() if d.task is not None]
+        tasks = [task for task in (self._removal, *(d.task for d in self.deployments.values())) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _describe(self, name: str) -> tuple[dict[str, Registered], dict[str, Registered]]:
-        return await self._management.describe(name), await self._management.describe(explain_entry(name))
+    async def _look(self) -> dict[tuple[str, str], Registered]:
+        """Return what TorchServe has of ours, by entry and version, and begin to remove what it has of others.
 
-    def _retire_others(
-        self, plan: traffic_plan.Plan | None, seen: dict[str, tuple[dict[str, Registered], dict[str, Registered]]]
-    ) -> None:
-        """Sends everything that is there and not in the plan on its way out; without a plan nothing is touched."""
+        Only this agent registers anything, and by the name of a private copy: what was registered otherwise, or from
+        another file, is somebody else's code.
+        """
+        ours: dict[tuple[str, str], Registered] = {}
+        foreign: dict[tuple[str, str], Registered] = {}
+        # A step may register or unregister something meanwhile.
+        before = dict(self._made)
+        for entry in sorted(await self._management.entries()):
+            for version, found in (await self._management.describe(entry)).items():
+                key = (entry, version)
+                is_ours = found.archive in {before.get(key), self._made.get(key)}
+                (ours if is_ours else foreign)[key] = found
+        if foreign and (self._removal is None or self._removal.done()):
+            self._removal = asyncio.create_task(self._remove(foreign))
+        return ours
+
+    async def _remove(self, foreign: dict[tuple[str, str], Registered]) -> None:
+        for (entry, version), found in foreign.items():
+            what = f"{entry} {version} from {found.archive}"
+            _log.error("TorchServe has an entry that this agent did not make, it is removed: %s", what)
+            try:
+                await self._unregister_entry(entry, version)
+            except ManagementError as error:
+                _log.warning("%s cannot be removed: %s", what, error)
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+            else:
+                self.removed.append(what)
+
+    def _retire_others(self, plan: traffic_plan.Plan | None) -> None:
+        """Sends everything that is not in the plan on its way out; without a plan nothing is touched."""
         if plan is None:
             return
         wanted = {(plan.model, release.version) for release in plan.releases()}
-        strangers = {(name, version) for name, entries in seen.items() for found in entries for version in found}
-        for model, version in (strangers | set(self.deployments)) - wanted:
-            out = Wanted(model, version, "retiring", "", "", 0, 0)
-            deployment = self.deployments.setdefault((model, version), Deployment(out))
+        for model, version in set(self.deployments) - wanted:
+            deployment = self.deployments[model, version]
             if deployment.wanted.role != "retiring":
                 _log.info("%s %s is out of the plan and retires", model, version)
                 # With its archive, for the plan may name it again before it is gone.
@@ -174,6 +207,7 @@ class Reconciler:
             return
         if step is Step.FORGET:
             del self.deployments[deployment.wanted.model, deployment.wanted.version]
+            self._drop_copies()
             return
         deployment.task = asyncio.create_task(self._carry_out(deployment, step))
 
@@ -225,9 +259,7 @@ class Reconciler:
             case Step.VERIFY_EXPLAIN:
                 await self._verify_explanation(deployment)
             case Step.SET_DEFAULT:
-                await self._management.set_default(wanted.model, wanted.version)
-                await self._management.set_default(explain_entry(wanted.model), wanted.version)
-                deployment.is_default = True
+                await self._set_default(deployment)
             case Step.UNREGISTER:
                 await self._unregister(deployment)
             case Step.FAIL_CRASHES:
@@ -238,19 +270,32 @@ class Reconciler:
             case Step.RETRY:
                 deployment.failed, deployment.archive = False, None
             case _:
-                await self._change_workers(wanted, step)
+                await self._change_workers(deployment, step)
 
-    async def _change_workers(self, wanted: Wanted, step: Step) -> None:
+    async def _register(self, wanted: Wanted, entry: str, *, workers: int, batch_size: int) -> None:
+        archive = copy_name(wanted.sha256)
+        # Before the call: an answer that comes too late does not make the entry somebody else's.
+        self._made[entry, wanted.version] = archive
+        await self._management.register(archive, entry, workers=workers, batch_size=batch_size)
+
+    async def _set_default(self, deployment: Deployment) -> None:
+        wanted = deployment.wanted
+        for kind in missing_defaults(deployment):
+            entry = wanted.model if kind == "predict" else explain_entry(wanted.model)
+            await self._management.set_default(entry, wanted.version)
+            deployment.defaults.add(kind)
+
+    async def _change_workers(self, deployment: Deployment, step: Step) -> None:
         """Registers an entry, or changes the number of its workers."""
+        wanted = deployment.wanted
         entry, explain = wanted.model, explain_entry(wanted.model)
         match step:
             case Step.REGISTER_PREDICT:
                 _log.info("%s %s is registered as %s", entry, wanted.version, wanted.role)
                 size = self._settings.batch_size
-                await self._management.register(wanted.archive, entry, workers=wanted.workers, batch_size=size)
+                await self._register(wanted, entry, workers=wanted.workers, batch_size=size)
             case Step.REGISTER_EXPLAIN:
-                workers = wanted.explain_workers
-                await self._management.register(wanted.archive, explain, workers=workers, batch_size=1)
+                await self._register(wanted, explain, workers=wanted.explain_workers, batch_size=1)
             case Step.SCALE_PREDICT:
                 await self._management.scale(entry, wanted.version, wanted.workers)
             case Step.SCALE_EXPLAIN:
@@ -260,6 +305,25 @@ class Reconciler:
                 await self._management.scale(entry, wanted.version, 0)
             case Step.RECYCLE_EXPLAIN:
                 await self._management.scale(explain, wanted.version, 0)
+            case Step.REVIVE_PREDICT:
+                await self._revive(deployment, "predict", entry)
+            case Step.REVIVE_EXPLAIN:
+                await self._revive(deployment, "explain", explain)
+
+    async def _revive(self, deployment: Deployment, kind: Kind, entry: str) -> None:
+        """Adds a worker for each that has died: TorchServe restarts no worker that it has given up.
+
+        None is taken away, the ready ones serve on. The dead keep their places in TorchServe's list until the version
+        is loaded anew.
+        """
+        found = deployment.predict if kind == "predict" else deployment.explain
+        if found is None:
+            return
+        wanted = deployment.wanted
+        more = min(found.dead, deployment.wanted_workers(kind) - found.ready)
+        _log.warning("%s %s: %d of its workers stay dead, as many are added", entry, wanted.version, more)
+        deployment.note_revival(kind, time.monotonic())
+        await self._management.scale(entry, wanted.version, len(found.workers) + more)
 
     def _why(self, wanted: Wanted) -> str:
         return self._server_log.why(wanted.model, wanted.version) or "they did not say why; TorchServe's log may"
@@ -267,7 +331,8 @@ class Reconciler:
     async def _inspect(self, deployment: Deployment) -> None:
         wanted = deployment.wanted
         path = self._settings.model_store / wanted.archive
-        archive = await asyncio.to_thread(inspect_archive, path, wanted.sha256)
+        self._drop_copies()
+        archive = await asyncio.to_thread(inspect_copy, path, wanted.sha256, self._store)
         if archive.version != wanted.version:
             raise ArchiveError(path, f"holds version {archive.version}, the plan says {wanted.version}")
         deployment.archive, deployment.contract = archive, archive.contract
@@ -277,13 +342,12 @@ class Reconciler:
             return
         deployment.verifying = True
         wanted = deployment.wanted
-        as_engine = await verify_predictions(self._url, deployment.archive, wanted.model)
-        deployment.verified, deployment.failures = True, 0
-        deployment.reason = None if as_engine else "its engine cannot run on this machine; the fallback serves"
+        deployment.runs_engine = await verify_predictions(self._url, deployment.archive, wanted.model)
+        deployment.verified, deployment.failures, deployment.reason = True, 0, None
         _log.info("%s %s is verified and routable as %s", wanted.model, wanted.version, wanted.role)
 
     async def _verify_explanation(self, deployment: Deployment) -> None:
-        """Notes whether it explains; one that does not goes on predicting, visibly degraded."""
+        """Notes whether it explains; one that does not goes on predicting, visibly degraded, and is tried again."""
         if deployment.archive is None:
             return
         wanted = deployment.wanted
@@ -292,8 +356,10 @@ class Reconciler:
             await verify_explanation(self._url, deployment.archive, entry)
         except VerificationError as error:
             _log.error("%s", error)
-            deployment.explains, deployment.reason = False, str(error)
+            deployment.fail_explanations(str(error), time.monotonic())
             return
+        if deployment.explain_failures:
+            deployment.explain_failures, deployment.reason = 0, None
         deployment.explains = True
 
     @property
@@ -305,24 +371,33 @@ class Reconciler:
         """Removes both entries; TorchServe's default goes to another version first, since it cannot be removed."""
         wanted = deployment.wanted
         for name, entry in ((wanted.model, deployment.predict), (explain_entry(wanted.model), deployment.explain)):
-            if entry is None:
-                continue
-            heir = self._heir(wanted)
-            others = await self._management.describe(name)
-            if heir in others:
-                await self._management.set_default(name, heir)
-            elif rest := [version for version in others if version != wanted.version]:
-                await self._management.set_default(name, rest[0])
-            await self._management.unregister(name, wanted.version)
+            if entry is not None:
+                await self._unregister_entry(name, wanted.version)
         # What is loaded again, because the plan names it again by now, is verified again.
         deployment.verified, deployment.explains = False, None
+        deployment.defaults.clear()
         _log.info("%s %s is unregistered", wanted.model, wanted.version)
 
-    def _heir(self, wanted: Wanted) -> str:
-        """The stable version, or an empty string where that is the one to go."""
-        plan = self.plan_file.plan
-        is_heir = plan is not None and plan.model == wanted.model and plan.stable.version != wanted.version
-        return plan.stable.version if plan is not None and is_heir else ""
+    async def _unregister_entry(self, entry: str, version: str) -> None:
+        """Removes one version of an entry, after another one of it, the stable one if it is there, became the default.
+
+        Raises:
+            ManagementError: TorchServe refused, or could not be asked.
+        """
+        rest = [other for other in await self._management.describe(entry) if other != version]
+        if rest:
+            plan = self.plan_file.plan
+            stable = plan.stable.version if plan is not None else ""
+            await self._management.set_default(entry, stable if stable in rest else rest[0])
+        await self._management.unregister(entry, version)
+        self._made.pop((entry, version), None)
+
+    def _drop_copies(self) -> None:
+        """Removes the private copies of archives that no version needs any more."""
+        needed = {copy_name(found.wanted.sha256) for found in self.deployments.values()}
+        for copy in self._store.glob("*.mar"):
+            if copy.name not in needed:
+                copy.unlink(missing_ok=True)
 
 
 def explain_entry(model: str) -> str:

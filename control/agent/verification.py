@@ -42,11 +42,12 @@ async def verify_predictions(inference_url: str, archive: Archive, name: str) ->
 
 
 async def verify_explanation(inference_url: str, archive: Archive, entry: str) -> None:
-    """Returns when the server explains the first reference input.
+    """Returns when the entry that explains predicts the reference inputs, and explains the class of the first.
 
     Raises:
-        VerificationError: it does not.
+        VerificationError: it does not: its workers may run other code or weights than those that predict.
     """
+    await verify_predictions(inference_url, archive, entry)
     version = archive.version
     async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
         single = archive.reference.images[0]
@@ -54,6 +55,10 @@ async def verify_explanation(inference_url: str, archive: Archive, entry: str) -
         (explanation,) = await _ask(client, "explanations", entry, version, body=single, options=options)
         if "heatmap" not in explanation:
             raise VerificationError(entry, version, f"it does not explain: {_error_code(explanation)}")
+        references = [reference for reference in (archive.reference, archive.reference.fallback) if reference]
+        if not any(_is_top(archive, reference, explanation) for reference in references):
+            told = f"{explanation.get('class')} ({explanation.get('confidence')})"
+            raise VerificationError(entry, version, f"it explains reference input 0 as {told}")
 
 
 def frame(images: tuple[bytes, ...]) -> bytes:
@@ -146,6 +151,15 @@ def _compare(archive: Archive, reference: Reference, answers: list[Any], name: s
         problem = f"{where}, off by {worst:.4f} with a tolerance of {reference.tolerance:.4f}"
         raise VerificationError(name, archive.version, problem)
     return worst
+
+
+def _is_top(archive: Archive, reference: Reference, answer: dict[str, Any]) -> bool:
+    """Return True if the answer's class is the first reference input's top class, with about its probability."""
+    probabilities = dict(zip(archive.classes, reference.probabilities[0], strict=True))
+    expected, got = probabilities.get(answer.get("class", ""), -1.0), answer.get("confidence")
+    # Two classes that are nearly as probable may change places.
+    is_near_top = expected >= max(probabilities.values()) - 2 * reference.tolerance
+    return is_near_top and isinstance(got, float) and abs(got - expected) <= reference.tolerance
 
 
 def _error_code(answer: object) -> str:

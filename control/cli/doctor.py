@@ -20,8 +20,10 @@ from control.cli.keys import read_keys
 from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
+from control.run_folder import run_base
 from control.settings import read_agent_settings
 from control.stack.stack import refuse_taken_ports
+from gateway.settings import trusts_everyone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +59,7 @@ def examine(home: Path, agents: Sequence[str], gateways: Sequence[str], model_st
         _disk(home),
         _mlflow(),
         *_keys(),
+        *_proxies(),
     ]
 
 
@@ -92,6 +95,10 @@ def _settings(seen: Sequence[dict[str, Any]]) -> Iterable[Finding]:
         yield Finding("bad", "settings", str(error), "correct the variable (.env.example lists all)")
         return
     yield Finding("good", "settings", "every AGENT_* variable is known")
+    try:
+        yield Finding("good", "temporary files", str(run_base(settings.temp)))
+    except ControlError as error:
+        yield Finding("bad", "temporary files", str(error), "set AGENT_TEMP to a short path on a local disk")
     if any("error" not in agent for agent in seen):
         return  # they hold their ports themselves
     try:
@@ -194,3 +201,9 @@ def _keys() -> Iterable[Finding]:
             text = f"{key.name} {verb} at {key.expires}"
             yield Finding("note", "keys", text, f"gradserve keys {remedy} {key.name} --expires 90d")
     yield Finding("good", "keys", f"configured: {len(keys)} in {file}")
+
+
+def _proxies() -> Iterable[Finding]:
+    if trusts_everyone(os.environ.get("GATEWAY_TRUSTED_PROXIES", "").split(",")):
+        text = "GATEWAY_TRUSTED_PROXIES=*: every caller can say that he comes from any address"
+        yield Finding("bad", "proxies", text, "name the addresses of your proxies: quotas and logs go by what they say")

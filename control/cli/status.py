@@ -238,6 +238,8 @@ def drift(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[str
         yield f"{url} last looked {agent['age_s']:.0f} s ago"
     if agent["plan_error"]:
         yield f"{url} goes by an older plan: {agent['plan_error']}"
+    for entry in agent["torchserve"].get("removed_entries", ()):
+        yield f"{url} removed from TorchServe what it had not registered itself: {entry}"
     if plan is None:
         return
     if agent["plan_revision"] not in {None, plan.revision}:

@@ -105,7 +105,7 @@ def _blank(seen: VersionStatus) -> dict[str, Any]:
         "role": seen.role,
         "state": _state(seen),
         "routable": False,
-        "workers": {kind: {"ready": 0, "wanted": 0, "pending": None} for kind in ("predict", "explain")},
+        "workers": {kind: {"ready": 0, "wanted": 0, "fallback": 0, "pending": None} for kind in ("predict", "explain")},
         "contract": seen.contract,
     }
 
@@ -113,6 +113,7 @@ def _blank(seen: VersionStatus) -> dict[str, Any]:
 def _add_pool(total: dict[str, Any], pool: Pool) -> None:
     total["ready"] += pool.ready
     total["wanted"] += pool.wanted
+    total["fallback"] += pool.fallback
     if pool.pending is not None:
         total["pending"] = (total["pending"] or 0) + pool.pending
 
@@ -134,6 +135,12 @@ def _complaints(parts: AppState, versions: list[dict[str, Any]]) -> list[str]:
             for kind, pool in version["workers"].items()
             if pool["ready"] < pool["wanted"]
         ]
+        if version["state"] == "degraded":  # a machine on which the engine never ran is as it was verified
+            missing += [
+                f"{version['version']}: {pool['fallback']} of {pool['ready']} {kind} workers run the fallback engine"
+                for kind, pool in version["workers"].items()
+                if pool["fallback"]
+            ]
         if version["state"] != "ready" and not missing:
             missing = [f"{version['version']} is {version['state']}"]
         reasons += missing

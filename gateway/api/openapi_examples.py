@@ -39,8 +39,8 @@ VERSION: dict[str, Any] = {
     "state": "ready",
     "routable": True,
     "workers": {
-        "predict": {"ready": 2, "wanted": 2, "pending": 0},
-        "explain": {"ready": 1, "wanted": 1, "pending": 0},
+        "predict": {"ready": 2, "wanted": 2, "fallback": 0, "pending": 0},
+        "explain": {"ready": 1, "wanted": 1, "fallback": 0, "pending": 0},
     },
 }
 HEALTH: dict[str, Any] = {

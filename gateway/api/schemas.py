@@ -90,10 +90,14 @@ class Problem(BaseModel):
 
 
 class Workers(_Answer):
-    """Workers of one kind over all replicas, and the rows that wait for them (null: unseen)."""
+    """Workers of one kind over all replicas, and the rows that wait for them (null: unseen).
+
+    `fallback` of the ready ones run the model's fallback engine: slower, with the same answers within its tolerance.
+    """
 
     ready: int
     wanted: int
+    fallback: int
     pending: int | None
 
 

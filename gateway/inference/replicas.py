@@ -28,12 +28,16 @@ POLL_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True)
 class Pool:
-    """Workers of one TorchServe entry, `ready` of `wanted`; queued rows, `pending` of `capacity` (None: unseen)."""
+    """Workers of one TorchServe entry, `ready` of `wanted`; queued rows, `pending` of `capacity` (None: unseen).
+
+    `fallback` of the ready ones run the contract's fallback engine.
+    """
 
     ready: int = 0
     wanted: int = 0
     pending: int | None = None
     capacity: int | None = None
+    fallback: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,8 @@ def _parse_version(item: dict[str, Any]) -> VersionStatus:
 
 
 def _parse_pool(item: dict[str, Any]) -> Pool:
-    return Pool(int(item["ready"]), int(item["wanted"]), item.get("pending"), item.get("capacity"))
+    fallback = int(item.get("fallback", 0))
+    return Pool(int(item["ready"]), int(item["wanted"]), item.get("pending"), item.get("capacity"), fallback)
 
 
 class Agents:

@@ -44,17 +44,19 @@ def state_metrics(parts: AppState) -> Iterable[Metric]:
 def _workers(versions: Router) -> Iterable[Metric]:
     """Return the workers and queues of each version, over all replicas that are seen."""
     ready: defaultdict[tuple[str, ...], float] = defaultdict(float)
-    wanted, pending, capacity = ready.copy(), ready.copy(), ready.copy()
+    wanted, pending, capacity, fallback = ready.copy(), ready.copy(), ready.copy(), ready.copy()
     for _, _, seen in versions.seen():
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
             labels = (seen.version, seen.role, kind)
             ready[labels] += pool.ready if seen.routable else 0
             wanted[labels] += pool.wanted
+            fallback[labels] += pool.fallback
             pending[labels] += pool.pending or 0
             capacity[labels] += pool.capacity or 0
     names = ("version", "role", "kind")
     yield _gauge("gateway_workers_ready", "Workers that answer, of versions that are verified.", ready, names)
     yield _gauge("gateway_workers_wanted", "Workers that the plan wants.", wanted, names)
+    yield _gauge("gateway_workers_fallback", "READY workers on the contract's fallback engine.", fallback, names)
     yield _gauge("gateway_queue_depth", "Upstream batches that wait in TorchServe's queues.", pending, names)
     yield _gauge("gateway_queue_capacity", "Upstream batches for which these queues have room.", capacity, names)
 

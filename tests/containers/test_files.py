@@ -23,8 +23,7 @@ SERVICES = COMPOSE["services"]
 # What the layout of the containers decides; .env does not reach these.
 FIXED = {
     "AGENT_": {"host", "port", "plan", "model_store", "config", "temp", "management_log", "inference_host"}
-    | {"advertised_host", "metrics_host", "inference_port", "management_port", "metrics_port"}
-    | {"grpc_inference_port", "grpc_management_port"},
+    | {"advertised_host", "metrics_host", "inference_port", "metrics_port"},
     "GATEWAY_": {"host", "port", "agents", "plan", "auth", "keys_file"},
 }
 LOCKED = re.compile(r"^([a-z0-9-]+)==(\S+)(?: ;.*)? \\$", re.MULTILINE)

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from control.archive import inspect_archive
+from control.archive import inspect_archive, inspect_copy
 from control.errors import ArchiveError
 
 CONTRACT = {
@@ -116,3 +116,33 @@ def test_a_missing_file_is_a_sentence(tmp_path):
 def test_what_cannot_be_used_is_refused_with_its_reason(write, changes, reason):
     with pytest.raises(ArchiveError, match=reason):
         inspect_archive(write(**changes))
+
+
+def test_the_copy_for_torchserve_stays_what_was_checked_when_the_file_is_replaced(write, tmp_path):
+    path, store = write(), tmp_path / "store"
+    store.mkdir()
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    archive = inspect_copy(path, sha256, store)
+    path.write_bytes(b"other code")
+    assert archive.path == store / f"{sha256}.mar"
+    assert archive.path.read_bytes() == content
+    assert inspect_copy(path, sha256, store) == archive, "loaded again, it is the same"
+
+
+def test_a_copy_of_other_bytes_is_refused_by_the_files_own_name_and_not_kept(write, tmp_path):
+    (tmp_path / "store").mkdir()
+    with pytest.raises(ArchiveError, match=r"cifar10-1\.0\.0\.mar: its SHA-256"):
+        inspect_copy(write(), "0" * 64, tmp_path / "store")
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_deep_nesting_is_no_json(write):
+    path = write()
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()} | {"contract.json": b"[" * 100_000}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+    with pytest.raises(ArchiveError, match="cannot be read as JSON"):
+        inspect_archive(path)

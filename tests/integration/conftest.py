@@ -113,10 +113,20 @@ class Stack:
                     found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
 
+    def run_folder(self) -> Path:
+        """The running agent's folder."""
+        (folder,) = Path(self.environment["AGENT_TEMP"]).glob("ts-*")
+        return folder
+
+    def management(self) -> httpx.Client:
+        """A client of TorchServe's management API, by the socket that only the agent's user can open."""
+        transport = httpx.HTTPTransport(uds=str(self.run_folder() / "management.sock"))
+        return httpx.Client(transport=transport, base_url="http://torchserve", timeout=10)
+
     def worker_pids(self, entry: str) -> list[int]:
         """Process ids of the READY workers of a TorchServe entry, as its management API tells them."""
-        port = self.environment["AGENT_MANAGEMENT_PORT"]
-        versions = httpx.get(f"http://127.0.0.1:{port}/models/{entry}/all", timeout=5).json()
+        with self.management() as client:
+            versions = client.get(f"/models/{entry}/all").json()
         return [w["pid"] for version in versions for w in version["workers"] if w["status"] == "READY"]
 
     def stop(self) -> None:
@@ -166,9 +176,9 @@ def make_stack():
     made = []
 
     def make(**settings: str) -> Stack:
-        # Short, because TorchServe puts Unix sockets there.
-        folder = Path(tempfile.mkdtemp(prefix="gs-"))
-        gateway, agent, inference, management, metrics, grpc_inference, grpc_management = free_ports(7)
+        # Short, because TorchServe puts Unix sockets there; a path as people have them.
+        folder = Path(tempfile.mkdtemp(prefix="Büro ü-"))
+        gateway, agent, inference, metrics = free_ports(4)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AGENT_", "GATEWAY_", "GRADSERVE_"))}
         environment = inherited | {
             "GRADSERVE_HOME": str(folder / "home"),
@@ -177,10 +187,7 @@ def make_stack():
             "AGENT_MODEL_STORE": str(folder / "store"),
             "AGENT_PORT": str(agent),
             "AGENT_INFERENCE_PORT": str(inference),
-            "AGENT_MANAGEMENT_PORT": str(management),
             "AGENT_METRICS_PORT": str(metrics),
-            "AGENT_GRPC_INFERENCE_PORT": str(grpc_inference),
-            "AGENT_GRPC_MANAGEMENT_PORT": str(grpc_management),
             # Gateways here follow within a second and answer within another.
             "AGENT_RETIRE_SETTLE_S": "4",
             # A machine that stands still for some seconds makes every status old.

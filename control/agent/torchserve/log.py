@@ -1,4 +1,7 @@
-"""Passes TorchServe's output on, line by line, and remembers what its workers said last about why they cannot load."""
+"""Passes TorchServe's output on, line by line, and remembers what its workers said while they loaded.
+
+That is: why they cannot load, and which of them run the fallback engine.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # config/torchserve/log4j2.xml: "<time> [INFO ] MODEL_LOG W-9000-<entry>_<version>-stdout - <what the worker printed>".
-_WORKER_LINE = re.compile(r"MODEL_LOG W-\d+-(?P<entry>\S+)-std(?:out|err) - (?P<said>.*)")
+_WORKER_LINE = re.compile(r"MODEL_LOG W-(?P<number>\d+)-(?P<entry>\S+)-std(?:out|err) - (?P<said>.*)")
+# TorchServe's own line at the start of each worker, and the handler's (handlers/model.py).
+_PID = re.compile(r"\[PID\](?P<pid>\d+)$")
+_FALLBACK = "the engine cannot run here, falling back to"
 # The handler's own sentence, or the last line of a traceback; not the source line that a traceback quotes.
 _REASON = re.compile(
     r"^(?:Failed to load model|RuntimeError:).*?(?P<sentence>cannot be served: .+)"
@@ -27,6 +33,9 @@ class ServerLog:
     def __init__(self, write: Callable[[bytes], object] | None = None) -> None:
         self._write = write or sys.stdout.buffer.write
         self._reasons: dict[str, str] = {}
+        self._pids: dict[str, int] = {}
+        self.fallen_back: set[int] = set()
+        """Process ids of the workers that loaded the fallback engine, dead ones too."""
 
     def why(self, entry: str, version: str) -> str | None:
         """The last complaint of a worker of this entry and version, if there was one."""
@@ -34,7 +43,8 @@ class ServerLog:
 
     def forget(self) -> None:
         """Forgets every complaint: another server starts."""
-        self._reasons.clear()
+        for noted in (self._reasons, self._pids, self.fallen_back):
+            noted.clear()
 
     async def follow(self, output: asyncio.StreamReader) -> None:
         """Passes everything on until the output ends."""
@@ -55,8 +65,15 @@ class ServerLog:
             self._write(line + b"\n")
             sys.stdout.flush()
         found = _WORKER_LINE.search(line.decode("utf-8", "replace"))
-        reason = _REASON.search(found["said"]) if found else None
-        if found and reason:
+        if found is None:
+            return
+        if pid := _PID.search(found["said"]):
+            # The kernel may give a dead worker's number to a new one.
+            self._pids[found["number"]] = int(pid["pid"])
+            self.fallen_back.discard(int(pid["pid"]))
+        elif _FALLBACK in found["said"] and found["number"] in self._pids:
+            self.fallen_back.add(self._pids[found["number"]])
+        elif reason := _REASON.search(found["said"]):
             sentence, exception = reason["sentence"], reason["exception"]
             # The handler's sentence says more than the exception that is raised because of it.
             if sentence or "cannot be served" not in self._reasons.get(found["entry"], ""):

@@ -42,6 +42,8 @@ class Registered:
     """One registered version of one TorchServe entry; `pending` jobs wait in a queue of `capacity`."""
 
     version: str
+    archive: str
+    """The file name or URL that it was registered from."""
     min_workers: int
     workers: tuple[Worker, ...]
     pending: int | None
@@ -52,16 +54,20 @@ class Registered:
         """Workers that take jobs."""
         return sum(worker.ready for worker in self.workers)
 
+    @property
+    def dead(self) -> int:
+        """Workers without a process: TorchServe will start them again, or has given them up."""
+        return sum(worker.pid is None and not worker.ready for worker in self.workers)
+
 
 class Management:
     """A client of one TorchServe's management API, to be used as an async context manager."""
 
-    def __init__(
-        self, base_url: str, log: logging.Logger, *, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, transport: httpx.AsyncBaseTransport, log: logging.Logger) -> None:
         # Registering unpacks the archive before it answers; anything else is quick unless the machine is busy.
+        timeout = httpx.Timeout(30.0, connect=2.0)
         self._client = httpx.AsyncClient(
-            base_url=base_url, timeout=httpx.Timeout(30.0, connect=2.0), transport=transport, trust_env=False
+            base_url="http://torchserve", timeout=timeout, transport=transport, trust_env=False
         )
         self._log = log
 
@@ -88,6 +94,25 @@ class Management:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManagementError("GET", path, response.status_code, "unreadable answer") from error
         return {item.version: item for item in found}
+
+    async def entries(self) -> set[str]:
+        """Return the names of all entries that TorchServe has.
+
+        Raises:
+            ManagementError: TorchServe could not be asked, or answered nonsense.
+        """
+        names: set[str] = set()
+        page = "0"
+        while page:
+            params = {"next_page_token": page}
+            response = await self._call("GET", "/models", params=params, timeout_s=3.0, accept=(200,))
+            try:
+                answer = response.json()
+                names |= {str(item["modelName"]) for item in answer["models"]}
+                page = str(answer.get("nextPageToken") or "")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ManagementError("GET", "/models", response.status_code, "unreadable answer") from error
+        return names
 
     async def register(self, archive: str, name: str, *, workers: int, batch_size: int) -> None:
         """Registers `archive` (a file name in the model store) as `name`, without waiting for its workers.
@@ -202,6 +227,7 @@ def _registered(item: dict[str, Any]) -> Registered:
     pending, remaining = queue.get("pendingRequests"), queue.get("remainingCapacity")
     return Registered(
         version=str(item["modelVersion"]),
+        archive=str(item.get("modelUrl", "")),
         min_workers=int(item["minWorkers"]),
         workers=tuple(
             # A worker whose process has gone keeps its entry, with pid -1.

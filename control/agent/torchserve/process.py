@@ -10,22 +10,23 @@ import asyncio
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import signal
 import string
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from control.errors import NoJava, NoKill, NoTorchServe, TempTooLong, TorchServeFailed
+from control.errors import NoJava, NoKill, NoTorchServe, TorchServeFailed
 from control.stack.children import die_with_parent, end_group, signal_group
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from control.agent.torchserve.log import ServerLog
+    from control.run_folder import RunFolder
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
@@ -42,8 +43,6 @@ _PASSED_ON = (
     "SSL_CERT_FILE",
 )
 _PASSED_ON_PREFIXES = ("LC_", "HANDLER_", "KMP_", "MKL_", "ONEDNN_", "OPENVINO_", "CUDA_", "NVIDIA_", "MALLOC_")
-# Unix socket paths end at 108 bytes; TorchServe appends "/.ts.sock.9000" and counts on.
-_MAX_TEMP_PATH = 80
 # JDK 25 warns of what Netty and the Disruptor of 2020 do; the warnings say nothing that could be acted on.
 _JDK_FLAGS = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED")
 
@@ -51,16 +50,13 @@ _JDK_FLAGS = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=A
 class TorchServeProcess:
     """One TorchServe, which may be started again after it has ended."""
 
-    def __init__(self, settings: AgentSettings, log: ServerLog, *, threads: int) -> None:
+    def __init__(self, settings: AgentSettings, folder: RunFolder, log: ServerLog, *, threads: int) -> None:
         self._settings = settings
         self._threads = threads
         self._log = log
         self._follower: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._own_temp = tempfile.mkdtemp(prefix="gradserve-") if settings.temp is None else None
-        self._folder = Path(self._own_temp or settings.temp or "").resolve() / "ts"
-        if len(os.fsencode(self._folder)) > _MAX_TEMP_PATH:
-            raise TempTooLong(self._folder, _MAX_TEMP_PATH)
+        self._folder = folder
 
     @property
     def pid(self) -> int | None:
@@ -80,14 +76,12 @@ class TorchServeProcess:
             NoJava, NoTorchServe, NoKill: something is not installed.
         """
         command = self._command()
-        # What a killed predecessor left (sockets, a pid file, unpacked archives) makes the next start fail.
-        shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / "tmp").mkdir(parents=True)
-        config = self._folder / "config.properties"
-        config.write_text(render_config(self._settings), encoding="utf-8")
+        # What a killed predecessor left (sockets, unpacked archives) makes the next start fail.
+        self._folder.prepare()
+        self._folder.config.write_text(render_config(self._settings, self._folder), encoding="ascii")
         self._process = await asyncio.create_subprocess_exec(
             *command,
-            cwd=self._folder,
+            cwd=self._folder.path,
             env=worker_environment(dict(os.environ), self._folder, self._threads),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -125,8 +119,6 @@ class TorchServeProcess:
             except TimeoutError:
                 _log.warning("TorchServe did not end within %.0f s; it is killed", timeout_s)
         await self.kill()
-        if self._own_temp is not None:
-            shutil.rmtree(self._own_temp, ignore_errors=True)
 
     async def kill(self) -> None:
         """Kills java, its workers and whatever else is left of its process group."""
@@ -148,7 +140,7 @@ class TorchServeProcess:
             *_JDK_FLAGS,
             *self._settings.java_options.split(),
             f"-Dmodel_server_home={home}",
-            f"-Djava.io.tmpdir={self._folder / 'tmp'}",
+            f"-Djava.io.tmpdir={self._folder.temp}",
             f"-Dlog4j.configurationFile={(config / 'log4j2.xml').as_uri()}",
             "-cp",
             f"{home / 'ts' / 'frontend'}/*",
@@ -156,34 +148,51 @@ class TorchServeProcess:
             "--python",
             sys.executable,
             "-f",
-            str(self._folder / "config.properties"),
+            str(self._folder.config),
             "-s",
-            str(self._settings.model_store.resolve()),
+            str(self._folder.store),
             "-ncs",
         ]
 
 
-def render_config(settings: AgentSettings) -> str:
-    """TorchServe's config.properties for these settings, from the one template."""
+def render_config(settings: AgentSettings, folder: RunFolder) -> str:
+    """Return TorchServe's config.properties for these settings, from the one template; ASCII only."""
     template = string.Template((settings.config / "config.properties").read_text(encoding="utf-8"))
     values = settings.model_dump(mode="json")
-    values["model_store"] = settings.model_store.resolve()
+    values["model_store"] = folder.store
+    values["management_socket"] = folder.management_socket
+    values["grpc_gate"] = folder.grpc_gate
     values["metrics_config"] = (settings.config / "metrics.yaml").resolve()
     # One thread per worker is enough, and there are seldom more than eight at once.
     values["netty_client_threads"] = min(8, max(2, settings.workers or 2))
-    return template.substitute(values)
+    return template.substitute({name: _escape(str(value)) for name, value in values.items()})
 
 
-def worker_environment(environment: dict[str, str], folder: Path, threads: int) -> dict[str, str]:
+def _escape(value: str) -> str:
+    """Return a property's value as Java reads it: ASCII, with everything else as UTF-16 code units in hex.
+
+    Source: https://docs.oracle.com/en/java/javase/25/docs/api/java.base/java/util/Properties.html#load(java.io.Reader)
+    """
+
+    def units(found: re.Match[str]) -> str:
+        code = found[0].encode("utf-16-be")
+        return "".join(f"\\u{code[at]:02x}{code[at + 1]:02x}" for at in range(0, len(code), 2))
+
+    return re.sub(r"[^ -~]", units, value.replace("\\", r"\\"))
+
+
+def worker_environment(environment: dict[str, str], folder: RunFolder, threads: int) -> dict[str, str]:
     """What java, and with it every worker, gets of `environment`, plus its own folder and number of threads."""
     passed = {
         name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
     return passed | {
-        "TEMP": str(folder / "tmp"),
-        "TMPDIR": str(folder / "tmp"),
-        "LOG_LOCATION": str(folder),
-        "METRICS_LOCATION": str(folder),
+        "TEMP": str(folder.temp),
+        "TMPDIR": str(folder.temp),
+        "LOG_LOCATION": str(folder.path),
+        "METRICS_LOCATION": str(folder.path),
+        # Java encodes the names of files as the locale says: without UTF-8 it finds none that is not ASCII.
+        "LC_ALL": "C.UTF-8",
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
     }

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -12,18 +11,21 @@ import pytest
 from control.agent.agent import Agent
 from control.agent.deployment import Deployment, Wanted
 from control.agent.torchserve.management import Management, Registered, Worker
+from control.run_folder import RunFolder
 from control.settings import AgentSettings
 from gateway.inference.replicas import parse_status
 
 
 @pytest.fixture
 def agent(tmp_path):
-    settings = AgentSettings(plan=tmp_path / "plan.json", temp=Path("/tmp/gs-ready"), workers=1)
-    return Agent(settings, Management(settings.management_url, logging.getLogger("test")))
+    settings = AgentSettings(plan=tmp_path / "plan.json", workers=1)
+    with RunFolder(tmp_path) as folder:
+        management = Management(httpx.AsyncHTTPTransport(uds=str(folder.management_socket)), logging.getLogger("test"))
+        yield Agent(settings, folder, management)
 
 
 def serve(agent, role="stable", *, verified=True, ready=True):
-    worker = Registered("1.0.0", 1, (Worker(pid=1, ready=ready),), 0, 100)
+    worker = Registered("1.0.0", "m.mar", 1, (Worker(pid=1, ready=ready),), 0, 100)
     wanted = Wanted(
         model="m", version="1.0.0", archive="m.mar", sha256="0" * 64, role=role, workers=1, explain_workers=1
     )
@@ -106,3 +108,22 @@ def test_the_gateway_reads_the_agents_clock_from_its_status(agent):
     told = parse_status(json.loads(json.dumps(agent.status())))
     assert told.told_at == pytest.approx(time.time(), abs=1)
     assert [version.version for version in told.versions] == ["1.0.0"]
+
+
+def test_a_deeply_nested_plan_is_a_broken_one_and_the_last_stays_in_force(agent, tmp_path):
+    release = {"version": "1.0.0", "archive": "m.mar", "sha256": "0" * 64, "workers": None}
+    plan = {"schema": 1, "revision": 1, "model": "m", "stable": release}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    assert agent._reconciler.follow().revision == 1
+    (tmp_path / "plan.json").write_text("[" * 100_000)
+    assert agent._reconciler.follow().revision == 1
+    assert "no JSON" in ask(agent, "/status").json()["plan_error"]
+
+
+def test_explainers_count_only_when_they_are_verified(agent):
+    serve(agent)
+    (deployment,) = agent._reconciler.deployments.values()
+    deployment.explain = deployment.predict
+    assert ask(agent, "/status").json()["versions"][0]["explain"]["ready"] == 0
+    deployment.explains = True
+    assert ask(agent, "/status").json()["versions"][0]["explain"]["ready"] == 1

@@ -9,11 +9,11 @@ from control.archive import Archive, Reference
 WANTED = Wanted("cifar10", "1.0.0", "stable", "cifar10-1.0.0.mar", "a" * 64, 2, 1)
 
 
-def entry(ready, dead=0, *, pending=0, wanted=None, pid=100):
-    workers = [Worker(pid + i, ready=True) for i in range(ready)] + [
-        Worker(pid + 50 + i, ready=False) for i in range(dead)
-    ]
-    return Registered("1.0.0", ready + dead if wanted is None else wanted, tuple(workers), pending, 100)
+def entry(ready, loading=0, *, dead=0, pending=0, wanted=None, pid=100):
+    workers = [Worker(pid + i, ready=True) for i in range(ready)]
+    workers += [Worker(pid + 50 + i, ready=False) for i in range(loading)]
+    workers += [Worker(None, ready=False) for _ in range(dead)]
+    return Registered("1.0.0", "m.mar", len(workers) if wanted is None else wanted, tuple(workers), pending, 100)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def step(deployment, now=1000.0, *, let_go=None):
 
 
 def serve(deployment, now=1000.0):
-    deployment.verified, deployment.explains, deployment.is_default = True, True, True
+    deployment.verified, deployment.explains, deployment.defaults = True, True, {"predict", "explain"}
     deployment.see(entry(2), entry(1), now)
 
 
@@ -53,7 +53,7 @@ def test_a_version_on_its_way_is_registered_verified_and_only_then_explained(dep
     assert step(deployment) is Step.VERIFY_EXPLAIN
     deployment.explains = True
     assert step(deployment) is Step.SET_DEFAULT
-    deployment.is_default = True
+    deployment.defaults = {"predict", "explain"}
     assert step(deployment) is Step.NOTHING
     assert deployment.state == "ready"
 
@@ -181,3 +181,77 @@ def test_another_role_keeps_a_version_loaded_and_verified(deployment):
     assert (deployment.verified, step(deployment)) == (True, Step.NOTHING)
     deployment.replace(WANTED, 1001)
     assert step(deployment) is Step.SET_DEFAULT
+
+
+def test_a_worker_that_stays_dead_beside_ready_ones_is_replaced_after_90_s_and_later_and_later(deployment):
+    serve(deployment)
+    deployment.see(entry(1, dead=1), entry(1), 1000)
+    deployment.see(entry(1, dead=1), entry(1), 1089)
+    assert step(deployment, 1089) is Step.NOTHING
+    assert step(deployment, 1090) is Step.REVIVE_PREDICT
+    for now, pause in ((1090, 180), (1300, 360), (1700, 720)):
+        deployment.note_revival("predict", now)
+        deployment.see(entry(1, dead=2), entry(1), now + 1)
+        assert step(deployment, now + pause - 1) is Step.NOTHING
+        assert step(deployment, now + pause) is Step.REVIVE_PREDICT
+
+
+def test_after_a_revival_that_lasted_the_next_one_waits_no_longer_than_the_first(deployment):
+    serve(deployment)
+    deployment.note_revival("predict", 1000)
+    deployment.see(entry(2, dead=1), entry(1), 1180)
+    deployment.see(entry(1, dead=2), entry(1), 1200)
+    assert step(deployment, 1289) is Step.NOTHING
+    assert step(deployment, 1290) is Step.REVIVE_PREDICT
+    deployment.note_revival("predict", 1290)
+    assert deployment.revive_at["predict"] == 1290 + 180
+
+
+def test_workers_that_load_slowly_are_waited_for(deployment):
+    serve(deployment)
+    deployment.see(entry(1, 1), entry(1), 1000)
+    assert step(deployment, 1200) is Step.NOTHING
+
+
+def test_dead_workers_are_started_anew_though_the_explainers_cannot_be_made_the_default(deployment):
+    serve(deployment)
+    deployment.defaults = {"predict"}
+    deployment.see(entry(0, dead=2), entry(1), 1000)
+    assert step(deployment, 1001) is Step.SET_DEFAULT
+    assert step(deployment, 1091) is Step.RECYCLE_PREDICT
+
+
+def test_explainers_that_are_not_registered_are_not_made_the_default(deployment):
+    serve(deployment)
+    deployment.defaults = {"predict"}
+    deployment.see(entry(2), None, 1000)
+    deployment.fail_explanations("the disk is full", 1000)
+    assert step(deployment, 1001) is Step.NOTHING
+
+
+def test_explainers_that_explain_wrongly_are_asked_again_later_and_later(deployment):
+    serve(deployment)
+    for now, pause in ((1000, 5), (1010, 10)):
+        deployment.fail_explanations("it explains reference input 0 as dog", now)
+        deployment.see(entry(2), entry(1), now + 1)
+        assert (deployment.state, deployment.trouble) == ("degraded", "it explains reference input 0 as dog")
+        assert step(deployment, now + pause - 1) is Step.NOTHING
+        assert step(deployment, now + pause) is Step.VERIFY_EXPLAIN
+
+
+def test_a_worker_that_runs_the_fallback_after_verification_degrades_the_version_and_is_counted(deployment):
+    serve(deployment)
+    deployment.see(entry(2), entry(1, pid=500), 1001, {101})
+    assert (deployment.state, deployment.routable) == ("degraded", True)
+    assert deployment.on_fallback == {"predict": 1, "explain": 0}
+    assert deployment.trouble.startswith("1 predict workers could not load its engine")
+    deployment.see(entry(2), entry(1, pid=500), 1002, {999})
+    assert (deployment.state, deployment.trouble) == ("ready", None)
+
+
+def test_a_machine_on_which_the_engine_never_ran_is_as_it_was_verified(deployment):
+    serve(deployment)
+    deployment.runs_engine = False
+    deployment.see(entry(2), entry(1, pid=500), 1001, {100, 101, 500})
+    assert deployment.state == "ready"
+    assert deployment.trouble == "its engine cannot run on this machine; the fallback serves"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from control.agent.verification import verify_predictions
+from control.agent.verification import verify_explanation, verify_predictions
 from control.archive import Archive, Reference
 from control.errors import VerificationError
 
@@ -53,3 +53,43 @@ def test_answers_of_neither_engine_are_refused_with_image_and_class(verify):
 def test_a_fallback_without_reference_outputs_is_refused(verify):
     with pytest.raises(VerificationError):
         verify(archive(tolerance=0.02, has_fallback=False), FALLBACK)
+
+
+@pytest.fixture
+def verify_explainer(serve):
+    """Verifies an entry whose predictions are `predictions` and whose explanation is of `label`, that probable."""
+
+    def verify(predictions, label, confidence):
+        top = [
+            [{"class": n, "confidence": p} for n, p in zip(CONTRACT["classes"], row, strict=True)]
+            for row in predictions
+        ]
+        explanation = {"class": label, "confidence": confidence, "heatmap": [[1.0]]}
+
+        def answer(headers):
+            explains = '"format":"json"' in headers["x-gradserve"]
+            results = [explanation] if explains else [{"top": entries} for entries in top]
+            return 200, json.dumps({"results": results}).encode()
+
+        asyncio.run(verify_explanation(serve(answer), archive(tolerance=0.02), "cifar10-explain"))
+
+    return verify
+
+
+@pytest.mark.parametrize(("predictions", "confidence"), [(ENGINE, 0.705), (FALLBACK, 0.655)])
+def test_an_explainer_of_the_right_class_passes_on_either_engine(verify_explainer, predictions, confidence):
+    verify_explainer(predictions, "dog", confidence)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "label", "confidence", "problem"),
+    [
+        (ENGINE, "cat", 0.3, "explains reference input 0 as cat"),
+        (ENGINE, "dog", 0.9, r"as dog \(0\.9\)"),
+        (ENGINE, "frog", 0.7, "as frog"),
+        (((0.9, 0.1), (0.9, 0.1)), "dog", 0.7, "reference input 0, class"),
+    ],
+)
+def test_an_explainer_that_runs_other_code_is_refused(verify_explainer, predictions, label, confidence, problem):
+    with pytest.raises(VerificationError, match=problem):
+        verify_explainer(predictions, label, confidence)

@@ -42,6 +42,16 @@ def test_a_version_that_is_not_as_it_should_be_is_degraded_though_all_workers_ar
     stand.wait_until(lambda: health(stand) == (200, "degraded", ["1.0.0 is degraded"]))
 
 
+def test_workers_on_the_fallback_engine_are_told_and_counted(stand: Stand) -> None:
+    pool = {"ready": 2, "wanted": 2, "fallback": 1, "pending": 0, "capacity": 100}
+    stand.agent.versions[0].update(state="degraded", predict=pool)
+    told = ["1.0.0: 1 of 2 predict workers run the fallback engine"]
+    stand.wait_until(lambda: health(stand) == (200, "degraded", told))
+    assert stand.client.get("/health").json()["versions"][0]["workers"]["predict"]["fallback"] == 1
+    line = 'gateway_workers_fallback{kind="predict",role="stable",version="1.0.0"} 1.0'
+    assert line in stand.client.get("/metrics").text.splitlines()
+
+
 def test_a_version_of_the_plan_that_no_agent_has_is_degraded(
     stand: Stand, make_plan: Callable[..., dict[str, Any]]
 ) -> None:
@@ -116,8 +126,9 @@ def test_without_a_plan_nothing_is_ready_and_health_says_why(stand: Stand) -> No
     assert ready(stand), "the last plan goes on"
 
 
-def test_a_broken_plan_leaves_the_last_one(stand: Stand) -> None:
-    stand.plan.write_text("{", encoding="utf-8")
+@pytest.mark.parametrize("text", ["{", "[" * 100_000], ids=["torn", "nested"])
+def test_a_broken_plan_leaves_the_last_one(stand: Stand, text: str) -> None:
+    stand.plan.write_text(text, encoding="utf-8")
     stand.wait_until(lambda: health(stand)[1] == "degraded")
     assert "is no JSON" in health(stand)[2][0]
     assert "gateway_plan_broken 1.0" in stand.client.get("/metrics").text

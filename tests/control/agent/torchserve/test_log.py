@@ -55,3 +55,12 @@ def test_a_new_server_starts_without_complaints(log):
     log.take(f"{PREFIX}ValueError: no".encode())
     log.forget()
     assert log.why("cifar10", "2.0.0") is None
+
+
+def test_workers_that_fall_back_are_known_by_their_process_until_another_takes_the_number(log):
+    for number, pid in ((9000, 41), (9001, 42)):
+        log.take(PREFIX.replace("9000", str(number)).encode() + b"[PID]%d" % pid)
+    log.take((PREFIX.replace("9000", "9001") + "the engine cannot run here, falling back to eager fp32").encode())
+    assert log.fallen_back == {42}
+    log.take((PREFIX.replace("9000", "9002") + "[PID]42").encode())
+    assert log.fallen_back == set()

@@ -19,7 +19,7 @@ DESCRIPTION = [
 
 
 def client(answer, log_path=None):
-    return Management("http://127.0.0.1:1", debug_log(log_path), transport=httpx.MockTransport(answer))
+    return Management(httpx.MockTransport(answer), debug_log(log_path))
 
 
 def run(coroutine):

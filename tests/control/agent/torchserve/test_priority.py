@@ -8,7 +8,7 @@ from control.agent.torchserve.priority import LOW_NICE, WorkerPriority, can_rest
 
 
 def entry(*workers):
-    return Registered("1.0.0", len(workers), tuple(Worker(pid, ready=ready) for pid, ready in workers), 0, 100)
+    return Registered("1.0.0", "m.mar", len(workers), tuple(Worker(pid, ready=ready) for pid, ready in workers), 0, 100)
 
 
 @pytest.fixture

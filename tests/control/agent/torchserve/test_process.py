@@ -1,41 +1,63 @@
+import re
+
 import pytest
 
-from control.agent.torchserve.log import ServerLog
-from control.agent.torchserve.process import TorchServeProcess, render_config, worker_environment
-from control.errors import TempTooLong
+from control.agent.torchserve.process import render_config, worker_environment
+from control.run_folder import RunFolder
 from control.settings import AgentSettings
 
 
-def properties(settings):
-    lines = (line for line in render_config(settings).splitlines() if line and not line.startswith("#"))
-    return dict(line.split("=", 1) for line in lines)
+@pytest.fixture
+def folder(tmp_path):
+    with RunFolder(tmp_path / "Büro ü") as folder:
+        yield folder
 
 
-def test_every_address_but_inference_is_on_loopback():
-    config = properties(AgentSettings(inference_host="10.0.0.7"))
+def properties(settings, folder):
+    """The configuration as Java reads it."""
+    lines = (line for line in render_config(settings, folder).splitlines() if line and not line.startswith("#"))
+    return {
+        name: re.sub(r"(\\u[0-9a-f]{4})+", read_code_units, value) for name, value in (x.split("=", 1) for x in lines)
+    }
+
+
+def read_code_units(found):
+    return bytes.fromhex(found[0].replace(r"\u", "")).decode("utf-16-be")
+
+
+def test_only_inference_and_metrics_have_an_address_and_management_has_a_private_socket(folder):
+    config = properties(AgentSettings(inference_host="10.0.0.7"), folder)
     assert config["inference_address"] == "http://10.0.0.7:9101"
-    assert config["management_address"] == "http://127.0.0.1:9102"
-    assert config["grpc_inference_address"] == config["grpc_management_address"] == "127.0.0.1"
+    assert config["metrics_address"] == "http://127.0.0.1:9103"
+    assert config["management_address"] == f"unix:{folder.path}/management.sock"
+    assert [name for name, value in config.items() if re.search(r"_(address|port)$", name)] == [
+        "inference_address",
+        "management_address",
+        "metrics_address",
+    ]
 
 
-def test_models_come_from_the_local_store_only(tmp_path):
-    config = properties(AgentSettings(model_store=tmp_path))
+def test_models_come_from_the_agents_private_store_only(folder):
+    config = properties(AgentSettings(), folder)
     assert config["allowed_urls"] == "^$"
-    assert config["model_store"] == str(tmp_path)
+    assert config["model_store"] == str(folder.store)
 
 
-def test_no_value_carries_a_comment():
-    assert not [value for value in properties(AgentSettings()).values() if " #" in value]
+@pytest.mark.parametrize("name", ["Büro ü", "модели", "📷 images", "back\\slash", "a=b #c"])
+def test_a_path_reaches_java_as_it_is(tmp_path, name):
+    with RunFolder(tmp_path / name) as folder:
+        text = render_config(AgentSettings(), folder)
+        assert text.isascii()
+        assert properties(AgentSettings(), folder)["model_store"].replace(r"\\", "\\") == str(folder.store)
 
 
-def test_workers_get_no_secret_and_their_share_of_the_cores(tmp_path):
+def test_no_value_carries_a_comment(folder):
+    assert not [value for value in properties(AgentSettings(), folder).values() if " #" in value]
+
+
+def test_workers_get_no_secret_and_their_share_of_the_cores(folder):
     environment = {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "GATEWAY_KEYS": "y", "HANDLER_MODE": "z"}
-    passed = worker_environment(environment, tmp_path, threads=2)
+    passed = worker_environment(environment, folder, threads=2)
     assert {"PATH", "HANDLER_MODE"} <= set(passed)
     assert not {"AWS_SECRET_ACCESS_KEY", "GATEWAY_KEYS"} & set(passed)
     assert passed["OMP_NUM_THREADS"] == "2"
-
-
-def test_a_folder_too_deep_for_sockets_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(TempTooLong, match="AGENT_TEMP"):
-        TorchServeProcess(AgentSettings(temp=tmp_path / ("x" * 90)), ServerLog(), threads=1)
