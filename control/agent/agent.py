@@ -26,8 +26,8 @@ from control.agent.reconciler import Reconciler
 from control.agent.torchserve.log import ServerLog
 from control.agent.torchserve.management import Management, Registered, debug_log
 from control.agent.torchserve.process import TorchServeProcess
+from control.agent.torchserve.run_folder import RunFolder, run_base
 from control.errors import ManagementError, TorchServeFailed
-from control.run_folder import RunFolder, run_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import httpx
 
 from control.agent.torchserve.process import find_java, torchserve_home
+from control.agent.torchserve.run_folder import run_base
 from control.archive import inspect_archive
 from control.cli.keys import read_keys
 from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
-from control.run_folder import run_base
 from control.settings import read_agent_settings
 from control.stack.stack import refuse_taken_ports
 from gateway.settings import trusts_everyone

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from control.agent.torchserve.log import ServerLog
-    from control.run_folder import RunFolder
+    from control.agent.torchserve.run_folder import RunFolder
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pytest
 from control.agent.agent import Agent
 from control.agent.deployment import Deployment, Wanted
 from control.agent.torchserve.management import Management, Registered, Worker
-from control.run_folder import RunFolder
+from control.agent.torchserve.run_folder import RunFolder
 from control.settings import AgentSettings
 from gateway.inference.replicas import parse_status
 

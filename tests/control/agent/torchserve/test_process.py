@@ -3,7 +3,7 @@ import re
 import pytest
 
 from control.agent.torchserve.process import render_config, worker_environment
-from control.run_folder import RunFolder
+from control.agent.torchserve.run_folder import RunFolder
 from control.settings import AgentSettings
 
 

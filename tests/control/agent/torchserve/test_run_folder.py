@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from control.agent.torchserve.run_folder import MAX_PATH_BYTES, RunFolder, run_base
 from control.errors import TempTooLong, TempUnusable
-from control.run_folder import MAX_PATH_BYTES, RunFolder, run_base
 
-HOLD = "import sys, pathlib; from control.run_folder import RunFolder; f = RunFolder(pathlib.Path(sys.argv[1])); "
+IMPORTS = "import sys; from pathlib import Path; from control.agent.torchserve.run_folder import RunFolder, run_base; "
+HOLD = IMPORTS + "f = RunFolder(Path(sys.argv[1])); print(f.path, flush=True); sys.stdin.read()"
 
 
 @contextlib.contextmanager
 def holder(base):
     """A process that holds a folder under `base`, and the folder; the process is killed at the end."""
-    command = [sys.executable, "-c", HOLD + "print(f.path, flush=True); sys.stdin.read()", str(base)]
+    command = [sys.executable, "-c", HOLD, str(base)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process, Path(process.stdout.readline().strip())
         process.kill()
@@ -85,7 +86,7 @@ def test_a_file_system_without_exec_is_refused_before_java_falls_back_to_tcp_por
     if shutil.which("unshare") is None:
         pytest.skip("unshare (util-linux) is not installed")
     script = f"mount -t tmpfs -o noexec none '{tmp_path}' && exec '{sys.executable}' -c \"$1\" '{tmp_path}'"
-    code = "import sys, pathlib; from control.run_folder import run_base; run_base(pathlib.Path(sys.argv[1]))"
+    code = IMPORTS + "run_base(Path(sys.argv[1]))"
     probe = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*probe, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this user may not make a mount namespace")
