@@ -51,12 +51,12 @@ class Stack:
     process: subprocess.Popen | None = None
     output: Path = field(default_factory=Path)
 
-    def start(self, source: Path) -> None:
-        """Starts `gradserve up` without waiting for it."""
+    def start(self, source: Path, code: Path = ROOT) -> None:
+        """Starts `gradserve up` without waiting for it, from the code in the folder `code`."""
         command = [sys.executable, "-m", "control.cli.main", "up", "--source", str(source)]
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=code, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def wait_until_ready(self) -> None:
@@ -214,6 +214,20 @@ def make_stack():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture
+def read_only_code(tmp_path_factory):
+    """A copy of the code that nobody may write to, in a folder whose name is not ASCII and has a space."""
+    copy = tmp_path_factory.mktemp("code") / "Büro ü"
+    for folder in (*(init.parent for init in ROOT.glob("*/__init__.py")), ROOT / "config"):
+        shutil.copytree(folder, copy / folder.name, ignore=shutil.ignore_patterns("__pycache__"))
+    everything = [copy, *copy.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield copy
+    for path in everything:
+        path.chmod(0o755)
+
+
 @pytest.fixture(scope="session")
 def write_untrained(tmp_path_factory):
     """`write_untrained(version, seed=0, classes=…)`: a model's folder, ready to pack, with weights nobody trained."""
@@ -296,8 +310,10 @@ def pack_again(model_source, tmp_path_factory):
 
 
 def with_trouble(archive: Path, trouble: str) -> Path:
-    """The archive with another handler, its own hashes brought up to date."""
-    code = f"""
+    """The archive with a handler that does `trouble` before it answers."""
+    return with_code(
+        archive,
+        f"""
 import random, time
 _well = ImageHandler.handle
 
@@ -307,7 +323,12 @@ def _troubled(self, data, context):
     return _well(self, data, context)
 
 ImageHandler.handle = _troubled
-"""
+""",
+    )
+
+
+def with_code(archive: Path, code: str) -> Path:
+    """The archive with `code` at the end of its handler's module, its own hashes brought up to date."""
     troubled = archive.with_name(f"troubled-{archive.name}")
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(troubled, "w") as new:
         members = {name: old.read(name) for name in old.namelist()}
@@ -318,3 +339,9 @@ ImageHandler.handle = _troubled
         for name, content in members.items():
             new.writestr(name, content)
     return troubled
+
+
+@pytest.fixture(scope="session")
+def add_code():
+    """`add_code(archive, code)`: the archive with `code` at the end of its handler's module."""
+    return with_code

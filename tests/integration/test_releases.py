@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,6 +162,8 @@ def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drain
     registered = [call["path"] for call in calls if call["method"] == "POST"]
     assert {path.split("?")[0] for path in registered} == {"/models"}
     assert all("synchronous=false" in path for path in registered)
+    # By the agent's private copies: whoever changes a file in the model store changes nothing that is checked already.
+    assert all(re.search(r"url=[0-9a-f]{64}\.mar&", path) for path in registered)
     assert all("synchronous=false" in c["path"] for c in calls if c["method"] == "PUT" and "min_worker" in c["path"])
     plans, last_seen, default, deleted = changes(stack), {}, {}, []
     for call in calls:

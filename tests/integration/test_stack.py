@@ -1,15 +1,20 @@
 """`gradserve up` as a whole: what it tells while it loads, breaks and stops."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
+import zipfile
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = pytest.mark.server
@@ -54,6 +59,32 @@ def test_workers_never_see_secrets(stack):
         assert "OMP_NUM_THREADS" in names
 
 
+def test_torchserve_listens_on_two_ports_and_manages_by_a_socket_for_its_own_user_alone(stack):
+    java = psutil.Process(stack.status()["torchserve"]["pid"])
+    ports = {held.laddr.port for held in java.net_connections("tcp") if held.status == psutil.CONN_LISTEN}
+    assert ports == {int(stack.environment[f"AGENT_{name}_PORT"]) for name in ("INFERENCE", "METRICS")}
+    folder = stack.run_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_uid == os.getuid()
+    if os.getuid() == 0:  # only root can become another user, and try
+        code = "import os, socket, sys; os.setuid(65534); socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+        command = [sys.executable, "-c", code, str(folder / "management.sock")]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "PermissionError" in answer.stderr
+
+
+def test_an_entry_that_somebody_else_registered_is_removed_and_reported(stack, until):
+    (ours, *_) = (stack.run_folder() / "store").glob("*.mar")
+    with stack.management() as client:
+        intruder = {"url": ours.name, "model_name": "intruder", "initial_workers": "0", "synchronous": "true"}
+        assert client.post("/models", params=intruder).status_code == 200
+        until(lambda: client.get("/models/intruder").status_code == 404, 10, stack)
+        names = {entry["modelName"] for entry in client.get("/models").json()["models"]}
+    until(lambda: any("intruder" in entry for entry in stack.status()["torchserve"]["removed_entries"]), 5)
+    assert names == {"cifar10", "cifar10-explain"}
+    assert "intruder" in str(json.loads(stack.command("status", "--json").stdout)["drift"])
+
+
 def test_status_prints_one_json_document_and_exits_with_zero_when_all_is_well(stack):
     answer = stack.command("status", "--json")
     assert answer.returncode == 0
@@ -86,17 +117,29 @@ def test_taken_ports_are_reported_before_anything_starts(make_stack, model_sourc
     assert not other.home.exists()
 
 
-def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(make_stack, model_source, until):
-    other = make_stack()
-    other.start(model_source)
+def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(
+    make_stack, model_source, read_only_code, add_code, until
+):
+    other = make_stack(PYTHONDONTWRITEBYTECODE="1")
+    files = set(read_only_code.rglob("*"))
+    other.start(model_source, read_only_code)
     until(lambda: other.health().status_code == 503, 60, other)
     assert httpx.get(f"{other.gateway}/readyz").status_code == 503
     assert httpx.get(f"{other.gateway}/livez").status_code == 200
+    # Between the two registrations, of predictions and explanations, the archive becomes another one.
+    until(lambda: other.management_log.exists() and "POST" in other.management_log.read_text(), 60, other)
+    (archive,) = other.model_store.glob("*.mar")
+    right = hashlib.sha256(zipfile.ZipFile(archive).read("image_handler.py")).hexdigest()
+    add_code(archive, "# other code").replace(archive)
     other.wait_until_ready()
     assert other.health().status_code == 200
+    loaded = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other.run_folder().rglob("image_handler.py")]
+    assert loaded == [right, right]
+    assert set(read_only_code.rglob("*")) == files
     other.process.send_signal(signal.SIGTERM)
     assert other.process.wait(40) == 0
     assert other.processes() == {}
+    assert list(Path(other.environment["AGENT_TEMP"]).glob("*")) == []
 
 
 def test_nothing_is_orphaned_when_up_itself_is_killed(make_stack, model_source, until):
@@ -134,3 +177,66 @@ def test_help_of_every_command_says_what_it_does_without_starting_anything(stack
         answer = stack.command(name, "--help")
         assert answer.returncode == 0, name
         assert len(answer.stdout.splitlines()) > 5, name
+
+
+@pytest.mark.long
+def test_a_worker_that_torchserve_gives_up_is_replaced_while_the_others_serve(stack, until):
+    def workers():
+        with stack.management() as client:
+            return client.get("/models/cifar10/all").json()[0]["workers"]
+
+    until(lambda: stack.health().json()["status"] == "ok", 90)
+    victim, served = workers()[0]["id"], set()
+
+    def replaced():
+        (pid,) = (worker["pid"] for worker in workers() if worker["id"] == victim)
+        if pid > 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        served.add(stack.status()["versions"][0]["predict"]["ready"] > 0)
+        return len(workers()) > 2 and stack.health().json()["status"] == "ok"
+
+    took = until(replaced, 240)
+    assert took > 80
+    assert served == {True}
+
+
+@pytest.mark.long
+def test_a_worker_that_falls_back_after_verification_is_told_until_it_runs_the_engine_again(
+    stack, stable, pack_again, add_code, until, tmp_path
+):
+    flag = tmp_path / "no engine"
+    archive = pack_again("9.30.0")
+    if not json.loads(zipfile.ZipFile(archive).read("contract.json")).get("fallback"):
+        pytest.skip("the served model has no fallback")
+    code = f"""
+from handlers import model as _model
+_load_well = _model._load_engine
+
+def _load(choice, contract, directory, device):
+    if choice is contract.engine and Path({str(flag)!r}).exists():
+        raise _model.EngineError("the test forbids it")
+    return _load_well(choice, contract, directory, device)
+
+_model._load_engine = _load
+"""
+    assert stack.command("deploy", str(add_code(archive, code))).returncode == 0
+    until(lambda: stack.health().json()["status"] == "ok", 60)
+    flag.touch()
+    os.kill(stack_worker(stack, "9.30.0"), signal.SIGKILL)
+    told = "9.30.0: 1 of 1 predict workers run the fallback engine"
+    until(lambda: stack.health().json()["reasons"] == [told], 90)
+    metrics = httpx.get(f"{stack.gateway}/metrics", timeout=10).text
+    assert 'gateway_workers_fallback{kind="predict",role="retained",version="9.30.0"} 1.0' in metrics
+    flag.unlink()
+    os.kill(stack_worker(stack, "9.30.0"), signal.SIGKILL)
+    until(lambda: stack.health().json()["status"] == "ok", 90)
+
+
+def stack_worker(stack, version: str) -> int:
+    """The process id of a version's only predict worker."""
+    with stack.management() as client:
+        found = client.get("/models/cifar10/all").json()
+    (described,) = [entry for entry in found if entry["modelVersion"] == version]
+    (worker,) = described["workers"]
+    return worker["pid"]
