@@ -69,6 +69,6 @@ env-example: $(STAMP) ## write .env.example anew from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay
-	rm -rf .venv .gradserve/logs .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build *.egg-info
+	rm -rf .venv .gradserve/logs .gradserve/run .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

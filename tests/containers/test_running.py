@@ -33,7 +33,7 @@ STOP_WITHIN_S = 120
 UP_WITHIN_S = 480
 SAMPLES = ROOT / "tests" / "samples"
 SERVED = ("torchserve", "gateway", "mlflow")
-PRIVATE_PORTS = (9100, 9101, 9102, 9103, 9104, 9105)
+PRIVATE_PORTS = (9100, 9101, 9102, 9103, 9104, 9105, 7070, 7071, 8080, 8081, 8082)
 PROBE = """
 import socket, sys
 host, ports = sys.argv[1], sys.argv[2:]
@@ -253,6 +253,9 @@ def test_torchserve_and_agent_are_out_of_reach_of_other_networks(project):
     # The same probe finds open what the gateway needs, and nothing else, where it may.
     reached = docker("exec", project.container("gateway"), "python", "-c", PROBE, "torchserve", *ports)
     assert re.findall(r"(\d+) open", reached) == ["9100", "9101", "9103"]
+    # Nor from inside: neither TorchServe's management nor its gRPC has a port.
+    inside = docker("exec", project.container("torchserve"), "python", "-c", PROBE, "127.0.0.1", *ports)
+    assert re.findall(r"(\d+) open", inside) == ["9100", "9101", "9103"]
     assert project.inspect("torchserve")["HostConfig"]["PortBindings"] in ({}, None)
 
 

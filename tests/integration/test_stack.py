@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
