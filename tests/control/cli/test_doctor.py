@@ -13,7 +13,7 @@ def find(tmp_path, monkeypatch):
     def find(about, **variables):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return next((found for found in examine(tmp_path, [], tmp_path) if found.about == about), None)
+        return next((found for found in examine(tmp_path, [], [], tmp_path) if found.about == about), None)
 
     return find
 
