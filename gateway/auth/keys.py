@@ -107,7 +107,7 @@ def load_keys(path: Path) -> tuple[Key, ...]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KeyFileError(f"{path.name} is no JSON: {error}") from error
     if not isinstance(data, dict) or data.get("schema") not in READABLE or not isinstance(data.get("keys"), list):
         raise KeyFileError(f"{path.name} is no key file of schema {' or '.join(map(str, READABLE))}")

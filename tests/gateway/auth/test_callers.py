@@ -40,6 +40,7 @@ def test_the_file_holds_no_secret_and_only_its_owner_reads_it(tmp_path: Path) ->
     ("content", "sentence"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[]", "is no key file"),
         ('{"schema":1,"keys":[1]}', "a key is an object"),
         ('{"schema":1,"keys":[{"name":"a","sha256":"x","scopes":["read"]}]}', "no SHA-256"),
