@@ -140,8 +140,9 @@ class Deployment:
     def trouble(self) -> str | None:
         """The reason for people, None when all is well."""
         if self.reason is None and self.has_fallen_back:
-            counts = " and ".join(f"{count} {kind}" for kind, count in self.on_fallback.items() if count)
-            return f"{counts} workers could not load its engine and run the fallback; TorchServe's log says why"
+            ready = {kind: entry.ready for kind, entry in self.entries() if entry is not None}
+            counts = [f"{count} of {ready[kind]} {kind}" for kind, count in self.on_fallback.items() if count]
+            return f"{' and '.join(counts)} workers run the fallback engine; TorchServe's log says why"
         if self.reason is None and self.verified and not self.runs_engine:
             return "its engine cannot run on this machine; the fallback serves"
         return self.reason

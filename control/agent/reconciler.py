@@ -373,6 +373,7 @@ class Reconciler:
         for name, entry in ((wanted.model, deployment.predict), (explain_entry(wanted.model), deployment.explain)):
             if entry is not None:
                 await self._unregister_entry(name, wanted.version)
+                self._made.pop((name, wanted.version), None)
         # What is loaded again, because the plan names it again by now, is verified again.
         deployment.verified, deployment.explains = False, None
         deployment.defaults.clear()
@@ -390,7 +391,6 @@ class Reconciler:
             stable = plan.stable.version if plan is not None else ""
             await self._management.set_default(entry, stable if stable in rest else rest[0])
         await self._management.unregister(entry, version)
-        self._made.pop((entry, version), None)
 
     def _drop_copies(self) -> None:
         """Removes the private copies of archives that no version needs any more."""

@@ -244,7 +244,7 @@ def test_a_worker_that_runs_the_fallback_after_verification_degrades_the_version
     deployment.see(entry(2), entry(1, pid=500), 1001, {101})
     assert (deployment.state, deployment.routable) == ("degraded", True)
     assert deployment.on_fallback == {"predict": 1, "explain": 0}
-    assert deployment.trouble.startswith("1 predict workers could not load its engine")
+    assert deployment.trouble == "1 of 2 predict workers run the fallback engine; TorchServe's log says why"
     deployment.see(entry(2), entry(1, pid=500), 1002, {999})
     assert (deployment.state, deployment.trouble) == ("ready", None)
 
