@@ -19,13 +19,15 @@ class Augmentation:
     operations of strength `magnitude` (0..30) follows (Cubuk et al. 2019, https://arxiv.org/abs/1909.13719), then
     random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896). With probability
     `cutmix`, a batch's images then get a rectangle of their neighbours and a share of their labels (Yun et al. 2019,
-    https://arxiv.org/abs/1905.04899).
+    https://arxiv.org/abs/1905.04899). With probability `pixmix`, an image is mixed with fractals and with augmented
+    copies of itself before erasing (Hendrycks et al. 2021, https://arxiv.org/abs/2112.05135).
     """
 
     operations: int = 2
     magnitude: int = 9
     erasing: float = 0.0
     cutmix: float = 0.0
+    pixmix: float = 0.0
 
 
 # (share of the epochs from which it holds, image size; 0: the contract's): small images teach much for little.
@@ -86,10 +88,16 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
     average: float = 0.998  # decay per step of the averaged weights, which are what is kept; 0 keeps the last ones
+    # From the share `sam_from` of a phase's epochs on, each step takes its gradient at the worst weights within
+    # `sam_radius`, at twice the cost (Foret et al. 2020, https://arxiv.org/abs/2010.01412; late in training is enough:
+    # Zhou et al. 2024, https://arxiv.org/abs/2410.10373); 0 never does.
+    sam_radius: float = 0.0
+    sam_from: float = 0.75
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     # machine
     precision: str = "auto"
+    compile: bool = False  # on a GPU: faster after a minute for each image size
     workers: int = 1
 
     def phases(self) -> tuple[Phase, ...]:
@@ -268,12 +276,12 @@ def _check_ranges(recipe: Recipe) -> None:
     rates = (recipe.rate, recipe.head_rate, *(cycle.rate for cycle in recipe.cycles))
     if not all(0 < rate < math.inf for rate in rates):
         raise TrainingError("each rate must be above 0")
-    shares = {name: getattr(recipe, name) for name in ("momentum", "label_smoothing", "average", "warm_up")}
+    shares = {name: getattr(recipe, name) for name in ("momentum", "label_smoothing", "average", "warm_up", "sam_from")}
     shares |= {f"warm_up of {phase.name}": phase.warm_up for phase in recipe.phases()}
     if wrong := [name for name, share in shares.items() if not 0 <= share < 1]:
         raise TrainingError(f"{' and '.join(wrong)}: from 0, and below 1")
-    if not 0 <= recipe.weight_decay < math.inf:
-        raise TrainingError("weight_decay must be 0 or more")
+    if not (0 <= recipe.weight_decay < math.inf and 0 <= recipe.sam_radius < math.inf):
+        raise TrainingError("weight_decay and sam_radius must be 0 or more")
 
 
 def _check_blends(recipe: Recipe) -> None:
@@ -288,7 +296,7 @@ def _check_blends(recipe: Recipe) -> None:
 
 
 def _check_augmentation(augmentation: Augmentation) -> None:
-    if not (0 <= augmentation.erasing <= 1 and 0 <= augmentation.cutmix <= 1):
-        raise TrainingError("erasing and cutmix are probabilities: between 0 and 1")
+    if not all(0 <= chance <= 1 for chance in (augmentation.erasing, augmentation.cutmix, augmentation.pixmix)):
+        raise TrainingError("erasing, cutmix and pixmix are probabilities: between 0 and 1")
     if not (augmentation.operations >= 0 and 0 <= augmentation.magnitude <= MAGNITUDES):
         raise TrainingError(f"RandAugment takes operations from 0 and a magnitude of 0 to {MAGNITUDES}")

@@ -1,7 +1,9 @@
 """One training's state: what an epoch does with it, and how it is written down and read again.
 
-A run is a folder. `last.pt`, the checkpoint of every epoch, is written first and whole; all else follows from it:
-`best.pth` (state dict of the best epoch on the held-out images), `contract.json`, `history.json`, `curves.png`.
+A run is a folder. `last.pt`, the checkpoint, is written first and whole; all else follows from it: `best.pth` (state
+dict of the best epoch on the held-out images), `contract.json`, `history.json`, `curves.png`. On processors every epoch
+ends with a checkpoint. On a GPU, whose epochs can be shorter than the writing takes, one follows the last by half a
+minute.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import json
 import logging
 import math
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -26,22 +30,28 @@ from training.convolution import use_patches
 from training.curves import plot_curves
 from training.data.images import divide, load_training_images
 from training.errors import TrainingError
-from training.evaluate.inference import predict_logits
+from training.evaluate.inference import compute_logits, normalised_batches
 from training.parallel import ProcessGroup
 from training.pretrained import ancestor, check_split, choose_architecture, located, pretrained_network
 from training.recipe import Phase, Recipe, rate_factor, recipe_to_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from torch.utils.data import DataLoader
 
     from training.data.augment import EpochBatches
+    from training.device_augment import DeviceLoader
+
+    Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
 
 logger = logging.getLogger(__name__)
 
 FILES = ("best.pth", "contract.json", "history.json", "curves.png")
 
+_VALIDATION_BATCH = 256
+_GPU_CHECKPOINT_INTERVAL_S = 30.0
 _AVERAGED_EVERY = 4  # steps: at each one it would take a thirtieth of the time, and the average would be the same
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -64,6 +74,7 @@ class Run:
                 "pass a --batch-size that can"
             )
         self.bf16 = _uses_bf16(recipe.precision, self.device)
+        torch.backends.cudnn.benchmark = True  # of several algorithms for a convolution, the fastest here
         images, self.input = load_training_images(recipe.data, cache)
         self.data_sha256 = images.sha256()
         self.training_images, self.held_out = divide(
@@ -88,6 +99,10 @@ class Run:
         self.begun: dict[str, Tensor] = {}  # the weights that the phase began with
         self.phase, self.epoch = 0, 0  # the next epoch to train: its phase, and its number within the phase
         self._enter_phase()
+        self.best_weights: dict[str, Tensor] = {}  # the best epoch's, averaged where the recipe averages
+        self.checkpoint_interval_s = _GPU_CHECKPOINT_INTERVAL_S if self.device.type == "cuda" else 0.0
+        self._written_at = -math.inf
+        self._held_out_batches: list[Tensor] = []
         self.history: list[dict[str, float]] = []
         self.environments: list[dict[str, str]] = []  # those that epochs were trained in
         self.run_id = ""
@@ -114,7 +129,12 @@ class Run:
         # A checkpoint of earlier code has the seconds of training alone.
         return sum(figures.get("epoch_seconds", figures["seconds"]) for figures in self.history)
 
-    def train_epoch(self, loader: DataLoader[tuple[Tensor, Tensor]], batches: EpochBatches) -> dict[str, float]:
+    @property
+    def is_checkpoint_due(self) -> bool:
+        """Return True if the last checkpoint is old enough, or the training has ended."""
+        return self.is_finished or time.monotonic() >= self._written_at + self.checkpoint_interval_s
+
+    def train_epoch(self, loader: Loader, batches: EpochBatches) -> dict[str, float]:
         """Trains one epoch and returns its figures: loss, accuracy, seconds, images per second, rate, image size."""
         phase = self.recipe.phases()[self.phase]
         if self.epoch == 0:
@@ -122,6 +142,7 @@ class Run:
         self._freeze(phase)
         batches.epoch = len(self.history)
         size = self._image_size(phase)
+        radius = self.recipe.sam_radius if self.epoch / phase.epochs >= self.recipe.sam_from else 0.0
         steps = len(batches) * phase.epochs
         started = shown = time.perf_counter()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # of losses, hits and images
@@ -130,7 +151,7 @@ class Run:
         with tqdm(loader, desc=title, mininterval=1.0, disable=not self.team.is_first) as bar:
             for index, (images, labels) in enumerate(bar):
                 rate = phase.rate * rate_factor(self.epoch * len(batches) + index, steps, phase.warm_up)
-                sums += self._step(images, labels, size, rate)
+                sums += self._step(images, labels, size, rate, radius)
                 if self.recipe.average and ((index + 1) % _AVERAGED_EVERY == 0 or index + 1 == len(batches)):
                     self.averaged.update_parameters(self.network)
                 if (now := time.perf_counter()) > shown + 1:  # to read them at each step would hold a GPU up
@@ -155,7 +176,12 @@ class Run:
         Each process looks at its part of them.
         """
         part = slice(self.team.rank, None, self.team.processes)
-        logits = predict_logits(self.kept(), self.held_out.images[part], self.input, device=self.device, bf16=self.bf16)
+        batches: Iterable[Tensor] = normalised_batches(
+            self.held_out.images[part], self.input, self.device, _VALIDATION_BATCH
+        )
+        if self.device.type == "cuda":  # has room for them, and is waited for less
+            batches = self._held_out_batches = self._held_out_batches or list(batches)
+        logits = compute_logits(self.kept(), batches, device=self.device, bf16=self.bf16)
         labels = torch.from_numpy(self.held_out.labels[part])
         loss = cross_entropy(logits, labels, reduction="sum")
         sums = torch.stack(
@@ -168,8 +194,11 @@ class Run:
         """The network that a release would hold: averaged weights, or the last ones where the recipe averages none."""
         return self.averaged.module if self.recipe.average else self.network
 
-    def advance(self) -> None:
-        """Moves on to the next epoch."""
+    def end_epoch(self, figures: dict[str, float]) -> None:
+        """Keep the epoch's figures, and its weights if it is the best; move on to the next one."""
+        self.history.append(figures)
+        if self.best_epoch == len(self.history):
+            self.best_weights = {key: value.clone() for key, value in self.kept().state_dict().items()}
         self.epoch += 1
         if self.epoch >= self.recipe.phases()[self.phase].epochs:
             self.phase, self.epoch = self.phase + 1, 0
@@ -183,6 +212,7 @@ class Run:
             "epoch": self.epoch,
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
+            "best": self.best_weights,
             "begun": self.begun,
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
@@ -193,6 +223,7 @@ class Run:
         _write_whole(state, self.folder / "last.pt")
         if self.history:
             self._write_files()
+        self._written_at = time.monotonic()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to where the checkpoint was written.
@@ -213,13 +244,14 @@ class Run:
             self._enter_phase()
             self.optimiser.load_state_dict(state["optimiser"])
         self.history, self.run_id = state["history"], state["run_id"]
+        self.best_weights = state.get("best", {})  # likewise, and what it had is in best.pth
         self.environments = state.get("environments", [])  # earlier code wrote none
         self.ancestor = state.get("ancestor", {})  # likewise
 
     def _write_files(self) -> None:
         recipe = self.recipe
-        if self.best_epoch == len(self.history):
-            state = {key: value.float().contiguous() for key, value in self.kept().state_dict().items()}
+        if self.best_weights:
+            state = {key: value.float().contiguous() for key, value in self.best_weights.items()}
             _write_whole(state, self.folder / "best.pth")
         provenance = {
             "data_sha256": self.data_sha256,
@@ -273,29 +305,55 @@ class Run:
         self.optimiser = self._make_optimiser(phase)
         self._trained: nn.Module = self.network  # lets go of the last phase's wrapper and its hooks
         self._trained = self.team.average_gradients(self.network)
+        if self.recipe.compile and self.device.type == "cuda":
+            self._trained.compile(dynamic=False)  # a program for each image size is faster than one for all
 
-    def _step(self, images: Tensor, labels: Tensor, size: int, rate: float) -> Tensor:
+    def _step(self, images: Tensor, labels: Tensor, size: int, rate: float, radius: float) -> Tensor:
         """Trains on one batch and returns its sums of losses, hits and images."""
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         if images.shape[-1] != size:
             images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self._trained(images)
-        loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, logits = self._backward(images, labels)
+        if radius:
+            with self._at_the_worst_weights(radius):
+                self.optimiser.zero_grad(set_to_none=True)
+                self._backward(images, labels)
         self.optimiser.step()
         classes = labels if labels.ndim == 1 else labels.argmax(1)
-        hits = (logits.detach().argmax(1) == classes).sum()
-        return torch.stack([loss.detach() * len(labels), hits, torch.full_like(hits, len(labels))])
+        hits = (logits.argmax(1) == classes).sum()
+        return torch.stack([loss * len(labels), hits, torch.full_like(hits, len(labels))])
+
+    def _backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of one batch, and return its loss and logits."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self._trained(images)
+        loss = cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        loss.backward()
+        return loss.detach(), logits.detach()
+
+    @contextmanager
+    def _at_the_worst_weights(self, radius: float) -> Iterator[None]:
+        """Move the weights by `radius` along their gradients, where the loss is about the highest, and back in the end.
+
+        Source: Foret et al. 2020, equation 2, https://arxiv.org/abs/2010.01412
+        """
+        weights = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        gradients = [weight.grad for weight in weights]
+        with torch.no_grad():
+            climb = torch._foreach_mul(gradients, radius / (get_total_norm(gradients) + 1e-12))  # noqa: SLF001 - one launch for all
+            torch._foreach_add_(weights, climb)  # noqa: SLF001
+        yield
+        with torch.no_grad():
+            torch._foreach_sub_(weights, climb)  # noqa: SLF001
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""
-        steps = _AVERAGED_EVERY * int(count)
+        steps = _AVERAGED_EVERY * int(self.averaged.n_averaged)  # on the processor; reading `count` would hold a GPU up
         decay = min(self.recipe.average, (1 + steps) / (10 + steps)) ** _AVERAGED_EVERY
         get_ema_multi_avg_fn(decay)(averaged, current, count)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
-from training.data.augment import training_loader
+from training.data.augment import EpochBatches, training_loader
+from training.device_augment import DeviceLoader
 from training.errors import TrainingError
 from training.parallel import join_process_group
 from training.recipe import Recipe, check, extended, recipe_from_dict
@@ -23,12 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from torch import Tensor
-    from torch.utils.data import DataLoader
-
-    from training.data.augment import EpochBatches
     from training.parallel import ProcessGroup
     from training.recipe import Augmentation
+    from training.run import Loader
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 def _drive(run: Run, *, registers: bool) -> Path:
     if not run.team.is_first:
         for _ in _epochs(run):
-            pass
+            pass  # another process writes and records
         return run.folder
     recorder = _recorder(run)
     status = "KILLED"
@@ -169,6 +167,7 @@ def _register(run: Run, recorder: Recorder) -> None:
 
 
 def _epochs(run: Run) -> Iterator[None]:
+    """Train all epochs, and yield after each checkpoint."""
     here = environment()
     augmentation = None
     while not run.is_finished:
@@ -178,21 +177,30 @@ def _epochs(run: Run) -> Iterator[None]:
             loader, batches = _loader(run, augmentation)
         started = time.perf_counter()
         figures = run.train_epoch(loader, batches) | run.validate()
-        run.history.append(figures | {"epoch_seconds": time.perf_counter() - started})
         if here not in run.environments:
             run.environments.append(here)
-        run.advance()
+        run.end_epoch(figures | {"epoch_seconds": time.perf_counter() - started})
         if run.team.is_first:
-            run.write()
             logger.info(
                 "epoch %d: loss %.3f, held-out accuracy %.4f (best %.4f), %.0f images/s",
                 len(run.history), figures["loss"], figures["validation_accuracy"], run.best, figures["images_per_s"],
             )  # fmt: skip
-        yield
+            if run.is_checkpoint_due:
+                run.write()
+                yield
 
 
-def _loader(run: Run, augmentation: Augmentation) -> tuple[DataLoader[tuple[Tensor, Tensor]], EpochBatches]:
-    recipe = run.recipe
+def _loader(run: Run, augmentation: Augmentation) -> tuple[Loader, EpochBatches]:
+    """Return what feeds the training, on a GPU from its own memory, and the order of the images."""
+    recipe, team = run.recipe, run.team
+    if run.device.type == "cuda" or augmentation.pixmix:
+        batches = EpochBatches(
+            len(run.training_images), recipe.batch_size, recipe.seed, rank=team.rank, processes=team.processes
+        )
+        loader = DeviceLoader(
+            run.training_images, run.input, augmentation, batches, seed=recipe.seed, device=run.device
+        )
+        return loader, batches
     return training_loader(
         run.training_images,
         run.input,
@@ -200,6 +208,6 @@ def _loader(run: Run, augmentation: Augmentation) -> tuple[DataLoader[tuple[Tens
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         seed=recipe.seed,
-        rank=run.team.rank,
-        processes=run.team.processes,
+        rank=team.rank,
+        processes=team.processes,
     )

@@ -380,10 +380,10 @@ def test_frozen_backbone_keeps_weights_and_batch_norm_statistics(trained, tmp_pa
     loader, batches = training_loader(
         run.training_images, run.input, recipe.augmentation, batch_size=16, workers=0, seed=0
     )
-    run.train_epoch(loader, batches)
+    figures = run.train_epoch(loader, batches)
     moved = {name for name, value in run.network.state_dict().items() if not torch.equal(value, start[name])}
     assert moved == {"fc.weight", "fc.bias"}
-    run.advance()
+    run.end_epoch(figures | run.validate())
     run.train_epoch(loader, batches)
     moved = {
         name.split(".")[0] for name, value in run.network.state_dict().items() if not torch.equal(value, start[name])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from training.recipe import Augmentation
 
 _HASH_MULTIPLIER = 2654435761  # spreads neighbouring indices; Knuth, The Art of Computer Programming 3, section 6.4
-_CROP_PADDING = 4  # He et al. 2015, section 4.2, https://arxiv.org/abs/1512.03385
+CROP_PADDING = 4  # He et al. 2015, section 4.2, https://arxiv.org/abs/1512.03385
 
 
 class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -65,7 +65,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """
         epoch = items[0][0]
         indices = np.array([index for _, index in items])
-        flips = (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
+        flips = flipped(indices, epoch)
         seeds = self._seeds(epoch)[indices]
         erased, mixed = seeds[:, 1] < np.array([[self.augmentation.erasing], [self.augmentation.cutmix]]) * 2**32
         with torch.random.fork_rng(devices=[]):
@@ -96,7 +96,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         drawn = []
         for place, (padded, is_flipped, seed) in enumerate(zip(_padded(pictures), flips, seeds.tolist(), strict=True)):
             torch.default_generator.manual_seed(seed)
-            down, right = torch.randint(0, 2 * _CROP_PADDING + 1, (2,)).tolist()
+            down, right = torch.randint(0, 2 * CROP_PADDING + 1, (2,)).tolist()
             cut = padded[down : down + height, right : right + width].transpose(2, 0, 1)
             varied[place] = cut[..., ::-1] if is_flipped else cut
             drawn.append(self._randaugment.draw())
@@ -124,10 +124,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """The batches, or this process's parts of them, of the epoch that `epoch` is set to."""
+        for batch in self.indices():
+            yield [(self.epoch, index) for index in batch.tolist()]
+
+    def indices(self) -> Iterator[NDArray[np.intp]]:
+        """Yield the images' places of each batch, or of this process's part of it."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield [(self.epoch, int(index)) for index in batch[self.rank :: self.processes]]
+            yield order[start : start + self.batch_size][self.rank :: self.processes]
 
 
 def training_loader(
@@ -159,11 +163,16 @@ def training_loader(
     return loader, batches
 
 
+def flipped(indices: NDArray[np.intp], epoch: int) -> NDArray[np.bool_]:
+    """Return for each image of `indices` whether it is flipped in `epoch`: in every second one."""
+    return (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
+
+
 def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature
     return batch
 
 
 def _padded(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The images (N, H, W, 3) with their borders mirrored outwards."""
-    around = (_CROP_PADDING, _CROP_PADDING)
+    around = (CROP_PADDING, CROP_PADDING)
     return np.pad(images, ((0, 0), around, around, (0, 0)), mode="reflect")

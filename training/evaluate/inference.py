@@ -9,6 +9,8 @@ import torch
 from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -30,11 +32,25 @@ def predict_logits(
     The network is put into evaluation mode and left in it.
     """
     device = device or torch.device("cpu")
+    return compute_logits(network, normalised_batches(images, size, device, batch_size), device=device, bf16=bf16)
+
+
+def normalised_batches(
+    images: NDArray[np.uint8], size: Input, device: torch.device, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield `images` as the network takes them, (N, 3, H, W) float32 on `device`, N up to `batch_size`."""
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(normalise(images[start : start + batch_size], size))
+        yield batch.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def compute_logits(
+    network: nn.Module, batches: Iterable[Tensor], *, device: torch.device, bf16: bool = False
+) -> Tensor:
+    """Return the logits (N, K) float32 on the CPU, of normalised `batches` that lie on `device`.
+
+    The network is put into evaluation mode and left in it.
+    """
     network.eval()
-    parts = []
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(normalise(images[start : start + batch_size], size))
-            batch = batch.to(device).contiguous(memory_format=torch.channels_last)
-            parts.append(network(batch).float().cpu())
-    return torch.cat(parts)
+        return torch.cat([network(batch).float().cpu() for batch in batches])
