@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from training.data.augment import EpochBatches
-    from training.device_augment import DeviceLoader
+    from training.data.device_augment import DeviceLoader
 
     Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
 
@@ -342,14 +342,16 @@ class Run:
 
         Source: Foret et al. 2020, equation 2, https://arxiv.org/abs/2010.01412
         """
-        weights = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-        gradients = [weight.grad for weight in weights]
+        slopes = [(weight, weight.grad) for weight in self.network.parameters() if weight.grad is not None]
+        scale = radius / get_total_norm([gradient for _, gradient in slopes]).clamp_min(1e-12)
+        climb = [(weight, gradient * scale) for weight, gradient in slopes]
         with torch.no_grad():
-            climb = torch._foreach_mul(gradients, radius / (get_total_norm(gradients) + 1e-12))  # noqa: SLF001 - one launch for all
-            torch._foreach_add_(weights, climb)  # noqa: SLF001
+            for weight, step in climb:
+                weight.add_(step)
         yield
         with torch.no_grad():
-            torch._foreach_sub_(weights, climb)  # noqa: SLF001
+            for weight, step in climb:
+                weight.sub_(step)
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         """Moves the averaged weights towards the current ones; faster at the start, to forget the random beginning."""

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from training.data.augment import EpochBatches, training_loader
-from training.device_augment import DeviceLoader
+from training.data.device_augment import DeviceLoader
 from training.errors import TrainingError
 from training.parallel import join_process_group
 from training.recipe import Recipe, check, extended, recipe_from_dict

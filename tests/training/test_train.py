@@ -229,6 +229,29 @@ def test_training_killed_at_each_file_it_writes_ends_as_an_unbroken_one(tmp_path
     assert_same_training(whole, tmp_path / "killed")
 
 
+def test_between_checkpoints_the_best_weights_are_kept_and_a_killed_training_resumes_to_the_same(tmp_path, cache):
+    """As on a GPU, whose epochs are shorter than half a minute."""
+    rare = Run(RECIPE, tmp_path, cache)
+    rare.checkpoint_interval_s = 3600.0
+    rare.write()
+    loader, batches = training_loader(
+        rare.training_images, rare.input, RECIPE.augmentation, batch_size=16, workers=0, seed=0
+    )
+    kept = []
+    while not rare.is_finished:
+        figures = rare.train_epoch(loader, batches) | rare.validate()
+        rare.end_epoch(figures | {"validation_accuracy": 0.9 - 0.1 * rare.epoch})  # the first epoch is the best
+        kept.append({name: value.clone() for name, value in rare.kept().state_dict().items()})
+        assert rare.is_checkpoint_due == rare.is_finished
+    assert not (tmp_path / "best.pth").exists()
+    rare.write()
+    best = weights(tmp_path)
+    assert all(torch.equal(best[name], kept[0][name]) for name in best)
+    (tmp_path / "best.pth").unlink()
+    resume(tmp_path, cache, registers=False)
+    assert all(torch.equal(value, best[name]) for name, value in weights(tmp_path).items())
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(tmp_path, cache):
     planned = replace(RECIPE, epochs=1, cycles=(Cycle(2, 0.05, ((0.0, 8),), Augmentation(2, 7, cutmix=0.5)),))
@@ -405,3 +428,32 @@ def test_tracking_that_fails_does_not_cost_the_training(tmp_path, cache, monkeyp
     folder = train(replace(RECIPE, epochs=1), tmp_path / "run", cache)
     assert (folder / "best.pth").exists()
     assert "MLflow" in caplog.text
+
+
+def test_sharpness_aware_step_takes_its_gradient_at_the_worst_weights_nearby(tmp_path, cache):
+    run = Run(replace(RECIPE, momentum=0.0, nesterov=False, weight_decay=0.0), tmp_path, cache)
+    run.network.eval()  # or the second pass would see moved statistics
+    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 10
+    before = [weight.detach().clone() for weight in run.network.parameters()]
+    run._backward(images, labels)
+    slopes = [weight.grad.clone() for weight in run.network.parameters()]
+    length = torch.cat([slope.flatten() for slope in slopes]).norm()
+    with torch.no_grad():
+        for weight, slope in zip(run.network.parameters(), slopes, strict=True):
+            weight.add_(slope, alpha=0.5 / length.item())
+    run.optimiser.zero_grad()
+    run._backward(images, labels)
+    worst = [weight.grad.clone() for weight in run.network.parameters()]
+    with torch.no_grad():
+        for weight, old in zip(run.network.parameters(), before, strict=True):
+            weight.copy_(old)
+    run._step(images, labels, size=8, rate=0.1, radius=0.5)
+    for weight, old, gradient in zip(run.network.parameters(), before, worst, strict=True):
+        torch.testing.assert_close(weight.detach(), old - 0.1 * gradient, atol=1e-5, rtol=1e-3)
+    assert not all(torch.allclose(*pair, atol=1e-4) for pair in zip(slopes, worst, strict=True))
+
+
+def test_recipe_with_pixmix_trains_on_a_processor_too(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr("training.data.device_augment._FRACTALS", 2)
+    recipe = replace(RECIPE, epochs=1, augmentation=Augmentation(1, 5, pixmix=0.5), sam_radius=0.05, sam_from=0.0)
+    assert weights(train(recipe, tmp_path / "run", cache, registers=False))

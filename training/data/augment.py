@@ -165,7 +165,8 @@ def training_loader(
 
 def flipped(indices: NDArray[np.intp], epoch: int) -> NDArray[np.bool_]:
     """Return for each image of `indices` whether it is flipped in `epoch`: in every second one."""
-    return (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
+    flips: NDArray[np.bool_] = (indices * _HASH_MULTIPLIER >> 16) % 2 == epoch % 2
+    return flips
 
 
 def _as_is(batch: Any) -> Any:  # noqa: ANN401 - the loader's own signature

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import atan, degrees
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from training.data.augment import CROP_PADDING, flipped
-from training.fractals import draw_fractals
+from training.data.fractals import draw_fractals
 
 # After training.data.augment, which makes torchvision importable beside a CPU-only torch.
 from torchvision.transforms import RandAugment  # isort: skip
@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import CutMix  # isort: skip
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - isort: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -123,10 +123,12 @@ class DeviceLoader:
     def _varied(self, images: Tensor, operations: NDArray[np.intp]) -> Tensor:
         """Return a copy of uint8 `images` after RandAugment: for each the `operations` (N, steps) drawn for it."""
         images = images.clone()
-        for drawn in operations.T:
-            for number in np.unique(drawn):
-                places = self._on_device(np.flatnonzero(drawn == number))
-                images[places] = self._operations[number](images[places])
+        # Each call has another number of images, for which cuDNN would choose its fastest convolution anew.
+        with torch.backends.cudnn.flags(enabled=False):
+            for drawn in operations.T:
+                for number in np.unique(drawn):
+                    places = self._on_device(np.flatnonzero(drawn == number))
+                    images[places] = self._operations[number](images[places])
         return images
 
     def _pixmixed(self, images: Tensor, varied: Tensor, drawn: _Draws) -> Tensor:
@@ -161,11 +163,14 @@ class DeviceLoader:
         where = self._on_device(indices)[:, None, None], self._on_device(rows)[:, :, None]
         return images[*where, self._on_device(columns)[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
-    def _column(self, values: NDArray[np.generic]) -> Tensor:
+    def _column(self, values: NDArray[Any]) -> Tensor:
         return self._on_device(values).view(-1, 1, 1, 1)
 
-    def _on_device(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(self._images.device, non_blocking=True)
+    def _on_device(self, values: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        if self._images.is_cuda:
+            tensor = tensor.pin_memory()  # else the copy waits until all that the GPU has to do is done
+        return tensor.to(self._images.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -232,22 +237,18 @@ def randaugment_operations(magnitude: int, shape: tuple[int, int], fill: list[fl
 
 
 def _operation(name: str, value: float, fill: list[float]) -> Operation:
-    def moved(images: Tensor, *, angle: float = 0.0, translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0.0, 0.0), centre: list[float] | None = None) -> Tensor:  # fmt: skip
-        moved: Tensor = F.affine(images, angle, list(translate), 1.0, list(shear), fill=fill, center=centre)
-        return moved
-
-    slant, shift, factor = degrees(atan(value)), int(value), 1 + value
+    slant, shift = degrees(atan(value)), int(value)
     operations: dict[str, Operation] = {
         "Identity": lambda images: images,
-        "ShearX": lambda images: moved(images, shear=(slant, 0.0), centre=[0.0, 0.0]),
-        "ShearY": lambda images: moved(images, shear=(0.0, slant), centre=[0.0, 0.0]),
-        "TranslateX": lambda images: moved(images, translate=(shift, 0)),
-        "TranslateY": lambda images: moved(images, translate=(0, shift)),
+        "ShearX": lambda images: F.affine(images, 0.0, [0, 0], 1.0, [slant, 0.0], fill=fill, center=[0.0, 0.0]),
+        "ShearY": lambda images: F.affine(images, 0.0, [0, 0], 1.0, [0.0, slant], fill=fill, center=[0.0, 0.0]),
+        "TranslateX": lambda images: F.affine(images, 0.0, [shift, 0], 1.0, [0.0, 0.0], fill=fill),
+        "TranslateY": lambda images: F.affine(images, 0.0, [0, shift], 1.0, [0.0, 0.0], fill=fill),
         "Rotate": lambda images: F.rotate(images, value, fill=fill),
-        "Brightness": lambda images: F.adjust_brightness(images, factor),
-        "Color": lambda images: F.adjust_saturation(images, factor),
-        "Contrast": lambda images: F.adjust_contrast(images, factor),
-        "Sharpness": lambda images: F.adjust_sharpness(images, factor),
+        "Brightness": lambda images: F.adjust_brightness(images, 1 + value),
+        "Color": lambda images: F.adjust_saturation(images, 1 + value),
+        "Contrast": lambda images: F.adjust_contrast(images, 1 + value),
+        "Sharpness": lambda images: F.adjust_sharpness(images, 1 + value),
         "Posterize": lambda images: F.posterize(images, int(value)),
         "Solarize": lambda images: F.solarize(images, value),
         "AutoContrast": F.autocontrast,
@@ -258,32 +259,32 @@ def _operation(name: str, value: float, fill: list[float]) -> Operation:
 
 def _mirrored(length: int, shifts: NDArray[np.intp]) -> NDArray[np.intp]:
     """Return for each of `shifts` which of `length` pixels stand in a cut-out of the mirrored image: (N, length)."""
-    places = np.abs(np.arange(length) + shifts[:, None])
+    places: NDArray[np.intp] = np.abs(np.arange(length) + shifts[:, None])
     return length - 1 - np.abs(length - 1 - places)
 
 
-def _rectangles(drawn: _Draws, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask (N, H, W) of what random erasing erases: 2 to 25 % of the image, up to 3.3 times as long as wide."""
-    height, width = shape
-    area = height * width * (0.02 + 0.23 * drawn.rectangle[:, 0])
+def _rectangles(drawn: _Draws, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Return a mask (N, H, W) of what random erasing erases: 2 to 25 % of an image, up to 3.3 times as long as wide."""
+    area = shape[0] * shape[1] * (0.02 + 0.23 * drawn.rectangle[:, 0])
     aspect = 3.3 ** (2 * drawn.rectangle[:, 1] - 1)
-    masks = []
-    for length, sides, place in zip(
-        shape, (np.sqrt(area * aspect), np.sqrt(area / aspect)), drawn.rectangle[:, 2:].T, strict=True
-    ):
-        sides = np.minimum(sides.round(), length)
-        start = np.floor(place * (length - sides + 1))[:, None]
-        pixels = np.arange(length)
-        masks.append((start <= pixels) & (pixels < start + sides[:, None]))
-    return drawn.erased[:, None, None] & masks[0][:, :, None] & masks[1][:, None, :]
+    rows = _span(shape[0], np.sqrt(area * aspect), drawn.rectangle[:, 2])
+    columns = _span(shape[1], np.sqrt(area / aspect), drawn.rectangle[:, 3])
+    return drawn.erased[:, None, None] & rows[:, :, None] & columns[:, None, :]
+
+
+def _span(length: int, side: NDArray[np.float64], place: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return a mask (N, length) of `side` pixels each, from `place` on: 0 is the first possible, 1 after the last."""
+    side = np.minimum(side.round(), length)
+    start = np.floor(place * (length - side + 1))[:, None]
+    pixels = np.arange(length)
+    return (start <= pixels) & (pixels < start + side[:, None])
 
 
 def _mixing_weights(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Return what the image and its partner weigh in a mixing: shares, or the partner is taken away."""
-    takes = rng.random(shape) < 0.5
-    near_one, near_zero, beyond = (
-        rng.beta(*parameters, shape)
-        for parameters in ((_MIXING_STRENGTH, 1), (1, _MIXING_STRENGTH), (1, _MIXING_STRENGTH))
-    )
-    own = np.where(takes, 1 + beyond, near_one)
-    return np.stack([own, np.where(takes, -near_zero, near_zero)], axis=-1).astype(np.float32)
+    is_taken_away = rng.random(shape) < 0.5
+    # The inverse distribution functions of Beta(β, 1), and twice of Beta(1, β).
+    near_one, near_zero, beyond = rng.random((3, *shape)) ** (1 / _MIXING_STRENGTH)
+    near_zero, beyond = 1 - near_zero, 1 - beyond
+    own = np.where(is_taken_away, 1 + beyond, near_one)
+    return np.stack([own, np.where(is_taken_away, -near_zero, near_zero)], axis=-1).astype(np.float32)
