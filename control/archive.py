@@ -15,10 +15,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from contracts.plan import NAME, VERSION
-from control.errors import ArchiveError
+from control.errors import ArchiveError, NoModelSigning
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from control.signatures import TrustedKeys
 
 CONTRACT_SCHEMA = 1
 _CONTRACT_FIELDS = ("name", "version", "classes", "input", "architecture", "explain", "engine")
@@ -45,6 +48,8 @@ class Archive:
     sha256: str
     contract: dict[str, Any]
     reference: Reference
+    signed: str = "no"
+    """`no`, `not checked` where a signature is there and no keys are trusted, or `by` and the key's file name."""
 
     @property
     def version(self) -> str:
@@ -57,18 +62,46 @@ class Archive:
         return tuple(self.contract["classes"])
 
 
+def signature_path(archive: Path) -> Path:
+    """Return the place of the archive's signature, beside it."""
+    return archive.with_name(f"{archive.name}.sig")
+
+
+def load_trusted_keys(paths: Sequence[Path]) -> TrustedKeys | None:
+    """Return the public keys in the files `paths`; None where none are given, and signatures are not checked.
+
+    Raises:
+        SigningKeyError: one of them cannot be used.
+        NoModelSigning: what checks signatures is not installed.
+    """
+    if not paths:
+        return None
+    try:
+        from control.signatures import read_trusted_keys  # noqa: PLC0415 - a second and 40 MB, for those who check
+    except ImportError as error:
+        raise NoModelSigning from error
+    return read_trusted_keys(paths)
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def inspect_archive(path: Path, expected_sha256: str | None = None) -> Archive:
-    """The archive at `path`, after every check that needs no server.
+def inspect_archive(
+    path: Path, expected_sha256: str | None = None, *, trusted: TrustedKeys | None = None, signature: Path | None = None
+) -> Archive:
+    """Return the archive at `path` after every check that needs no server.
+
+    With `trusted`, nothing of it is parsed before one of those keys has signed its bytes, by the file `signature`
+    (default: the one beside it).
 
     Raises:
-        ArchiveError: it is not there, its hash is not `expected_sha256`, it is no zip, a member would leave the folder
-            it is unpacked into, or its manifest, contract or reference are missing or contradict each other.
+        ArchiveError: it is not there, its hash is not `expected_sha256`, no trusted key has signed it, it is no zip, a
+            member would leave the folder it is unpacked into, or its manifest, contract or reference are missing or
+            contradict each other.
+        SigningKeyError: the file of a trusted key was removed or replaced.
     """
     try:
         sha256 = file_sha256(path)
@@ -76,6 +109,11 @@ def inspect_archive(path: Path, expected_sha256: str | None = None) -> Archive:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
     if expected_sha256 is not None and sha256 != expected_sha256:
         raise ArchiveError(path, f"its SHA-256 is {sha256[:12]}…, the plan says {expected_sha256[:12]}…")
+    signature = signature or signature_path(path)
+    if trusted is not None:
+        signed = f"by {trusted.check(path, signature)}"
+    else:
+        signed = "not checked" if signature.exists() else "no"
     try:
         with zipfile.ZipFile(path) as members:
             _refuse_escaping_members(path, members)
@@ -85,13 +123,14 @@ def inspect_archive(path: Path, expected_sha256: str | None = None) -> Archive:
     except zipfile.BadZipFile as error:
         raise ArchiveError(path, "is no zip file, or a broken one") from error
     _check_contract(path, contract, manifest)
-    return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract["classes"])))
+    return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract["classes"])), signed)
 
 
-def inspect_copy(path: Path, sha256: str, store: Path) -> Archive:
+def inspect_copy(path: Path, sha256: str, store: Path, trusted: TrustedKeys | None = None) -> Archive:
     """Copy the archive at `path` into the folder `store` and return the copy after the checks of `inspect_archive`.
 
-    The copy is what TorchServe reads: the file at `path` may be another one by then.
+    The copy is what TorchServe reads: the file at `path` may be another one by then. With `trusted`, one of those keys
+    has to have signed it, by the file beside `path`.
 
     Raises:
         ArchiveError: it cannot be copied, or `inspect_archive` refuses the copy; the text names `path`.
@@ -105,7 +144,7 @@ def inspect_copy(path: Path, sha256: str, store: Path) -> Archive:
     except OSError as error:
         raise ArchiveError(path, f"cannot be read or copied ({error.strerror})") from error
     try:
-        return inspect_archive(copy, sha256)
+        return inspect_archive(copy, sha256, trusted=trusted, signature=signature_path(path))
     except ArchiveError as error:
         copy.unlink(missing_ok=True)
         raise ArchiveError(path, error.problem) from error

@@ -2,6 +2,15 @@
 
 ControlError
 ├── ArchiveError             an archive that must not be registered
+│   ├── SignatureMissing         no signature, where trusted keys are set
+│   ├── SignatureUnreadable      a file that is no signature
+│   ├── SignerUnknown            a signature with a key that is not trusted
+│   └── SignatureWrong           a signature of other bytes
+├── SigningKeyError          a key that neither signs nor checks archives
+│   ├── KeyMissing               its file is not there
+│   ├── KeyUnreadable            its file cannot be read, or is no key
+│   └── KeyOfOtherKind           a key, but not of the kind that is needed
+├── NoModelSigning           signatures are asked for, and what makes them is not installed
 ├── VerificationError        a version that does not compute what training computed
 ├── ManagementError          TorchServe's management API said no
 │   └── ManagementUnreachable    or nothing at all
@@ -49,6 +58,71 @@ class ArchiveError(ControlError):
         super().__init__(f"archive {path.name}: {problem}")
         self.path = path
         self.problem = problem
+
+
+class SignatureMissing(ArchiveError):
+    """The archive `path` has no signature: there is no file `signature`."""
+
+    def __init__(self, path: Path, signature: Path) -> None:
+        super().__init__(path, f"is not signed: {signature.name} is missing (gradserve archive sign --key KEY makes it)")
+
+
+class SignatureUnreadable(ArchiveError):
+    """The signature of the archive `path` cannot be read, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, f"its signature cannot be read ({problem}): sign it again")
+
+
+class SignerUnknown(ArchiveError):
+    """The archive `path` was signed with the key `fingerprint`, which is none of `trusted`."""
+
+    def __init__(self, path: Path, fingerprint: str, trusted: Iterable[str]) -> None:
+        names = ", ".join(trusted) or "none"
+        super().__init__(path, f"was signed with an unknown key ({fingerprint[:12]}…); trusted: {names}")
+
+
+class SignatureWrong(ArchiveError):
+    """The signature of the archive `path` says that `key` signed it, and that is not true of these bytes."""
+
+    def __init__(self, path: Path, key: Path) -> None:
+        super().__init__(path, f"its signature is not {key.name}'s for these bytes: one of the two was changed")
+
+
+class SigningKeyError(ControlError):
+    """The file `path` holds no key that can be used, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"key {path}: {problem}")
+        self.path = path
+
+
+class KeyMissing(SigningKeyError):
+    """There is no file `path`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "there is no such file")
+
+
+class KeyUnreadable(SigningKeyError):
+    """The key in `path` cannot be read, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, f"cannot be read: {problem}")
+
+
+class KeyOfOtherKind(SigningKeyError):
+    """The file `path` holds `found`; `wanted` says what it has to be."""
+
+    def __init__(self, path: Path, found: str, wanted: str) -> None:
+        super().__init__(path, f"this is {found}, {wanted}")
+
+
+class NoModelSigning(ControlError):
+    """The library that signs and checks archives is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("signatures need the package model-signing: pip install 'gradserve[serving]'")
 
 
 class VerificationError(ControlError):

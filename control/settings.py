@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from control.errors import BadSetting, UnknownSetting
 
@@ -21,6 +21,15 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 def home_directory() -> Path:
     """Where plan, history and logs live: `GRADSERVE_HOME`, default `.gradserve` in the working directory."""
     return Path(os.environ.get("GRADSERVE_HOME") or ".gradserve").resolve()
+
+
+def trusted_key_files() -> tuple[Path, ...]:
+    """Return the public keys that operators' commands trust too: `AGENT_TRUSTED_KEYS`, split at commas."""
+    return tuple(map(Path, _split(os.environ.get(f"{PREFIX}TRUSTED_KEYS", ""))))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 class AgentSettings(BaseSettings):
@@ -36,6 +45,8 @@ class AgentSettings(BaseSettings):
     """The traffic plan to carry out."""
     model_store: Path = Path("model_store")
     """Folder with the archives the plan names."""
+    trusted_keys: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Files of public keys (PEM), with commas. With any, only archives are loaded that one of them has signed."""
     config: Path = Path(__file__).resolve().parent.parent / "config" / "torchserve"
     """Folder with TorchServe's config.properties template, log4j2.xml and metrics.yaml."""
     temp: Path | None = None
@@ -77,6 +88,11 @@ class AgentSettings(BaseSettings):
     retire_settle_s: Annotated[float, Field(ge=0)] = 15.0
     """How long a gateway that is not heard any more is waited for before a version that left the plan is unregistered:
     it would follow within 3 s, and its longest request takes 10 s (`GATEWAY_TIMEOUT_S`)."""
+
+    @field_validator("trusted_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return _split(value) if isinstance(value, str) else value
 
     @property
     def inference_url(self) -> str:

@@ -24,11 +24,8 @@ trap 'rm -r "$new"' EXIT
 write() { # file: takes the entries from standard input
   { echo "# Written by requirements/lock.sh from pyproject.toml."; cat; } >"requirements/$1.txt"
 }
-lock() { # file, then options; the present file's versions are uv's first choice
-  local file=$1
-  shift
-  [[ -n ${UPGRADE:-} || ! -f requirements/$file.txt ]] || cp "requirements/$file.txt" "$new/$file.txt"
-  uv pip compile "${common[@]}" --output-file "$new/$file.txt" "$@" >/dev/null
+lock() { # file, then options
+  uv pip compile "${common[@]}" --output-file "$new/$1.txt" "${@:2}" >/dev/null
 }
 except() { # lock file, then those whose packages are left out of it
   python3 - "$@" <<'PYTHON'
@@ -44,27 +41,26 @@ PYTHON
 }
 
 if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-index-url "$source"); fi
-lock gateway pyproject.toml --extra gateway
-lock serving pyproject.toml --extra serving "${from[@]}" --no-emit-package torch
-lock training pyproject.toml --extra training "${from[@]}" --no-emit-package torch
-locks=()
+# All together first, because a developer's machine has it all: no two lock files name a package in two versions. The
+# present versions are uv's first choice.
+if [[ -z ${UPGRADE:-} ]]; then
+  cat requirements/{gateway,serving,training,dev}.txt >"$new/all.txt"
+  cp requirements/torch-cuda.txt "$new/"
+fi
+lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch
 for file in gateway serving training; do
-  write "$file" <"$new/$file.txt"
-  locks+=("requirements/$file.txt")
+  lock "$file" pyproject.toml --extra "$file" "${from[@]}" --no-emit-package torch --constraint "$new/all.txt"
+  except "$new/$file.txt" | write "$file"
 done
-# All of it is installed together on a developer's machine: this fails where two of the locks contradict each other.
-constraints=("${locks[@]/#/--constraint=}")
-[[ -n ${UPGRADE:-} || ! -f requirements/dev.txt ]] || cp requirements/dev.txt "$new/all.txt"
-lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch "${constraints[@]}"
-except "$new/all.txt" "${locks[@]}" | write dev
-sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock build - "${constraints[@]}"
+except "$new/all.txt" requirements/{gateway,serving,training}.txt | write dev
+sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock build -
 write build <"$new/build.txt"
 
 python3 -m pip download --quiet --no-deps --only-binary :all: "${from[@]}" --dest "$new" "torch==$torch+cpu"
 hash=$(sha256sum "$new"/torch-*.whl | cut -d ' ' -f 1)
 printf 'torch==%s \\\n    --hash=sha256:%s\n' "$torch+cpu" "$hash" | write torch-cpu
 # PyPI's build, with the CUDA libraries that it names; what it shares with the others has the same version.
-printf 'torch==%s\n' "$torch" | lock torch-cuda - --constraint requirements/training.txt
+printf 'torch==%s\n' "$torch" | lock torch-cuda - --constraint "$new/all.txt"
 except "$new/torch-cuda.txt" requirements/training.txt | write torch-cuda
 except requirements/torch-cuda.txt <(grep '^[a-z]' requirements/torch-cuda.txt | grep -v '^torch==') |
   sed "1a \\    --hash=sha256:$hash \\\\" | write torch

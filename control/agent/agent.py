@@ -188,6 +188,7 @@ def _version_status(deployment: Deployment) -> dict[str, Any]:
         # Gateways send explanations to whoever has ready workers for them.
         "explain": _entry_status(deployment, "explain", deployment.explain, counts=bool(deployment.explains)),
         "verified": deployment.verified,
+        "signed": deployment.archive.signed if deployment.archive is not None else None,
         "reason": deployment.trouble,
         "contract": _public_contract(deployment.contract),
     }

@@ -18,8 +18,8 @@ from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missi
 from control.agent.gateway_reports import Gateways
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
 from control.agent.verification import verify_explanation, verify_predictions
-from control.archive import copy_name, inspect_copy
-from control.errors import ArchiveError, ManagementError, VerificationError
+from control.archive import copy_name, inspect_copy, load_trusted_keys
+from control.errors import ArchiveError, ManagementError, SigningKeyError, VerificationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +71,7 @@ class Reconciler:
         self._store = store
         self._management = management
         self._server_log = log
+        self._trusted = load_trusted_keys(settings.trusted_keys)
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
         self.plan_file = PlanFile(settings)
@@ -228,7 +229,7 @@ class Reconciler:
         wanted = deployment.wanted
         try:
             await self._step(deployment, step)
-        except (ArchiveError, VerificationError) as error:
+        except (ArchiveError, SigningKeyError, VerificationError) as error:
             _log.error("%s %s failed: %s", wanted.model, wanted.version, error)
             deployment.fail(str(error), time.monotonic())
         except ManagementError as error:
@@ -332,7 +333,7 @@ class Reconciler:
         wanted = deployment.wanted
         path = self._settings.model_store / wanted.archive
         self._drop_copies()
-        archive = await asyncio.to_thread(inspect_copy, path, wanted.sha256, self._store)
+        archive = await asyncio.to_thread(inspect_copy, path, wanted.sha256, self._store, self._trusted)
         if archive.version != wanted.version:
             raise ArchiveError(path, f"holds version {archive.version}, the plan says {wanted.version}")
         deployment.archive, deployment.contract = archive, archive.contract

@@ -16,12 +16,12 @@ import httpx
 
 from control.agent.torchserve.process import find_java, torchserve_home
 from control.agent.torchserve.run_folder import run_base
-from control.archive import inspect_archive
+from control.archive import inspect_archive, load_trusted_keys
 from control.cli.keys import read_keys
 from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
-from control.settings import read_agent_settings
+from control.settings import read_agent_settings, trusted_key_files
 from control.stack.stack import refuse_taken_ports
 from gateway.settings import trusts_everyone
 
@@ -117,15 +117,24 @@ def _plan(home: Path) -> tuple[traffic_plan.Plan | None, Finding]:
 
 
 def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
+    try:
+        trusted = load_trusted_keys(trusted_key_files())
+    except ControlError as error:
+        yield Finding("bad", "signatures", str(error), "correct AGENT_TRUSTED_KEYS: no agent starts with it")
+        return
     for release in plan.releases():
         try:
-            archive = inspect_archive(model_store / release.archive, release.sha256)
+            archive = inspect_archive(model_store / release.archive, release.sha256, trusted=trusted)
         except ControlError as error:
             severity: Literal["note", "bad"] = "bad" if release == plan.stable else "note"
             yield Finding(severity, "archive", str(error), "bring the file back, or pack it again and deploy it")
             continue
         classes = len(archive.classes)
-        yield Finding("good", "archive", f"{release.archive}: hash and contract hold, {classes} classes")
+        text = f"{release.archive}: hash and contract hold, {classes} classes, signed: {archive.signed}"
+        yield Finding("good", "archive", text)
+    if trusted is None:
+        text = "not asked for: who can change plan and archive, or MLflow's registry before a deploy, can run code here"
+        yield Finding("note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/security.md)")
 
 
 def _agent(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[Finding]:

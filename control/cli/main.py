@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control.cli import keys, prune, release, train
+from control.cli import archive, keys, prune, release, train
 from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
@@ -126,6 +126,7 @@ def _read_env_file(path: Path) -> None:
 
 
 train.register(app)
+archive.register(app)
 prune.register(app)
 release.register(app)
 keys.register(app)

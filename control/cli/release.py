@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control.settings import home_directory, local_url
+from control.archive import load_trusted_keys
+from control.settings import home_directory, local_url, trusted_key_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,7 +276,8 @@ def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
     from control.release.rollout import Rollout
 
     store, say = PlanStore(home_directory()), _say(quiet=quiet)
-    return Rollout(store, agent_addresses(agents), model_store(), say, allow_missing=allow_missing)
+    trusted = load_trusted_keys(trusted_key_files())
+    return Rollout(store, agent_addresses(agents), model_store(), say, allow_missing=allow_missing, trusted=trusted)
 
 
 def _say(*, quiet: bool) -> Callable[[str], None]:

@@ -120,7 +120,7 @@ def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
         console.print(f"agent     {agent['url']}  {_agent_line(agent)}")
         if "error" in agent:
             continue
-        table = columns("version", "role", "state", "predict", "explain", "waiting", "reason")
+        table = columns("version", "role", "state", "predict", "explain", "waiting", "signed", "reason")
         for version in agent["versions"]:
             table.add_row(*_version_row(version))
         console.print(table)
@@ -209,6 +209,7 @@ def _version_row(version: dict[str, Any]) -> list[str]:
         f"{predict['ready']}/{predict['wanted']}",
         f"{explain['ready']}/{explain['wanted']}",
         str(waiting),
+        version.get("signed") or "-",
         version["reason"] or "",
     ]
 

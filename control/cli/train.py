@@ -12,6 +12,7 @@ import re
 import tomllib
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from control.agent.cores import usable_cores
+from control.cli.archive import check_key, sign_with
 from control.errors import ControlError
 
 if TYPE_CHECKING:
@@ -235,6 +237,9 @@ def package(  # noqa: PLR0917 - every option is an argument
             max=1,
         ),
     ] = 0.5,
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign the archive with this private key (gradserve archive sign).")
+    ] = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Pack a trained model into an archive that TorchServe serves.
@@ -249,6 +254,8 @@ def package(  # noqa: PLR0917 - every option is an argument
 
     _show_progress()
     folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
+    if sign is not None:
+        check_key(sign)  # packing takes minutes
     with _translate_errors():
         made = pack(
             model,
@@ -260,6 +267,7 @@ def package(  # noqa: PLR0917 - every option is an argument
             max_drop=max_drop / 100,
             explain_images=explain_images,
             max_alike=max_alike,
+            sign=partial(sign_with, sign) if sign else None,
         )
     accepted = made.contract.accepted
     console.print(

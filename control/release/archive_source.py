@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.archive import Archive, file_sha256, inspect_archive
+from control.archive import Archive, file_sha256, inspect_archive, signature_path
 from control.errors import ArchiveError, ImpossibleMove, WouldBreakCallers
 from control.release import registry
 
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from contracts.plan import Plan, Release
+    from control.signatures import TrustedKeys
 
 
-def fetch(plan: Plan, what: str, model_store: Path, say: Callable[[str], None]) -> Archive:
-    """The checked archive that `what` names (registered, a file, a version in the model store), in the model store.
+def fetch(
+    plan: Plan, what: str, model_store: Path, say: Callable[[str], None], trusted: TrustedKeys | None = None
+) -> Archive:
+    """Return the checked archive that `what` names, in the model store, with its signature if it has one.
+
+    `what` is a registered version, a file, or a version in the model store. With `trusted` keys, one has to have
+    signed it.
 
     Raises:
         ArchiveError: it must not be loaded.
@@ -27,10 +33,10 @@ def fetch(plan: Plan, what: str, model_store: Path, say: Callable[[str], None]) 
         RegistryUnusable: it cannot be had from the registry.
     """
     if reference := registry.parse_reference(what):
-        return _fetch_registered(plan, reference, model_store, say)
+        return _fetch_registered(plan, reference, model_store, say, trusted)
     given = Path(what)
     path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
-    return _keep(plan, inspect_archive(path, _checksum_beside(path)), model_store)
+    return _keep(plan, inspect_archive(path, _checksum_beside(path), trusted=trusted), model_store)
 
 
 def find_again(release: Release, model_store: Path, say: Callable[[str], None]) -> Release:
@@ -84,7 +90,11 @@ def contract_differences(stable: dict[str, Any], new: dict[str, Any]) -> list[st
 
 
 def _fetch_registered(
-    plan: Plan, reference: registry.Reference, model_store: Path, say: Callable[[str], None]
+    plan: Plan,
+    reference: registry.Reference,
+    model_store: Path,
+    say: Callable[[str], None],
+    trusted: TrustedKeys | None,
 ) -> Archive:
     """The registered archive; downloaded unless these very bytes are in the model store."""
     if reference.name != plan.model:
@@ -92,11 +102,12 @@ def _fetch_registered(
     release = registry.find(reference)
     say(f"models:/{release.name}/{release.number} is {release.version}")
     home = model_store / f"{plan.model}-{release.version}.mar"
-    if home.is_file() and file_sha256(home) == release.sha256:
-        return _keep(plan, inspect_archive(home, release.sha256), model_store)
+    is_signed = trusted is None or signature_path(home).is_file()
+    if home.is_file() and file_sha256(home) == release.sha256 and is_signed:
+        return _keep(plan, inspect_archive(home, release.sha256, trusted=trusted), model_store)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=model_store) as folder:
         path = registry.fetch(release, Path(folder))
-        return _keep(plan, inspect_archive(path, release.sha256), model_store)
+        return _keep(plan, inspect_archive(path, release.sha256, trusted=trusted), model_store)
 
 
 def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
@@ -108,10 +119,16 @@ def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
     if path.resolve() != home.resolve():
         if home.exists() and inspect_archive(home).sha256 != archive.sha256:
             raise ArchiveError(path, f"{home.name} is in the model store with other bytes: use a new version")
-        partial = home.with_suffix(".partial")
-        shutil.copyfile(path, partial)
-        partial.replace(home)
+        if signature_path(path).is_file():
+            _copy(signature_path(path), signature_path(home))
+        _copy(path, home)
     return replace(archive, path=home)
+
+
+def _copy(source: Path, target: Path) -> None:
+    partial = target.with_suffix(".partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def _checksum_beside(path: Path) -> str | None:

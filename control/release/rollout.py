@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from control.release.accuracy_gate import Gate
     from control.release.plan_store import PlanStore
+    from control.signatures import TrustedKeys
 
 LOAD_WITHIN_S = 300.0
 FOLLOW_WITHIN_S = 20.0
@@ -34,7 +35,8 @@ MISSING_AFTER_S = 5.0
 class Rollout:
     """One operator's hands: the plan, the agents' addresses, the model store, and where to say what happens.
 
-    With `allow_missing` an agent that is silent for five seconds is left out, as long as another one answers.
+    With `allow_missing` an agent that is silent for five seconds is left out, as long as another one answers. With
+    `trusted` keys only archives that one of them has signed are deployed.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Rollout:
         say: Callable[[str], None],
         *,
         allow_missing: bool = False,
+        trusted: TrustedKeys | None = None,
     ) -> None:
         self._store = store
         self._agents = agents
         self._model_store = model_store
         self._say = say
         self._allow_missing = allow_missing
+        self._trusted = trusted
         self._left_out: set[str] = set()
 
     def deploy(
@@ -73,7 +77,7 @@ class Rollout:
         """
         with self._store.lock(f"deploy {what}"):
             plan = self._store.read()
-            archive = archive_source.fetch(plan, what, self._model_store, self._say)
+            archive = archive_source.fetch(plan, what, self._model_store, self._say, self._trusted)
             archive_source.compare(plan, archive, self._model_store, yes=yes, say=self._say)
             if gate is not None:
                 gate.check(archive.classes)

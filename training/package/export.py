@@ -88,6 +88,7 @@ def package_directory(source: Path, store: Path) -> Path:
         new_checksum.write_text(f"{digest(packed)}  {archive.name}\n", encoding="ascii")
         # Without a checksum meanwhile: at no moment does one archive lie beside another's.
         checksum.unlink(missing_ok=True)
+        archive.with_name(f"{archive.name}.sig").unlink(missing_ok=True)  # of the bytes of before
         packed.replace(archive)
         new_checksum.replace(checksum)
     return archive

@@ -78,6 +78,7 @@ def package(
     max_drop: float = MAX_DROP,
     explain_images: int = 0,
     max_alike: float = MAX_ALIKE,
+    sign: Callable[[Path], None] | None = None,
 ) -> Package:
     """Writes the version's files to `folder` and its archive to `store`.
 
@@ -91,6 +92,7 @@ def package(
         max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
         explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the model's.
         max_alike: the rank correlation of heatmaps for the first two classes above which the version is refused.
+        sign: called with the archive before it is registered; puts its signature beside it, as `<archive>.sig`.
 
     Raises:
         ModelError: there is no such model, or it does not say how it was trained.
@@ -129,6 +131,8 @@ def package(
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
     made = Package(folder, package_directory(folder, store), contract)
+    if sign is not None:
+        sign(made.archive)
     warn_on_failure(lambda: _register(made))
     return made
 
@@ -196,6 +200,7 @@ def _register(made: Package) -> None:
         logger.warning("MLflow was not there when this model was trained: %s is not registered", made.archive.name)
         return
     files = [made.folder / name for name in ("contract.json", "gate.json", "explanations.json")]
+    files.append(made.archive.with_name(f"{made.archive.name}.sig"))
     release = log_release(
         contract.name,
         contract.version,

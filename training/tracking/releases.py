@@ -79,12 +79,16 @@ def find_release(name: str, *, alias: str | None = None, number: str | None = No
 
 
 def fetch_archive(release: Release, folder: Path) -> Path:
-    """Downloads the release's archive into `folder`; whoever loads it checks the hash.
+    """Download the release's archive into `folder`, and its signature if it has one; whoever loads it checks both.
 
     Raises:
         RegistryError: it cannot be had.
     """
     with registry_client(TRANSFER_WITHIN_S) as client:
+        signature = f"{release.archive}.sig"
+        beside = client.list_artifacts(release.run_id, str(PurePosixPath(release.archive).parent))
+        if any(found.path == signature for found in beside):
+            client.download_artifacts(release.run_id, signature, str(folder))
         return Path(client.download_artifacts(release.run_id, release.archive, str(folder)))
 
 

@@ -1,0 +1,89 @@
+"""The commands for an archive's signature: `gradserve archive sign|verify`."""
+# ruff: noqa: PLC0415 (each command imports what it needs, see main.py)
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from control.archive import inspect_archive, load_trusted_keys, signature_path
+from control.errors import NoModelSigning
+from control.settings import trusted_key_files
+
+archive = typer.Typer(help="Sign an archive with a key, or check its signature.", no_args_is_help=True)
+File = Annotated[Path, typer.Argument(help="The archive, such as model_store/cifar10-1.0.1.mar.", metavar="PATH.mar")]
+PASSWORD = "GRADSERVE_SIGNING_PASSWORD"  # noqa: S105 (the variable's name)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `gradserve` command."""
+    app.add_typer(archive, name="archive", rich_help_panel="Models")
+
+
+@archive.command()
+def sign(
+    path: File,
+    key: Annotated[Path, typer.Option(help="The private key, PEM: elliptic-curve, P-256, P-384 or P-521.")],
+) -> None:
+    """Sign an archive: write PATH.mar.sig, in the format of OpenSSF Model Signing.
+
+    The archive is checked first. The key's password, if it has one, is read from GRADSERVE_SIGNING_PASSWORD.
+
+    Example: gradserve archive sign model_store/cifar10-1.0.1.mar --key release.key
+
+    Exit codes: 0 signed, 1 not possible (the reason is printed).
+    """
+    found = inspect_archive(path)
+    sign_with(key, path)
+    typer.echo(f"{found.contract['name']} {found.version}, SHA-256 {found.sha256}: signed, {signature_path(path)}")
+
+
+@archive.command()
+def verify(
+    path: File,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(help="A public key that is trusted, PEM; repeat it.", show_default="AGENT_TRUSTED_KEYS"),
+    ] = None,
+) -> None:
+    """Check that a trusted key has signed these bytes; nothing of the archive is parsed before.
+
+    Example: gradserve archive verify model_store/cifar10-1.0.1.mar --key release.pub
+
+    Exit codes: 0 signed by the key that is named, 1 not (the reason is printed).
+    """
+    trusted = load_trusted_keys(key or trusted_key_files())
+    if trusted is None:
+        raise typer.BadParameter("name a public key: --key, or AGENT_TRUSTED_KEYS")
+    found = inspect_archive(path, trusted=trusted)
+    typer.echo(f"{found.contract['name']} {found.version}, SHA-256 {found.sha256}: signed {found.signed}")
+
+
+def check_key(key: Path) -> None:
+    """Do nothing if `key` can sign, so that a mistake is found before an hour of packing.
+
+    Raises:
+        SigningKeyError: it cannot.
+        NoModelSigning: what signs is not installed.
+    """
+    try:
+        from control.signatures import read_private_key
+    except ImportError as error:
+        raise NoModelSigning from error
+    read_private_key(key, os.environ.get(PASSWORD))
+
+
+def sign_with(key: Path, path: Path) -> None:
+    """Write the signature of the archive `path` beside it.
+
+    Raises:
+        SigningKeyError: the key cannot be used.
+        NoModelSigning: what signs is not installed.
+    """
+    check_key(key)
+    from control.signatures import sign_archive
+
+    sign_archive(path, signature_path(path), key, os.environ.get(PASSWORD))

@@ -1,0 +1,174 @@
+"""Signed archives: who has to have signed, what is refused in which words, and that nothing is parsed before."""
+
+import json
+import zipfile
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from typer.testing import CliRunner
+
+from control.archive import inspect_archive, load_trusted_keys, signature_path
+from control.cli.main import app
+from control.errors import (
+    KeyMissing,
+    KeyOfOtherKind,
+    KeyUnreadable,
+    SignatureMissing,
+    SignatureUnreadable,
+    SignatureWrong,
+    SignerUnknown,
+)
+from control.signatures import read_private_key, sign_archive
+
+CONTRACT = {
+    "schema": 1, "name": "m", "version": "1.0", "classes": ["cat", "dog"], "input": {}, "architecture": "a",
+    "explain": {}, "engine": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "m-1.0.mar"
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("contract.json", json.dumps(CONTRACT))
+        members.writestr("reference.json", '{"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}')
+        members.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelVersion": "1.0"}}')
+    return path
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """`keys(name)`: the files of a new private key and of its public one."""
+
+    def keys(name, key=None, password=None):
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        locked = BestAvailableEncryption(password) if password else NoEncryption()
+        private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
+        public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        return private, public
+
+    return keys
+
+
+def sign(archive, private, password=None):
+    sign_archive(archive, signature_path(archive), private, password)
+
+
+def test_an_archive_is_loaded_when_one_of_the_trusted_keys_has_signed_it(archive, keys):
+    (ours, public), (_, other) = keys("release"), keys("other")
+    sign(archive, ours)
+    assert inspect_archive(archive, trusted=load_trusted_keys([other, public])).signed == "by release.pub"
+    assert inspect_archive(archive).signed == "not checked"
+    signature_path(archive).unlink()
+    assert inspect_archive(archive, trusted=load_trusted_keys([])).signed == "no"
+
+
+def test_each_wrong_signature_has_its_own_refusal(archive, keys):
+    (ours, public), (stranger, _) = keys("release"), keys("stranger")
+    trusted = load_trusted_keys([public])
+    with pytest.raises(SignatureMissing, match=r"m-1\.0\.mar\.sig is missing \(gradserve archive sign"):
+        inspect_archive(archive, trusted=trusted)
+    sign(archive, stranger)
+    with pytest.raises(SignerUnknown, match=r"unknown key \([0-9a-f]{12}…\); trusted: release\.pub"):
+        inspect_archive(archive, trusted=trusted)
+    sign(archive, ours)
+    archive.write_bytes(archive.read_bytes() + b"more")
+    with pytest.raises(SignatureWrong, match=r"not release\.pub's for these bytes"):
+        inspect_archive(archive, trusted=trusted)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[" * 50_000, '{"verificationMaterial": null}', " " * 200_000])
+def test_what_is_no_signature_is_refused(archive, keys, text):
+    trusted = load_trusted_keys([keys("release")[1]])
+    signature_path(archive).write_text(text)
+    with pytest.raises(SignatureUnreadable, match="sign it again"):
+        inspect_archive(archive, trusted=trusted)
+
+
+def test_a_signature_that_only_claims_a_trusted_key_is_refused(archive, keys):
+    (ours, public), (stranger, _) = keys("release"), keys("stranger")
+    sign(archive, ours)
+    claimed = json.loads(signature_path(archive).read_text())["verificationMaterial"]
+    sign(archive, stranger)
+    forged = json.loads(signature_path(archive).read_text()) | {"verificationMaterial": claimed}
+    signature_path(archive).write_text(json.dumps(forged))
+    with pytest.raises(SignatureWrong):
+        inspect_archive(archive, trusted=load_trusted_keys([public]))
+
+
+@pytest.mark.parametrize("part", ["payload", "payloadType", "signatures"])
+def test_a_changed_signature_is_refused(archive, keys, part):
+    ours, public = keys("release")
+    sign(archive, ours)
+    changed = json.loads(signature_path(archive).read_text())
+    changed["dsseEnvelope"][part] = [] if part == "signatures" else "YQ=="
+    signature_path(archive).write_text(json.dumps(changed))
+    with pytest.raises(SignatureWrong):
+        inspect_archive(archive, trusted=load_trusted_keys([public]))
+
+
+def test_nothing_of_an_archive_is_parsed_before_its_signature_is_checked(tmp_path, keys):
+    (_, public), (stranger, _) = keys("release"), keys("stranger")
+    path = tmp_path / "m-1.0.mar"
+    path.write_bytes(b"no zip at all")
+    trusted = load_trusted_keys([public])
+    with pytest.raises(SignatureMissing):
+        inspect_archive(path, trusted=trusted)
+    sign(path, stranger)
+    with pytest.raises(SignerUnknown):
+        inspect_archive(path, trusted=trusted)
+
+
+def test_each_trusted_key_that_cannot_be_used_is_told_apart(tmp_path, keys):
+    private, public = keys("release")
+    _, edwards = keys("edwards", ed25519.Ed25519PrivateKey.generate())
+    _, curve = keys("bitcoin", ec.generate_private_key(ec.SECP256K1()))
+    (tmp_path / "text.pub").write_text("no key")
+    for path, error, text in (
+        (tmp_path / "none.pub", KeyMissing, "no such file"),
+        (tmp_path, KeyUnreadable, "Is a directory"),
+        (tmp_path / "text.pub", KeyUnreadable, "no public key in PEM"),
+        (private, KeyOfOtherKind, "a private key, the public one is wanted"),
+        (edwards, KeyOfOtherKind, "another kind of key"),
+        (curve, KeyOfOtherKind, "another kind of key"),
+    ):
+        with pytest.raises(error, match=text):
+            load_trusted_keys([public, path])
+
+
+def test_each_private_key_that_cannot_sign_is_told_apart(tmp_path, keys):
+    private, public = keys("release")
+    locked, _ = keys("locked", password=b"secret")
+    edwards, _ = keys("edwards", ed25519.Ed25519PrivateKey.generate())
+    for path, password, error, text in (
+        (tmp_path / "none.key", None, KeyMissing, "no such file"),
+        (public, None, KeyOfOtherKind, "a public key, the private one is wanted"),
+        (edwards, None, KeyOfOtherKind, "another kind of key"),
+        (locked, None, KeyUnreadable, "it has a password: GRADSERVE_SIGNING_PASSWORD"),
+        (locked, "wrong", KeyUnreadable, "the password is not its own"),
+        (private, "secret", KeyUnreadable, "it has no password"),
+    ):
+        with pytest.raises(error, match=text):
+            read_private_key(path, password)
+
+
+def test_commands_sign_with_a_locked_key_and_check(archive, keys, monkeypatch):
+    private, public = keys("release", password=b"secret")
+    monkeypatch.setenv("GRADSERVE_SIGNING_PASSWORD", "secret")
+    run = CliRunner().invoke
+    signed = run(app, ["archive", "sign", str(archive), "--key", str(private)])
+    assert signed.exit_code == 0, signed.output
+    assert "m-1.0.mar.sig" in signed.output.replace("\n", "")
+    monkeypatch.setenv("AGENT_TRUSTED_KEYS", str(public))
+    checked = run(app, ["archive", "verify", str(archive)])
+    assert "signed by release.pub" in checked.output
+    archive.write_bytes(archive.read_bytes() + b"more")
+    assert isinstance(run(app, ["archive", "verify", str(archive), "--key", str(public)]).exception, SignatureWrong)
