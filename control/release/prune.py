@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from control.archive import inspect_archive
+from control.archive import inspect_archive, signature_path
 from control.errors import ControlError, NoPlan, RegistryUnusable
 from control.release import registry
 
@@ -117,7 +117,7 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
             known.archives.add(archive.sha256)
             known.runs.update(_runs_of(archive.contract))
         else:
-            files = [path, path.with_name(f"{path.name}.sha256")]
+            files = [path, path.with_name(f"{path.name}.sha256"), signature_path(path)]
             yield Unused("archive", str(path), _size(files), partial(_unlink, files))
 
 
