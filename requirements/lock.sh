@@ -8,8 +8,7 @@
 #
 #   gateway, serving, training   what each image gets, without torch
 #   dev                          what tests, lint and `make sbom` need besides
-#   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. An image gets one of the two
-#   torch                        either build, whichever pip finds: for requirements/install.sh
+#   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. One of the two is installed
 #   build                        what builds the packages that come as source
 set -euo pipefail
 source=${1:-https://download.pytorch.org/whl/cpu}
@@ -57,10 +56,7 @@ sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock buil
 write build <"$new/build.txt"
 
 python3 -m pip download --quiet --no-deps --only-binary :all: "${from[@]}" --dest "$new" "torch==$torch+cpu"
-hash=$(sha256sum "$new"/torch-*.whl | cut -d ' ' -f 1)
-printf 'torch==%s \\\n    --hash=sha256:%s\n' "$torch+cpu" "$hash" | write torch-cpu
+printf 'torch==%s \\\n    --hash=sha256:%s\n' "$torch+cpu" "$(sha256sum "$new"/torch-*.whl | cut -d ' ' -f 1)" | write torch-cpu
 # PyPI's build, with the CUDA libraries that it names; what it shares with the others has the same version.
 printf 'torch==%s\n' "$torch" | lock torch-cuda - --constraint "$new/all.txt"
 except "$new/torch-cuda.txt" requirements/training.txt | write torch-cuda
-except requirements/torch-cuda.txt <(grep '^[a-z]' requirements/torch-cuda.txt | grep -v '^torch==') |
-  sed "1a \\    --hash=sha256:$hash \\\\" | write torch
