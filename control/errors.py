@@ -64,7 +64,9 @@ class SignatureMissing(ArchiveError):
     """The archive `path` has no signature: there is no file `signature`."""
 
     def __init__(self, path: Path, signature: Path) -> None:
-        super().__init__(path, f"is not signed: {signature.name} is missing (gradserve archive sign --key KEY makes it)")
+        super().__init__(
+            path, f"is not signed: {signature.name} is missing (gradserve archive sign --key KEY makes it)"
+        )
 
 
 class SignatureUnreadable(ArchiveError):

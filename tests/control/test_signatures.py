@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from typer.testing import CliRunner
 
-from control.archive import inspect_archive, load_trusted_keys, signature_path
+from control.archive import file_sha256, inspect_archive, inspect_copy, load_trusted_keys, signature_path
 from control.cli.main import app
 from control.errors import (
+    ArchiveError,
     KeyMissing,
     KeyOfOtherKind,
     KeyUnreadable,
@@ -113,6 +114,17 @@ def test_a_changed_signature_is_refused(archive, keys, part):
     signature_path(archive).write_text(json.dumps(changed))
     with pytest.raises(SignatureWrong):
         inspect_archive(archive, trusted=load_trusted_keys([public]))
+
+
+def test_the_agents_private_copy_is_checked_by_the_signature_beside_the_archive(archive, keys, tmp_path):
+    ours, public = keys("release")
+    trusted, store, sha256 = load_trusted_keys([public]), tmp_path / "copies", file_sha256(archive)
+    store.mkdir()
+    with pytest.raises(ArchiveError, match=r"archive m-1\.0\.mar: is not signed: m-1\.0\.mar\.sig is missing"):
+        inspect_copy(archive, sha256, store, trusted)
+    assert list(store.iterdir()) == []
+    sign(archive, ours)
+    assert inspect_copy(archive, sha256, store, trusted).signed == "by release.pub"
 
 
 def test_nothing_of_an_archive_is_parsed_before_its_signature_is_checked(tmp_path, keys):
