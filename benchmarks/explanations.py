@@ -52,7 +52,7 @@ def main() -> None:
     options.add_argument("--image", type=Path, default=IMAGE)
     chosen = options.parse_args()
     contract, network = read_model(chosen.folder)
-    _, held_out = split_images(recipe_from_dict(contract.accepted["recipe"]), CACHE)
+    _, held_out = split_images(recipe_from_dict(contract.accepted.recipe or {}), CACHE)
     shown = held_out.sample(chosen.images)
     images = normalise(shown.images, contract.input)
     engine = build_engine(contract.engine, network, directory=chosen.folder, device=torch.device("cpu"))

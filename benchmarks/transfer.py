@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from contracts.model import load as load_contract
 from training.data.images import CIFAR10_CLASSES, Images, load_test_images, load_training_images
 from training.evaluate.inference import predict_logits
 from training.evaluate.test_set_log import record_look
@@ -168,13 +169,13 @@ def summarise(runs: list[dict], backbone: Path) -> dict:
             "test_accuracy": mean(scores) if scores else None,
             "test_accuracy_sd": stdev(scores) if len(scores) > 1 else None,
         }
-    accepted = json.loads((backbone / "contract.json").read_text(encoding="utf-8"))["accepted"]
+    accepted = load_contract(backbone / "contract.json").accepted
     return {
         "backbone": {
             "classes": BACKBONE_CLASSES,
             "images": len(BACKBONE_CLASSES) * BACKBONE_IMAGES,
-            "held_out_accuracy": accepted["validation_accuracy"],
-            "recipe": accepted["recipe"] | {"data": "imagefolder:six"},
+            "held_out_accuracy": accepted.figures.validation_accuracy,
+            "recipe": (accepted.recipe or {}) | {"data": "imagefolder:six"},
         },
         "classes": CLASSES,
         "images": len(CLASSES) * IMAGES,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from reprlib import Repr
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     import re
@@ -58,6 +60,17 @@ def read_json(text: str | bytes, error: type[DocumentError], *, most_bytes: int)
         raise error("", text[:80], "JSON") from problem
 
 
+def as_json(value: Any) -> Any:  # noqa: ANN401 - a document's part, of any type
+    """Return dataclasses as objects of their fields and tuples as lists, down to texts, numbers, flags and None."""
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in dataclass_fields(value)}
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value
+
+
 class Fields:
     """The fields of one JSON object; each is taken out once, and `end` refuses those that are left.
 
@@ -94,6 +107,27 @@ class Fields:
             self._rest.pop(name, None)
             return None
         return read(name)
+
+    def nullable(self, name: str, read: Callable[[str], Value]) -> Value | None:
+        """Return what `read` makes of the field; None where it is null, but not where it is missing.
+
+        Raises:
+            DocumentError: the field is missing, or `read` refuses it.
+        """
+        if name not in self._rest:
+            raise self.refuse(name, None, "a value or null")
+        return self.maybe(name, read)
+
+    def schema(self, readable: Sequence[int]) -> int:
+        """Return the document's schema, the field `schema`.
+
+        Raises:
+            DocumentError: it is none of the `readable` ones.
+        """
+        value = self.take("schema")
+        if not isinstance(value, int) or isinstance(value, bool) or value not in readable:
+            raise self.refuse("schema", value, " or ".join(map(str, readable)))
+        return value
 
     def text(self, name: str, *, pattern: re.Pattern[str] | None = None, most: int = MAX_TEXT) -> str:
         """Return a text of at most `most` characters that matches `pattern` as a whole.
@@ -174,11 +208,11 @@ class Fields:
             DocumentError: the field is none.
         """
         value = self.take(name)
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             raise self.refuse(name, value, "a list")
         if len(value) > most:
             raise self.refuse(name, f"{len(value)} items", f"a list of at most {most}")
-        return value
+        return list(value)
 
     def inner(self, name: str) -> Fields:
         """Return the fields of the object in the field `name`.
@@ -196,6 +230,25 @@ class Fields:
         """
         items = self.items(name, most=most)
         return [Fields(item, self._path(f"{name}[{index}]"), self._error) for index, item in enumerate(items)]
+
+    def json(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in the field `name` as it is: a document of its own, which another reader knows.
+
+        Raises:
+            DocumentError: there is no object.
+        """
+        value = self.take(name)
+        if not isinstance(value, dict):
+            raise self.refuse(name, value, "a JSON object")
+        return value
+
+    def all_texts(self) -> dict[str, str]:
+        """Return all fields that are left, each a text.
+
+        Raises:
+            DocumentError: one is none.
+        """
+        return {name: self.text(name) for name in list(self._rest)}
 
     def counts(self, name: str, *, pattern: re.Pattern[str], most: int, most_items: int) -> dict[str, int]:
         """Return an object of at most `most_items` whole numbers from 0 to `most`, whose names match `pattern`.

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from contracts.plan import NAME, VERSION
+from contracts import model as model_contract
 from control.errors import ArchiveError, NoModelSigning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from contracts.model import Contract
     from control.signatures import TrustedKeys
 
-CONTRACT_SCHEMA = 1
-_CONTRACT_FIELDS = ("name", "version", "classes", "input", "architecture", "explain", "engine")
 # A reference file of 32 images is far below; a zip bomb is not.
 _MAX_MEMBER_BYTES = 64_000_000
 
@@ -42,11 +41,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Archive:
-    """A checked archive: its file, its SHA-256, the contract's JSON as it is, the reference."""
+    """A checked archive: its file, its SHA-256, its contract, its reference."""
 
     path: Path
     sha256: str
-    contract: dict[str, Any]
+    contract: Contract
     reference: Reference
     signed: str = "no"
     """`no`, `not checked` where a signature is there and no keys are trusted, or `by` and the key's file name."""
@@ -54,12 +53,12 @@ class Archive:
     @property
     def version(self) -> str:
         """The version inside, under which TorchServe registers it."""
-        return str(self.contract["version"])
+        return self.contract.version
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the probabilities."""
-        return tuple(self.contract["classes"])
+        return self.contract.classes
 
 
 def signature_path(archive: Path) -> Path:
@@ -118,12 +117,12 @@ def inspect_archive(
         with zipfile.ZipFile(path) as members:
             _refuse_escaping_members(path, members)
             manifest = _read_json(path, members, "MAR-INF/MANIFEST.json")
-            contract = _read_json(path, members, "contract.json")
+            data = _read_json(path, members, "contract.json")
             reference = _read_json(path, members, "reference.json")
     except zipfile.BadZipFile as error:
         raise ArchiveError(path, "is no zip file, or a broken one") from error
-    _check_contract(path, contract, manifest)
-    return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract["classes"])), signed)
+    contract = _parse_contract(path, data, manifest)
+    return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract.classes)), signed)
 
 
 def inspect_copy(path: Path, sha256: str, store: Path, trusted: TrustedKeys | None = None) -> Archive:
@@ -180,23 +179,16 @@ def _read_json(path: Path, members: zipfile.ZipFile, name: str) -> dict[str, Any
     return data
 
 
-def _check_contract(path: Path, contract: dict[str, Any], manifest: dict[str, Any]) -> None:
-    if contract.get("schema") != CONTRACT_SCHEMA:
-        raise ArchiveError(path, f"contract schema {contract.get('schema')!r} is not {CONTRACT_SCHEMA}; pack it again")
-    missing = [field for field in _CONTRACT_FIELDS if field not in contract]
-    if missing:
-        raise ArchiveError(path, f"its contract lacks {', '.join(missing)}")
-    for field, pattern in (("name", NAME), ("version", VERSION)):
-        # Both become parts of file names and of paths at TorchServe.
-        if not isinstance(contract[field], str) or not pattern.fullmatch(contract[field]):
-            raise ArchiveError(path, f"its contract's {field} {contract[field]!r} does not match {pattern.pattern}")
-    classes = contract["classes"]
-    if not isinstance(classes, list) or len(classes) < 2 or not all(isinstance(name, str) for name in classes):
-        raise ArchiveError(path, "its contract names no two classes")
+def _parse_contract(path: Path, data: dict[str, Any], manifest: dict[str, Any]) -> Contract:
+    try:
+        contract = model_contract.parse(data)
+    except model_contract.ContractError as error:
+        raise ArchiveError(path, str(error)) from error
     model = manifest.get("model")
     inside = model.get("modelVersion") if isinstance(model, dict) else None
-    if inside != contract["version"]:
-        raise ArchiveError(path, f"manifest version {inside!r} and contract version {contract['version']!r} differ")
+    if inside != contract.version:
+        raise ArchiveError(path, f"manifest version {inside!r} and contract version {contract.version!r} differ")
+    return contract
 
 
 def _parse_reference(path: Path, data: dict[str, Any], classes: int) -> Reference:

@@ -67,10 +67,10 @@ class Explainer:
         names = choice.layer.split("+")
         self._layers = [module for name, module in network.named_modules() if name in names]  # in the forward's order
         if len(self._layers) < len(names):
-            raise ContractError(f"explain.layer {choice.layer!r} is no layer of the network, nor several joined by +")
+            raise ContractError("explain.layer", choice.layer, "a layer of the network, or several joined by +")
         unknown = [method for method in (choice.method, *choice.methods) if method not in METHODS]
         if unknown:
-            raise ContractError(f"explain.methods holds {unknown[0]!r}: use {', '.join(METHODS)}")
+            raise ContractError("explain.methods", unknown[0], f"some of {', '.join(METHODS)}")
 
     def heatmaps(self, images: NDArray[np.float32], targets: list[int], method: str) -> NDArray[np.float32]:
         """Where the network sees each image's target class, 0 (nothing) to 1 (most); one forward for all.

@@ -139,7 +139,7 @@ class ServedModel:
 
     def describe(self) -> dict[str, Any]:
         """The contract and what runs it here."""
-        return {"contract": model_contract.to_dict(self.contract), **self.facts}
+        return {"contract": model_contract.dump(self.contract), **self.facts}
 
     def _decode(self, job: _Job) -> None:
         # For each image: a row of large ones takes seconds, and TorchServe kills a worker that is busy for too long.

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from contracts import model as model_contract
+from contracts.model import Ancestor
 from handlers.build import digest
 from handlers.network import ARCHITECTURES, build_network
 from training.errors import TrainingError
 from training.package.artifacts import find_model, weights_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from contracts.model import Contract, Input
     from training.recipe import Recipe
 
@@ -114,10 +113,11 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
     Raises:
         TrainingError: they have.
     """
-    for accepted in lineage(ancestor(recipe).get("accepted", {})):
-        before = accepted.get("recipe", {})
+    begun = ancestor(recipe)
+    for accepted in begun.accepted.lineage() if begun is not None else ():
+        before = accepted.recipe or {}
         names = ("subset", "validation", "seed")
-        is_same = accepted.get("provenance", {}).get("data_sha256") == data_sha256
+        is_same = accepted.provenance is not None and accepted.provenance.data_sha256 == data_sha256
         if is_same and any(before.get(name) != getattr(recipe, name) for name in names):
             same = " ".join(f"--{name} {before.get(name)}" for name in names)
             raise TrainingError(
@@ -131,25 +131,13 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
             )  # fmt: skip
 
 
-def ancestor(recipe: Recipe) -> dict[str, Any]:
-    """Which model of ours the recipe begins with, and what it was accepted with; empty where it is none."""
+def ancestor(recipe: Recipe) -> Ancestor | None:
+    """Return the model of ours that the recipe begins with; None where it begins with none."""
     weights = Path(recipe.pretrained)
     contract = None if recipe.pretrained in {"none", "imagenet"} else _contract_of(weights)
     if contract is None:
-        return {}
-    return {
-        "name": contract.name,
-        "version": contract.version,
-        "weights_sha256": digest(weights),
-        "accepted": contract.accepted,
-    }
-
-
-def lineage(accepted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a model was accepted with, then what the models that it began with were, the last one first."""
-    while accepted:
-        yield accepted
-        accepted = accepted.get("ancestor", {}).get("accepted", {})
+        return None
+    return Ancestor(contract.name, contract.version, contract.accepted, weights_sha256=digest(weights))
 
 
 def _imagenet_state() -> dict[str, Tensor]:

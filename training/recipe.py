@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from contracts.names import NAME
 from training.errors import TrainingError
 
 
@@ -38,7 +39,6 @@ LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  
 BLOCK = re.compile(r"layer[1-4]\.[01]")  # a part of a layer, which can be too
 MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 EVERYTHING = ("",)  # the prefix of every parameter's name
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # of a model: part of file names and addresses
 KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 
 

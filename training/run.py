@@ -23,7 +23,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from contracts.model import Contract
+from contracts.model import Accepted, Ancestor, Contract, Figures, Provenance, dump_ancestor, parse_ancestor
 from contracts.model import save as save_contract
 from handlers.network import build_network
 from training.convolution import use_patches
@@ -81,7 +81,7 @@ class Run:
             images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed
         )
         self.architecture = choose_architecture(recipe.architecture, self.input)
-        self.ancestor: dict[str, Any] = {}  # what the first weights were, where they are of a model of ours
+        self.ancestor: Ancestor | None = None  # what the first weights were, where they are of a model of ours
         if begins:
             _compare_sizes(recipe, self.input.height)
             begins_with = located(recipe)
@@ -217,7 +217,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
             "environments": self.environments,
-            "ancestor": self.ancestor,
+            "ancestor": dump_ancestor(self.ancestor),
             "run_id": self.run_id,
         }
         _write_whole(state, self.folder / "last.pt")
@@ -246,35 +246,35 @@ class Run:
         self.history, self.run_id = state["history"], state["run_id"]
         self.best_weights = state.get("best", {})  # likewise, and what it had is in best.pth
         self.environments = state.get("environments", [])  # earlier code wrote none
-        self.ancestor = state.get("ancestor", {})  # likewise
+        self.ancestor = parse_ancestor(state.get("ancestor"))  # likewise
 
     def _write_files(self) -> None:
         recipe = self.recipe
         if self.best_weights:
             state = {key: value.float().contiguous() for key, value in self.best_weights.items()}
             _write_whole(state, self.folder / "best.pth")
-        provenance = {
-            "data_sha256": self.data_sha256,
-            "training_images": len(self.training_images),
-            "held_out_images": len(self.held_out),
-            "epochs": len(self.history),
-            "duration_s": round(self.duration_s, 1),
-            "processes": self.team.processes,
-            "environments": self.environments,
-        }
+        provenance = Provenance(
+            data_sha256=self.data_sha256,
+            training_images=len(self.training_images),
+            held_out_images=len(self.held_out),
+            epochs=len(self.history),
+            duration_s=round(self.duration_s, 1),
+            processes=self.team.processes,
+            environments=tuple(self.environments),
+        )
         contract = Contract(
             name=recipe.name,
             version="0",  # a version is given when the model is packaged
             classes=self.training_images.classes,
             input=self.input,
             architecture=self.architecture,
-            accepted={
-                "validation_accuracy": self.best,
-                "run_id": self.run_id,
-                "recipe": recipe_to_dict(recipe),
-                "provenance": provenance,
-            }
-            | ({"ancestor": self.ancestor} if self.ancestor else {}),
+            accepted=Accepted(
+                figures=Figures(validation_accuracy=self.best),
+                run_id=self.run_id,
+                recipe=recipe_to_dict(recipe),
+                provenance=provenance,
+                ancestor=self.ancestor,
+            ),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         save_contract(contract, self.folder / "contract.json")

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from contracts import model as model_contract
 from contracts.plan import REPORT_HEADER
 from control.agent.cores import usable_cores
 from control.agent.reconciler import Reconciler
@@ -190,14 +191,9 @@ def _version_status(deployment: Deployment) -> dict[str, Any]:
         "verified": deployment.verified,
         "signed": deployment.archive.signed if deployment.archive is not None else None,
         "reason": deployment.trouble,
-        "contract": _public_contract(deployment.contract),
+        # Gateways ask twice a second, and whoever may read the models sees it.
+        "contract": model_contract.dump(deployment.contract.public()) if deployment.contract else {},
     }
-
-
-def _public_contract(contract: dict[str, Any]) -> dict[str, Any]:
-    """The contract without recipe, provenance and ancestors: gateways ask twice a second, and paths are in them."""
-    figures = {name: value for name, value in (contract.get("accepted") or {}).items() if not isinstance(value, dict)}
-    return contract | ({"accepted": figures} if figures else {})
 
 
 def _entry_status(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Set as AbstractSet
 
+    from contracts.model import Contract
     from control.agent.torchserve.management import Registered
     from control.archive import Archive
 
@@ -72,7 +73,7 @@ class Deployment:
 
     wanted: Wanted
     archive: Archive | None = None
-    contract: dict[str, Any] = field(default_factory=dict)
+    contract: Contract | None = None
     predict: Registered | None = None
     explain: Registered | None = None
     verified: bool = False

@@ -38,7 +38,7 @@ def sign(
     """
     found = inspect_archive(path)
     sign_with(key, path)
-    typer.echo(f"{found.contract['name']} {found.version}, SHA-256 {found.sha256}: signed, {signature_path(path)}")
+    typer.echo(f"{found.contract.name} {found.version}, SHA-256 {found.sha256}: signed, {signature_path(path)}")
 
 
 @archive.command()
@@ -59,7 +59,7 @@ def verify(
     if trusted is None:
         raise typer.BadParameter("name a public key: --key, or AGENT_TRUSTED_KEYS")
     found = inspect_archive(path, trusted=trusted)
-    typer.echo(f"{found.contract['name']} {found.version}, SHA-256 {found.sha256}: signed {found.signed}")
+    typer.echo(f"{found.contract.name} {found.version}, SHA-256 {found.sha256}: signed {found.signed}")
 
 
 def check_key(key: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from contracts import model as model_contract
 from contracts import plan as traffic_plan
 from control.archive import inspect_archive
 from control.errors import ControlError, MetricsUnreadable
@@ -150,7 +151,7 @@ def list_versions(home: Path, seen: Iterable[dict[str, Any]], model_store: Path)
     for path in sorted(model_store.glob(f"{model}-*.mar")):
         with contextlib.suppress(ControlError):
             archive = inspect_archive(path)
-            accepted = archive.contract.get("accepted") or {}
+            accepted = model_contract.dump(archive.contract)["accepted"]
             entry(archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
     for agent in seen:
         for version in agent.get("versions", []):

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from contracts.model import load as load_contract
 from control.agent.cores import usable_cores
 from control.cli.archive import check_key, sign_with
 from control.errors import ControlError
@@ -153,7 +154,7 @@ def train(  # noqa: PLR0917 - every option is an argument
             training.train(recipe, folder, cache)
     if not _speaks():
         return
-    best = json.loads((folder / "contract.json").read_text(encoding="utf-8"))["accepted"]["validation_accuracy"]
+    best = load_contract(folder / "contract.json").accepted.figures.validation_accuracy
     console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
     console.print(f"next: gradserve evaluate {folder} --output {folder}/evaluation")
     console.print(f"  or: gradserve package {folder} --version 1.0.1")
@@ -269,11 +270,11 @@ def package(  # noqa: PLR0917 - every option is an argument
             max_alike=max_alike,
             sign=partial(sign_with, sign) if sign else None,
         )
-    accepted = made.contract.accepted
-    console.print(
-        f"[bold]{made.archive}[/bold]: held-out accuracy {accepted['held_out_accuracy']:.2%}, calibration error "
-        f"{accepted['held_out_calibration_error']:.4f} (before: {accepted['held_out_calibration_error_before']:.4f})"
-    )
+    if (measured := made.contract.accepted.figures.held_out) is not None:
+        console.print(
+            f"[bold]{made.archive}[/bold]: held-out accuracy {measured.accuracy:.2%}, calibration error "
+            f"{measured.calibration_error:.4f} (before: {measured.calibration_error_before:.4f})"
+        )
 
 
 def _name_of(images: Path) -> str:

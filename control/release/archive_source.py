@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from control.archive import Archive, file_sha256, inspect_archive, signature_path
 from control.errors import ArchiveError, ImpossibleMove, WouldBreakCallers
@@ -15,6 +15,7 @@ from control.release import registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from contracts.model import Contract
     from contracts.plan import Plan, Release
     from control.signatures import TrustedKeys
 
@@ -73,17 +74,17 @@ def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: 
         say(f"{archive.version}: {difference} (accepted with --yes)")
 
 
-def contract_differences(stable: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What callers of the stable version would notice, each as a sentence's part."""
+def contract_differences(stable: Contract, new: Contract) -> list[str]:
+    """Return what callers of the stable version would notice, each as a sentence's part."""
     differences = []
-    gone = [name for name in stable["classes"] if name not in new["classes"]]
-    added = [name for name in new["classes"] if name not in stable["classes"]]
+    gone = [name for name in stable.classes if name not in new.classes]
+    added = [name for name in new.classes if name not in stable.classes]
     if gone or added:
         differences.append(f"classes gone: {', '.join(gone) or 'none'}, new: {', '.join(added) or 'none'}")
-    methods = [m for m in stable["explain"].get("methods", []) if m not in new["explain"].get("methods", [])]
+    methods = [method for method in stable.explain.methods if method not in new.explain.methods]
     if methods:
         differences.append(f"explanation methods gone: {', '.join(methods)}")
-    sizes = [f"{contract['input']['width']}x{contract['input']['height']}" for contract in (stable, new)]
+    sizes = [f"{contract.input.width}x{contract.input.height}" for contract in (stable, new)]
     if sizes[0] != sizes[1]:
         differences.append(f"input size {sizes[1]} instead of {sizes[0]} (heatmaps as numbers have that size)")
     return differences
@@ -113,8 +114,8 @@ def _fetch_registered(
 def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
     """The checked archive, in the model store."""
     path = archive.path
-    if archive.contract["name"] != plan.model:
-        raise ArchiveError(path, f"holds the model {archive.contract['name']}, the plan is of {plan.model}")
+    if archive.contract.name != plan.model:
+        raise ArchiveError(path, f"holds the model {archive.contract.name}, the plan is of {plan.model}")
     home = model_store / f"{plan.model}-{archive.version}.mar"
     if path.resolve() != home.resolve():
         if home.exists() and inspect_archive(home).sha256 != archive.sha256:

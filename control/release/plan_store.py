@@ -124,7 +124,7 @@ def first_plan(archive: Path, *, workers: int | None = None) -> traffic_plan.Pla
     """
     found = inspect_archive(archive)
     release = traffic_plan.Release(found.version, archive.name, found.sha256, workers)
-    return traffic_plan.Plan(revision=0, model=str(found.contract["name"]), stable=release)
+    return traffic_plan.Plan(revision=0, model=found.contract.name, stable=release)
 
 
 def with_new_bytes(plan: traffic_plan.Plan, archive: Path) -> traffic_plan.Plan:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from contracts import model as model_contract
 from control.archive import inspect_archive, signature_path
 from control.errors import ControlError, NoPlan, RegistryUnusable
 from control.release import registry
@@ -115,7 +116,7 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
             continue  # none of ours, or a broken one: somebody should look at it
         if path.name in names or archive.sha256 in known.archives or path.stat().st_mtime > before:
             known.archives.add(archive.sha256)
-            known.runs.update(_runs_of(archive.contract))
+            known.runs.update(_runs_of(model_contract.dump(archive.contract)))
         else:
             files = [path, path.with_name(f"{path.name}.sha256"), signature_path(path)]
             yield Unused("archive", str(path), _size(files), partial(_unlink, files))

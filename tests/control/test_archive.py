@@ -66,7 +66,7 @@ def test_another_hash_than_the_plans_is_refused(write):
 )
 def test_a_name_or_version_that_could_be_a_path_is_refused(write, field, value):
     manifest = {"model": {"modelName": "cifar10", "modelVersion": value if field == "version" else "1.0.0"}}
-    with pytest.raises(ArchiveError, match=f"contract's {field}"):
+    with pytest.raises(ArchiveError, match=f"contract field {field} is"):
         inspect_archive(write(contract={**CONTRACT, field: value}, manifest=manifest))
 
 
@@ -103,9 +103,9 @@ def test_a_missing_file_is_a_sentence(tmp_path):
         ({"contract": None}, "contract.json is missing"),
         ({"reference": None}, "reference.json is missing"),
         ({"manifest": None}, "MANIFEST.json is missing"),
-        ({"contract": {**CONTRACT, "schema": 2}}, "schema 2 is not 1"),
-        ({"contract": {k: v for k, v in CONTRACT.items() if k != "classes"}}, "lacks classes"),
-        ({"contract": {**CONTRACT, "classes": ["cat"]}}, "no two classes"),
+        ({"contract": {**CONTRACT, "schema": 3}}, "field schema is 3, expected 1 or 2"),
+        ({"contract": {k: v for k, v in CONTRACT.items() if k != "classes"}}, "field classes is None, expected a list"),
+        ({"contract": {**CONTRACT, "classes": ["cat"]}}, "two or more different names"),
         ({"contract": {**CONTRACT, "version": "2.0.0"}}, "differ"),
         ({"reference": {**REFERENCE, "probabilities": [[1.0]]}}, "do not match"),
         ({"reference": {**REFERENCE, "images": ["%%%"]}}, "wrong form"),

@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 import torch
 
-from contracts.model import Contract
+from contracts.model import Accepted, Ancestor, Contract, Provenance
 from contracts.model import save as save_contract
 from handlers.network import build_network
 from training.data.images import CIFAR10_CLASSES, CIFAR10_INPUT
@@ -21,6 +21,7 @@ from training.train import train
 # After handlers.network, which declares what torchvision's import needs.
 from torchvision.models import ResNet18_Weights  # isort: skip
 
+THESE, PETS = "a" * 64, "b" * 64  # SHA-256 of images
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECIPE = Recipe(
     data=f"imagefolder:{SAMPLES}", pretrained="imagenet", head_epochs=1, epochs=1, batch_size=16, sizes=((0.0, 8),),
@@ -135,27 +136,29 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_grandparents_that_have_learnt_what_would_be_held_out_are_refused_too(tmp_path):
-    grandparent = {
-        "recipe": {"data": "cifar10", "subset": 0, "validation": 0.1, "seed": 3},
-        "provenance": {"data_sha256": "of these images"},
-    }
-    parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
-    write_weights(tmp_path, parent | {"ancestor": {"name": "a", "version": "1", "accepted": grandparent}})
+    grandparent = Accepted(
+        recipe={"data": "cifar10", "subset": 0, "validation": 0.1, "seed": 3}, provenance=provenance(THESE)
+    )
+    parent = Accepted(recipe={"data": "imagefolder:pets"}, provenance=provenance(PETS))
+    write_weights(tmp_path, replace(parent, ancestor=Ancestor("a", "1", grandparent)))
     recipe = Recipe(pretrained=str(tmp_path / "best.pth"), validation=0.1, seed=3)
-    check_split(recipe, "of these images")
+    check_split(recipe, THESE)
     with pytest.raises(TrainingError, match=r"--validation 0\.1 --seed 3"):
-        check_split(replace(recipe, seed=4), "of these images")
+        check_split(replace(recipe, seed=4), THESE)
 
 
 def test_images_that_have_changed_since_the_weights_learnt_them_are_warned_of(tmp_path, caplog):
-    parent = {"recipe": {"data": "imagefolder:pets"}, "provenance": {"data_sha256": "of pets"}}
-    write_weights(tmp_path, parent)
+    write_weights(tmp_path, Accepted(recipe={"data": "imagefolder:pets"}, provenance=provenance(PETS)))
     recipe = Recipe(data="imagefolder:pets", pretrained=str(tmp_path / "best.pth"))
-    check_split(recipe, "of more pets")
+    check_split(recipe, THESE)
     assert "imagefolder:pets has changed" in caplog.text
 
 
-def write_weights(folder: Path, accepted: dict) -> None:
+def provenance(data_sha256: str) -> Provenance:
+    return Provenance(data_sha256, training_images=8, held_out_images=2, epochs=1, duration_s=1, processes=1)
+
+
+def write_weights(folder: Path, accepted: Accepted) -> None:
     """A model of ours that was accepted with this."""
     torch.save({}, folder / "best.pth")
     contract = Contract("pets", "1", CIFAR10_CLASSES, CIFAR10_INPUT, "resnet18_small", accepted=accepted)
@@ -163,7 +166,7 @@ def write_weights(folder: Path, accepted: dict) -> None:
 
 
 def test_weights_are_found_in_a_models_folder(tmp_path):
-    write_weights(tmp_path, {})
+    write_weights(tmp_path, Accepted())
     assert located(Recipe(pretrained=str(tmp_path))).pretrained == str(tmp_path / "best.pth")
     assert located(Recipe()).pretrained == "none"
     for nothing in (str(tmp_path.parent), ""):

@@ -62,20 +62,20 @@ def test_run_leaves_weights_contract_history_and_curves(trained):
 
 def test_contract_says_what_the_weights_were_made_of_and_where(trained):
     accepted = load_contract(trained / "contract.json").accepted
-    provenance = accepted["provenance"]
-    (environment,) = provenance["environments"]
+    provenance = accepted.provenance
+    (environment,) = provenance.environments
     history = json.loads((trained / "history.json").read_text())
-    assert provenance["duration_s"] == round(sum(figures["epoch_seconds"] for figures in history), 1)
-    assert (provenance["training_images"], provenance["held_out_images"], provenance["epochs"]) == (80, 20, 3)
-    assert provenance["data_sha256"] == load_training_images(RECIPE.data, trained)[0].sha256()
+    assert provenance.duration_s == round(sum(figures["epoch_seconds"] for figures in history), 1)
+    assert (provenance.training_images, provenance.held_out_images, provenance.epochs) == (80, 20, 3)
+    assert provenance.data_sha256 == load_training_images(RECIPE.data, trained)[0].sha256()
     assert environment["version_torch"] == torch.__version__
     assert {"processor", "cuda_device", "git_commit"} <= set(environment)
-    assert accepted["recipe"]["seed"] == 0
+    assert accepted.recipe["seed"] == 0
 
 
 def test_mlflow_holds_parameters_metrics_environment_files_and_the_machines_load(trained):
     client = MlflowClient(tracking_uri())
-    run = client.get_run(load_contract(trained / "contract.json").accepted["run_id"])
+    run = client.get_run(load_contract(trained / "contract.json").accepted.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["batch_size"] == "16"
     assert run.data.params["augmentation.magnitude"] == "5"
@@ -89,7 +89,7 @@ def test_mlflow_holds_parameters_metrics_environment_files_and_the_machines_load
 
 
 def test_mlflow_holds_the_images_learnt_from_and_held_out_as_inputs(trained):
-    run = MlflowClient(tracking_uri()).get_run(load_contract(trained / "contract.json").accepted["run_id"])
+    run = MlflowClient(tracking_uri()).get_run(load_contract(trained / "contract.json").accepted.run_id)
     inputs = {
         entry.tags[0].value: (entry.dataset.digest, json.loads(entry.dataset.profile)["features_shape"][0])
         for entry in run.inputs.dataset_inputs
@@ -107,7 +107,7 @@ def test_phases_are_nested_runs_with_their_own_parameters_and_epochs(trained, tm
     )  # fmt: skip
     folder = train(recipe, tmp_path / "phases", cache, registers=False)
     client = MlflowClient(tracking_uri())
-    parent = load_contract(folder / "contract.json").accepted["run_id"]
+    parent = load_contract(folder / "contract.json").accepted.run_id
     nested = nested_runs(client, parent)
     assert [run.info.run_name for run in nested] == ["head", "top", "cycle 2"]
     assert [run.data.params["rate"] for run in nested] == ["0.1", "0.01", "0.005"]
@@ -171,7 +171,7 @@ def test_killed_training_resumes_to_the_same_weights_bit_for_bit_and_in_the_same
     resume(killed, cache, registers=False)
     assert_same_training(whole, killed)
     client = MlflowClient(tracking_uri())
-    assert load_contract(killed / "contract.json").accepted["run_id"] == state["run_id"]
+    assert load_contract(killed / "contract.json").accepted.run_id == state["run_id"]
     (phase,) = nested_runs(client, state["run_id"])
     assert steps_of(client, state["run_id"]) == steps_of(client, phase.info.run_id) == [1, 2, 3]
     assert client.get_run(state["run_id"]).info.status == phase.info.status == "FINISHED"
@@ -286,9 +286,9 @@ def test_training_from_a_model_of_ours_names_it_and_can_blend_with_it(trained, t
     begun = torch.load(planned / "last.pt", weights_only=True)["begun"]
     for key in ("conv1.weight", "bn1.running_mean"):
         torch.testing.assert_close(begun[key], (weights(trained)[key] + averaged[f"module.{key}"]) / 2)
-    ancestor = load_contract(planned / "contract.json").accepted["ancestor"]
-    assert (ancestor["name"], ancestor["version"]) == ("cifar10", "0")
-    assert ancestor["accepted"] == load_contract(trained / "contract.json").accepted
+    ancestor = load_contract(planned / "contract.json").accepted.ancestor
+    assert (ancestor.name, ancestor.version) == ("cifar10", "0")
+    assert ancestor.accepted == load_contract(trained / "contract.json").accepted
 
 
 def test_resumed_training_takes_no_other_hyper_parameters(trained, cache):
@@ -305,8 +305,8 @@ def assert_same_training(one: Path, other: Path) -> None:
     best = [weights(folder) for folder in (one, other)]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
     accepted = [load_contract(folder / "contract.json").accepted for folder in (one, other)]
-    for key in ("validation_accuracy", "recipe"):
-        assert accepted[0][key] == accepted[1][key]
+    assert accepted[0].figures == accepted[1].figures
+    assert accepted[0].recipe == accepted[1].recipe
     histories = [json.loads((folder / "history.json").read_text()) for folder in (one, other)]
     assert [figures["loss"] for figures in histories[0]] == [figures["loss"] for figures in histories[1]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from contracts.model import Contract
+    from contracts.model import Accepted, Contract, Figures, Measured, Provenance
 
 _CIFAR10 = """\
 CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32×32 pixels in ten classes. Its authors ask whoever uses it to
@@ -35,7 +35,7 @@ def write_card(contract: Contract, report: dict[str, Any]) -> str:
         "## Training",
         *_trainings(accepted),
         "## Data",
-        _data(report, accepted),
+        _data(report, accepted.figures),
         "## Limits",
         _LIMITS,
     ]
@@ -67,7 +67,7 @@ def _test_figures(report: dict[str, Any]) -> str:
 
 def _calibration(contract: Contract, report: dict[str, Any]) -> str:
     """Calibration errors before and after the temperature, on the images that fitted it and on the test images."""
-    accepted = contract.accepted
+    figures = contract.accepted.figures
     rows = [
         (
             f"{report['data']['part']}, as served",
@@ -76,52 +76,53 @@ def _calibration(contract: Contract, report: dict[str, Any]) -> str:
         )
     ]
     text = "Expected calibration error in 15 bins; the temperature divides the logits before the softmax"
-    if "held_out_images" in accepted:
-        text += f" and was fitted on the {accepted['held_out_images']:,} held-out images"
-        before, after = accepted["held_out_calibration_error_before"], accepted["held_out_calibration_error"]
-        rows.append(("held out, full precision", before, after))
-    if "engine_held_out_calibration_error_before" in accepted:
-        before, after = (accepted[f"engine_held_out_calibration_error{when}"] for when in ("_before", ""))
-        rows.append(("held out, as served", before, after))
+    if figures.held_out is not None:
+        text += f" and was fitted on the {figures.held_out_images:,} held-out images"
+        rows.append(_calibration_row("held out, full precision", figures.held_out))
+    if figures.served is not None:
+        rows.append(_calibration_row("held out, as served", figures.served))
     table = "\n".join(f"| {name} | {before:.4f} | {after:.4f} |" for name, before, after in rows)
     parts = [f"{text}.", f"| images | temperature 1 | fitted temperature |\n|---|---:|---:|\n{table}"]
-    if "held_out_images" in accepted:
-        parts.append(_held_out_accuracy(accepted))
+    if figures.held_out is not None:
+        parts.append(_held_out_accuracy(figures, figures.held_out))
     return "\n\n".join(parts)
 
 
-def _held_out_accuracy(accepted: dict[str, Any]) -> str:
-    text = f"Accuracy on the held-out images in full precision: {accepted['held_out_accuracy']:.2%}"
-    if "engine_held_out_accuracy" in accepted:
+def _calibration_row(name: str, measured: Measured) -> tuple[str, float, float]:
+    return name, measured.calibration_error_before, measured.calibration_error
+
+
+def _held_out_accuracy(figures: Figures, held_out: Measured) -> str:
+    text = f"Accuracy on the held-out images in full precision: {held_out.accuracy:.2%}"
+    if figures.served is not None:
         text += (
-            f"; as served: {accepted['engine_held_out_accuracy']:.2%}, the same class as full precision for "
-            f"{accepted['engine_agreement']:.2%} (more in gate.json)"
+            f"; as served: {figures.served.accuracy:.2%}, the same class as full precision for "
+            f"{figures.engine_agreement:.2%} (more in gate.json)"
         )
     return f"{text}. They also chose the epoch, so these figures flatter."
 
 
 def _explanations(contract: Contract, report: dict[str, Any]) -> str:
-    choice, accepted = contract.explain, contract.accepted
+    choice, figures = contract.explain, contract.accepted.figures
     parts = [f"Heatmaps come from `{choice.layer}` by `{choice.method}`, unless a caller asks for another method."]
-    if "explain_images" in accepted:
+    if figures.explain_images:
         parts[0] += (
-            f" Both were chosen on {accepted['explain_images']} held-out images, among the candidates in "
-            "explanations.json."
+            f" Both were chosen on {figures.explain_images} held-out images, among the candidates in explanations.json."
         )
-    if "explain_class_correlation" in accepted:
+    if figures.explain_class_correlation is not None:
         parts[0] += (
             " The heatmaps for an image's first and second class have a rank correlation of "
-            f"{accepted['explain_class_correlation']:.2f} on held-out images; near 1 they would say nothing about the "
+            f"{figures.explain_class_correlation:.2f} on held-out images; near 1 they would say nothing about the "
             "class."
         )
     if measured := report.get("explanation"):
         parts.append(_measured_explanation(measured, report["data"]["part"]))
-    if "explainer_disagreement" in accepted:
-        share = accepted["explainer_disagreement"]
+    if figures.explainer_disagreement is not None:
+        share = figures.explainer_disagreement
         parts.append(
             "Class and confidence are the serving engine's, heatmaps those of the full-precision network for that "
             f"class. The two name different classes for {share:.2%} of the held-out images "
-            f"({round(share * accepted['held_out_images']):,})."
+            f"({round(share * (figures.held_out_images or 0)):,})."
         )
     return "\n\n".join(parts)
 
@@ -148,38 +149,37 @@ def _measured_explanation(measured: dict[str, Any], part: str) -> str:
     )
 
 
-def _trainings(accepted: dict[str, Any]) -> list[str]:
+def _trainings(accepted: Accepted) -> list[str]:
     """The model's training, then those of the models that it began with, the last one first."""
-    parts = [_training(accepted.get("provenance", {})), _table("hyper-parameter", _flat(accepted.get("recipe", {})))]
-    ancestor = accepted.get("ancestor")
-    if not ancestor:
+    parts = [_training(accepted.provenance), _table("hyper-parameter", _flat(accepted.recipe or {}))]
+    ancestor = accepted.ancestor
+    if ancestor is None:
         return parts
-    name = f"{ancestor['name']} {ancestor['version']}"
-    return [
-        f"It began with the weights of {name}.", *parts, f"### {name}, before that", *_trainings(ancestor["accepted"])
-    ]  # fmt: skip
+    name = f"{ancestor.name} {ancestor.version}"
+    return [f"It began with the weights of {name}.", *parts, f"### {name}, before that", *_trainings(ancestor.accepted)]
 
 
-def _training(provenance: dict[str, Any]) -> str:
+def _training(provenance: Provenance | None) -> str:
     """What the training ran on; older runs do not say."""
-    if not provenance:
+    if provenance is None:
         return ""
+    names = ("epochs", "training_images", "held_out_images", "processes")
     facts = {
-        "duration": f"{provenance['duration_s'] / 3600:.2f} h",
-        **{name: f"{provenance[name]:,}" for name in ("epochs", "training_images", "held_out_images", "processes")},
-        "SHA-256 of the decoded training images": provenance["data_sha256"],
+        "duration": f"{provenance.duration_s / 3600:.2f} h",
+        **{name: f"{getattr(provenance, name):,}" for name in names},
+        "SHA-256 of the decoded training images": provenance.data_sha256,
     }
     tables = [_table("training", facts)]
-    tables += [_table("trained with", environment) for environment in provenance["environments"]]
+    tables += [_table("trained with", environment) for environment in provenance.environments]
     return "\n\n".join(tables)
 
 
-def _data(report: dict[str, Any], accepted: dict[str, Any]) -> str:
+def _data(report: dict[str, Any], figures: Figures) -> str:
     data = report["data"]
     parts = [f"{data['name']}; SHA-256 of the decoded {data['part']} part: `{data['sha256']}`."]
-    if "held_out_images" in accepted:
+    if figures.held_out_images is not None:
         parts[0] += (
-            f" {accepted['held_out_images']:,} of the training images were held out and made every choice: epoch, "
+            f" {figures.held_out_images:,} of the training images were held out and made every choice: epoch, "
             "temperatures, precision, layer and method of the heatmaps."
         )
     if data["name"] == "cifar10":

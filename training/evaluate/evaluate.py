@@ -31,7 +31,6 @@ from training.evaluate.figures import (
 )
 from training.evaluate.test_set_log import record_look
 from training.package.artifacts import find_model, read_model, weights_sha256
-from training.pretrained import lineage
 from training.tracking.recorder import dataset_input
 from training.tracking.store import connect, environment, warn_on_failure
 
@@ -116,7 +115,7 @@ def evaluate(
     started = time.perf_counter()
     folder = find_model(source)
     contract, network = read_model(folder)
-    data = data or contract.accepted.get("recipe", {}).get("data", "cifar10")
+    data = data or (contract.accepted.recipe or {}).get("data", "cifar10")
     for written in (output, *([card.parent] if card else [])):
         _make_folder(written)
     images = load_test_images(data, cache, contract.input)
@@ -168,16 +167,16 @@ def _identity(folder: Path, contract: Contract, images: Images, data: str) -> di
     digest = images.sha256()
     # By name too: a folder to which images were added since is still mostly what was learnt.
     is_learnt = any(
-        digest == accepted.get("provenance", {}).get("data_sha256")
-        or (data == accepted.get("recipe", {}).get("data") and not has_test_part(data))
-        for accepted in lineage(contract.accepted)
+        (accepted.provenance is not None and digest == accepted.provenance.data_sha256)
+        or (data == (accepted.recipe or {}).get("data") and not has_test_part(data))
+        for accepted in contract.accepted.lineage()
     )
     return {
         "model": {
             "name": contract.name,
             "version": contract.version,
             "weights_sha256": weights_sha256(folder),
-            "run_id": contract.accepted.get("run_id", ""),
+            "run_id": contract.accepted.run_id,
             "engine": asdict(contract.engine),
         },
         "data": {

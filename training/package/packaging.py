@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,6 +21,8 @@ from safetensors.torch import save_file
 
 from contracts import model as model_contract
 from contracts.model import Engine as EngineChoice
+from contracts.model import Figures, Measured
+from contracts.names import VERSION
 from handlers.build import digest
 from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import decode_for_network, normalise, prepare
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from contracts.model import Contract
+    from contracts.model import Accepted, Contract
     from handlers.engines import Engine
     from training.data.images import Images
     from training.package.quantise import GateReport
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPLANATIONS = "explanations.json"
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")  # what a traffic plan takes
 
 # By how much a probability may be off on another machine: far above what other vector instructions and the order of
 # operations change in each precision, far below what a wrong weight or transform changes.
@@ -106,7 +106,7 @@ def package(
         raise ExportError(f"{version!r} cannot be a version: use letters, digits, _ . + and -, as in 1.0.1")
     trained = find_model(source)
     contract, network = read_model(trained)
-    if "recipe" not in contract.accepted:
+    if contract.accepted.recipe is None:
         raise ModelError(f"{source} does not say how it was trained (contract.json, accepted.recipe)")
     folder.mkdir(parents=True, exist_ok=True)
     # Beside what is there, which may be served: only a version that is whole and passed its gate takes its place.
@@ -150,18 +150,18 @@ def _write_version(
 ) -> Contract:
     """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
-    accepted = contract.accepted
-    training, held_out = split_images(
-        recipe_from_dict(accepted["recipe"]), cache, sha256=accepted.get("provenance", {}).get("data_sha256")
-    )
+    training, held_out = _split_again(contract.accepted, cache)
     logits = predict_logits(network, held_out.images, contract.input).numpy()
     if not explain_images:  # refused before an engine is quantised, which takes minutes
         alike = _class_correlation(contract, network, held_out, logits, max_alike)
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
-    # Of a version that is packed again: what its engine and its heatmaps were measured with does not hold for this one.
-    accepted = {name: fact for name, fact in accepted.items() if not name.startswith(("engine_", "explain_"))}
-    accepted |= _acceptance(logits, held_out.labels, eager.temperature)
-    accepted["explainer_disagreement"] = 0.0  # one network answers and explains
+    # All others are measured anew: of a version that is packed again, those of its engine and its heatmaps do not hold.
+    figures = Figures(
+        validation_accuracy=contract.accepted.figures.validation_accuracy,
+        held_out_images=len(held_out),
+        held_out=_measured(logits, held_out.labels, eager.temperature),
+        explainer_disagreement=0.0,  # one network answers and explains
+    )
     engine, fallback = eager, None
     if precision != "fp32":
         report = add_engine(
@@ -175,18 +175,19 @@ def _write_version(
             max_drop=max_drop,
         )
         engine, fallback = report.engine, eager
-        accepted |= _gate_figures(report)
+        figures = _with_engine(figures, report)
     contract = replace(
         contract,
         engine=engine,
         fallback=fallback,
-        accepted=accepted,
+        accepted=replace(contract.accepted, figures=figures),
+        schema=model_contract.SCHEMA,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if explain_images:
         contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images), max_alike)
         alike = _class_correlation(contract, network, held_out, logits, max_alike)
-    contract = replace(contract, accepted=contract.accepted | {"explain_class_correlation": alike})
+    contract = _with_figures(contract, replace(contract.accepted.figures, explain_class_correlation=alike))
     model_contract.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
     return contract
@@ -195,8 +196,8 @@ def _write_version(
 def _register(made: Package) -> None:
     """Logs archive, hash and gate report to the model version of the run that trained the model."""
     contract = made.contract
-    run_id = contract.accepted.get("run_id")
-    if not run_id:
+    accepted = contract.accepted
+    if not accepted.run_id:
         logger.warning("MLflow was not there when this model was trained: %s is not registered", made.archive.name)
         return
     files = [made.folder / name for name in ("contract.json", "gate.json", "explanations.json")]
@@ -204,13 +205,13 @@ def _register(made: Package) -> None:
     release = log_release(
         contract.name,
         contract.version,
-        str(run_id),
+        accepted.run_id,
         made.archive,
         digest(made.archive),
         files=[path for path in files if path.is_file()],
         facts={
             "precision": contract.engine.precision,
-            "held_out_accuracy": f"{contract.accepted['held_out_accuracy']:.4f}",
+            "held_out_accuracy": f"{accepted.figures.held_out.accuracy:.4f}" if accepted.figures.held_out else "",
         },
     )
     logger.info("registered as models:/%s/%s", release.name, release.number)
@@ -224,7 +225,18 @@ def _choose_explanation(
     pixels = normalise(images.images, contract.input)
     choice, report = choose_explanation(network, contract, engine, pixels, max_alike=max_alike)
     (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return replace(contract, explain=choice, accepted=contract.accepted | {"explain_images": len(images)})
+    figures = replace(contract.accepted.figures, explain_images=len(images))
+    return _with_figures(replace(contract, explain=choice), figures)
+
+
+def _with_figures(contract: Contract, figures: Figures) -> Contract:
+    return replace(contract, accepted=replace(contract.accepted, figures=figures))
+
+
+def _split_again(accepted: Accepted, cache: Path) -> tuple[Images, Images]:
+    """Return the images that the accepted model learnt from, and those that its training held out."""
+    sha256 = None if accepted.provenance is None else accepted.provenance.data_sha256
+    return split_images(recipe_from_dict(accepted.recipe or {}), cache, sha256=sha256)
 
 
 def _class_correlation(
@@ -250,25 +262,25 @@ def split_images(recipe: Recipe, cache: Path, *, sha256: str | None = None) -> t
     return divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)
 
 
-def _acceptance(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> dict[str, float]:
+def _measured(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> Measured:
     before, after = softmax(logits, 1.0), softmax(logits, temperature)
-    return {
-        "held_out_images": len(labels),
-        "held_out_accuracy": float((after.argmax(axis=1) == labels).mean()),
-        "held_out_calibration_error_before": expected_calibration_error(before, labels),
-        "held_out_calibration_error": expected_calibration_error(after, labels),
-    }
+    return Measured(
+        accuracy=float((after.argmax(axis=1) == labels).mean()),
+        calibration_error_before=expected_calibration_error(before, labels),
+        calibration_error=expected_calibration_error(after, labels),
+    )
 
 
-def _gate_figures(report: GateReport) -> dict[str, float]:
-    return {
-        "engine_held_out_accuracy": report.measured.accuracy,
-        "engine_held_out_calibration_error_before": report.measured.calibration_error_before,
-        "engine_held_out_calibration_error": report.measured.calibration_error,
-        "engine_agreement": report.agreement,
+def _with_engine(figures: Figures, report: GateReport) -> Figures:
+    """Return the figures with what the serving engine did on the held-out images."""
+    measured = report.measured
+    return replace(
+        figures,
+        served=Measured(measured.accuracy, measured.calibration_error_before, measured.calibration_error),
+        engine_agreement=report.agreement,
         # Heatmaps are the full-precision network's, which may hold the image for something else than was answered.
-        "explainer_disagreement": round(1 - report.agreement, 6),
-    }
+        explainer_disagreement=round(1 - report.agreement, 6),
+    )
 
 
 def _save_half(network: nn.Module, path: Path) -> None:

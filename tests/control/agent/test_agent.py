@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
 
+from contracts.model import Accepted, Ancestor, Contract, Figures, Input
 from control.agent.agent import Agent
 from control.agent.deployment import Deployment, Wanted
 from control.agent.torchserve.management import Management, Registered, Worker
@@ -55,10 +57,13 @@ def test_the_status_page_tells_the_contracts_figures_and_not_where_the_model_was
     serve(agent)
     (deployment,) = agent._reconciler.deployments.values()
     assert ask(agent, "/status").json()["versions"][0]["contract"] == {}
-    recipe = {"data": "imagefolder:/home/alice/pets"}
-    deployment.contract = {"name": "m", "accepted": {"accuracy": 0.9, "recipe": recipe, "ancestor": {"recipe": recipe}}}
-    told = ask(agent, "/status").json()["versions"][0]["contract"]
-    assert told == {"name": "m", "accepted": {"accuracy": 0.9}}
+    accepted = Accepted(Figures(validation_accuracy=0.9), recipe={"data": "imagefolder:/home/alice/pets"})
+    accepted = replace(accepted, ancestor=Ancestor("first", "1", accepted))
+    size = Input(32, 32, (0.5,) * 3, (0.5,) * 3)
+    deployment.contract = Contract("m", "1.0.0", ("cat", "dog"), size, "resnet18", accepted=accepted)
+    told = ask(agent, "/status")
+    assert "alice" not in told.text
+    assert told.json()["versions"][0]["contract"]["accepted"]["figures"]["validation_accuracy"] == 0.9
 
 
 def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent, monkeypatch):

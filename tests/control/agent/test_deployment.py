@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 
+from contracts.model import Contract, Input
 from control.agent.deployment import Deployment, Step, Wanted, next_step
 from control.agent.torchserve.management import Registered, Worker
 from control.archive import Archive, Reference
@@ -18,9 +19,8 @@ def entry(ready, loading=0, *, dead=0, pending=0, wanted=None, pid=100):
 
 @pytest.fixture
 def deployment(tmp_path):
-    archive = Archive(
-        tmp_path / "x.mar", "a" * 64, {"version": "1.0.0", "classes": ["a", "b"]}, Reference(0.01, (), ())
-    )
+    contract = Contract("m", "1.0.0", ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
+    archive = Archive(tmp_path / "x.mar", "a" * 64, contract, Reference(0.01, (), ()))
     return Deployment(WANTED, archive=archive)
 
 

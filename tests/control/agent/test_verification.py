@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from contracts.model import Contract, Input
 from control.agent.verification import verify_explanation, verify_predictions
 from control.archive import Archive, Reference
 from control.errors import VerificationError
 
-CONTRACT = {"name": "cifar10", "version": "1.0.0", "classes": ["cat", "dog"]}
+CONTRACT = Contract("cifar10", "1.0.0", ("cat", "dog"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
 IMAGES = (b"one", b"two")
 ENGINE = ((0.30, 0.70), (0.90, 0.10))
 FALLBACK = ((0.35, 0.65), (0.86, 0.14))
@@ -25,7 +26,7 @@ def verify(serve):
 
     def verify(archive, probabilities):
         results = [
-            {"top": [{"class": name, "confidence": p} for name, p in zip(CONTRACT["classes"], row, strict=True)]}
+            {"top": [{"class": name, "confidence": p} for name, p in zip(CONTRACT.classes, row, strict=True)]}
             for row in probabilities
         ]
         url = serve(lambda _: (200, json.dumps({"results": results}).encode()))
@@ -61,8 +62,7 @@ def verify_explainer(serve):
 
     def verify(predictions, label, confidence):
         top = [
-            [{"class": n, "confidence": p} for n, p in zip(CONTRACT["classes"], row, strict=True)]
-            for row in predictions
+            [{"class": n, "confidence": p} for n, p in zip(CONTRACT.classes, row, strict=True)] for row in predictions
         ]
         explanation = {"class": label, "confidence": confidence, "heatmap": [[1.0]]}
 

@@ -29,7 +29,9 @@ def own_folder(monkeypatch, tmp_path):
 
 
 def contract(version, run_id="", ancestor=None):
-    accepted = {"run_id": run_id} | ({"ancestor": {"accepted": ancestor}} if ancestor else {})
+    accepted = {"run_id": run_id} | (
+        {"ancestor": {"name": "m", "version": "0", "accepted": ancestor}} if ancestor else {}
+    )
     return {
         "schema": 1, "name": "m", "version": version, "classes": ["cat", "dog"], "architecture": "resnet18_small",
         "input": {"height": 32, "width": 32, "mean": [0, 0, 0], "std": [1, 1, 1]},
@@ -117,7 +119,7 @@ def test_archives_that_the_plan_does_not_name_are_removed_with_their_checksums(a
 
 
 def test_trainings_that_made_a_kept_archive_or_began_a_kept_one_stay(archive, training, store):
-    stable = archive("1.0", 90, run_id="made-it", ancestor={"run_id": "began-it", "ancestor": {"accepted": None}})
+    stable = archive("1.0", 90, run_id="made-it", ancestor={"run_id": "began-it", "ancestor": None})
     plan(store, stable)
     for name in ("made-it", "began-it", "forgotten"):
         training(name, 90, run_id=name)

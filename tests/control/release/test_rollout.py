@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from contracts.model import Contract, Input
 from contracts.plan import Plan, Release
 from control.archive import Archive, file_sha256
 from control.errors import ArchiveError, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
@@ -150,7 +151,8 @@ def test_an_agent_that_answers_and_is_slow_to_load_is_not_left_out(store, agent,
 
 def incoming_archive(monkeypatch, version):
     """What `deploy` finds, without its bytes."""
-    found = Archive(Path(f"m-{version}.mar"), version[0] * 64, {"version": version, "classes": ["a"]}, None)
+    contract = Contract("m", version, ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
+    found = Archive(Path(f"m-{version}.mar"), version[0] * 64, contract, None)
     monkeypatch.setattr("control.release.archive_source.fetch", lambda *_: found)
     monkeypatch.setattr("control.release.archive_source.compare", lambda *_, **__: None)
 
@@ -246,8 +248,8 @@ def test_bytes_that_nobody_packed_are_not_rolled_back_to(store, agent, tmp_path)
 def write_archive(path, version, comment=b""):
     """The smallest archive that passes the checks."""
     contract = {
-        "schema": 1, "name": "m", "version": version, "classes": ["cat", "dog"], "input": {"height": 1, "width": 1},
-        "architecture": "a", "explain": {}, "engine": {},
+        "schema": 1, "name": "m", "version": version, "classes": ["cat", "dog"],
+        "input": {"height": 1, "width": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}, "architecture": "a",
     }  # fmt: skip
     reference = {"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}
     with zipfile.ZipFile(path, "w") as members:

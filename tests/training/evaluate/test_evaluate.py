@@ -10,6 +10,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from contracts.model import Accepted, Ancestor
 from contracts.model import load as load_contract
 from contracts.model import save as save_contract
 from handlers.build import digest
@@ -149,9 +150,10 @@ def test_every_look_adds_a_line_and_images_that_were_learnt_from_are_no_test(run
 
 def test_card_tells_of_the_models_that_a_training_began_with(run, evaluation):
     contract = load_contract(run / "contract.json")
-    before = {"recipe": {"rate": 0.7}, "provenance": {**contract.accepted["provenance"], "epochs": 76}}
-    ancestor = {"name": "cifar10", "version": "0.5.0", "accepted": before}
-    card = write_card(replace(contract, accepted=contract.accepted | {"ancestor": ancestor}), evaluation.report)
+    accepted = contract.accepted
+    before = replace(accepted, recipe={"rate": 0.7}, provenance=replace(accepted.provenance, epochs=76))
+    ancestor = Ancestor("cifar10", "0.5.0", before)
+    card = write_card(replace(contract, accepted=replace(accepted, ancestor=ancestor)), evaluation.report)
     own, earlier = card.split("### cifar10 0.5.0, before that")
     assert "It began with the weights of cifar10 0.5.0." in own
     assert "| epochs | `76` |" in earlier
@@ -214,8 +216,8 @@ def test_images_that_an_ancestor_learnt_from_are_called_learnt_from(run, tmp_pat
     """By default a model is measured on what it learnt from, here a folder without a test part."""
     shutil.copytree(run, tmp_path / "run")
     contract = load_contract(run / "contract.json")
-    ancestor = {"name": "first", "version": "1", "accepted": contract.accepted}
-    accepted = {"recipe": {"data": "imagefolder:elsewhere"}, "ancestor": ancestor}
+    ancestor = Ancestor("first", "1", contract.accepted)
+    accepted = Accepted(recipe={"data": "imagefolder:elsewhere"}, ancestor=ancestor)
     save_contract(replace(contract, accepted=accepted), tmp_path / "run" / "contract.json")
     report = evaluated(tmp_path / "run", tmp_path, cache)
     assert report["data"]["part"] == "training"
@@ -231,7 +233,7 @@ def test_missing_model_says_how_to_make_one(tmp_path, cache):
 def test_package_keeps_what_it_measured(packed, tmp_path, cache):
     contract = packed.contract
     assert packed.archive.name == "cifar10-1.2.3.mar"
-    assert contract.accepted["held_out_images"] == 20  # fewer than the references, which repeat them
+    assert contract.accepted.figures.held_out_images == 20  # fewer than the references, which repeat them
     assert contract.engine.temperature != pytest.approx(1, abs=0.05)
     report = evaluated(packed.folder, tmp_path, cache)
     assert report["model"]["version"] == "1.2.3"
@@ -256,8 +258,9 @@ def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_p
     assert {"openvino-int8.xml", "openvino-int8.bin", "gate.json", "weights.safetensors"} <= set(members)
     reference = json.loads((tmp_path / "files" / "reference.json").read_text())
     assert len(reference["fallback"]["probabilities"]) == 32
-    share = made.contract.accepted["explainer_disagreement"]
-    assert share == pytest.approx(1 - made.contract.accepted["engine_agreement"], abs=1e-6)
+    figures = made.contract.accepted.figures
+    share = figures.explainer_disagreement
+    assert share == pytest.approx(1 - figures.engine_agreement, abs=1e-6)
     evaluated(tmp_path / "files", tmp_path / "results", cache, card=tmp_path / "card.md")
     told = f"different classes for {share:.2%} of the held-out images ({share * 20:.0f})"
     assert told in (tmp_path / "card.md").read_text()
@@ -293,14 +296,14 @@ def test_a_version_whose_heatmaps_are_the_same_for_every_class_is_refused_and_le
     assert not (tmp_path / "store").exists()
     assert list((tmp_path / "files").iterdir()) == []
     made = package(str(blind), "1", tmp_path / "store", tmp_path / "files", cache, max_alike=1)
-    assert made.contract.accepted["explain_class_correlation"] > 0.5
+    assert made.contract.accepted.figures.explain_class_correlation > 0.5
 
 
 def test_packing_a_packed_version_again_keeps_no_figures_of_its_engine(run, tmp_path, cache):
     first = package(str(run), "1", tmp_path / "s", tmp_path / "a", cache, precision="int8", max_drop=1.0)
-    assert "engine_agreement" in first.contract.accepted
+    assert first.contract.accepted.figures.served is not None
     again = package(str(first.folder), "2", tmp_path / "s", tmp_path / "b", cache)
-    assert not {name for name in again.contract.accepted if name.startswith("engine_")}
+    assert (again.contract.accepted.figures.served, again.contract.accepted.figures.engine_agreement) == (None, None)
 
 
 @pytest.mark.parametrize("version", ["../1", "1 0", ""])

@@ -172,7 +172,7 @@ def test_names_that_the_archive_needs_are_refused(source, tmp_path, name):
 def test_a_contract_that_cannot_be_used_is_refused(source, tmp_path):
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "contract.json").write_text('{"schema": 2}')
+    (tmp_path / "contract.json").write_text('{"schema": 3}')
     with pytest.raises(ContractError, match="schema"):
         package_directory(tmp_path, tmp_path / "store")
 

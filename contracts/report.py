@@ -1,0 +1,73 @@
+"""A gateway process's report to an agent, in a header of each poll of its status.
+
+TorchServe tells nobody what its workers have in hand, so the gateways' word is the only proof that a version can be
+unregistered without losing a request. The header is untrusted: a text that is not exactly a report is refused. Its form
+has no schema: agents of every release take this one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import partial
+
+from contracts.fields import DocumentError, Fields, read_json
+from contracts.names import VERSION
+
+HEADER = "x-gradserve-gateway"
+MAX_CHARS = 4096
+MAX_VERSIONS = 64
+MAX_COUNT = 1_000_000
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class ReportError(DocumentError):
+    """A header that is no report."""
+
+    document = "gateway report"
+    remedy = "run gateway and agent of the same release"
+
+
+@dataclass(frozen=True)
+class Report:
+    """One gateway process, named by `id`.
+
+    `revision` is that of the plan it routes by; None: it has no plan, so it routes nothing. `in_flight` counts by
+    version the calls that it has given to this agent's TorchServe and that are not over.
+    """
+
+    id: str
+    revision: int | None
+    in_flight: dict[str, int]
+
+
+def dump(report: Report) -> str:
+    """Return the report as the header's value, compact ASCII JSON."""
+    data = {"id": report.id, "revision": report.revision, "in_flight": report.in_flight}
+    return json.dumps(data, separators=(",", ":"))
+
+
+def parse(header: str) -> Report:
+    """Return the report in a header.
+
+    Raises:
+        ReportError: it holds none: it is too long, no JSON, or has a field that is missing, unknown or impossible.
+    """
+    return read(Fields(read_json(header, ReportError, most_bytes=MAX_CHARS), "", ReportError))
+
+
+def read(fields: Fields, *, is_whole: bool = True) -> Report:
+    """Return the report in these fields; unless it `is_whole`, they may hold more than a report.
+
+    Raises:
+        DocumentError: a field is missing or impossible, or unknown.
+    """
+    report = Report(
+        id=fields.text("id", pattern=_ID),
+        revision=fields.nullable("revision", partial(fields.integer, most=MAX_COUNT)),
+        in_flight=fields.counts("in_flight", pattern=VERSION, most=MAX_COUNT, most_items=MAX_VERSIONS),
+    )
+    if is_whole:
+        fields.end()
+    return report
