@@ -1,0 +1,119 @@
+"""The reconciler's steps at a TorchServe that keeps lists of workers as the real one does."""
+
+import asyncio
+import json
+import logging
+
+import httpx
+import pytest
+
+from control.agent.reconciler import Reconciler
+from control.agent.torchserve.log import ServerLog
+from control.agent.torchserve.management import Management
+from control.archive import Archive, Reference
+from control.settings import AgentSettings
+
+SHA256 = "a" * 64
+PLAN = {
+    "schema": 1,
+    "revision": 1,
+    "model": "cifar10",
+    "stable": {"version": "1.0.0", "archive": "cifar10-1.0.0.mar", "sha256": SHA256, "workers": 2},
+}
+
+
+class TorchServe:
+    """Its management API. The workers of an entry are a list of pids; -1 is one without a process."""
+
+    def __init__(self):
+        self.models = {}
+        self.asked = []
+
+    def add(self, entry, url, pids):
+        self.models[entry] = {"modelVersion": "1.0.0", "modelUrl": url, "pids": pids}
+
+    def __call__(self, request):
+        entry = request.url.path.split("/")[2:3]
+        if request.method != "GET":
+            self.asked.append((request.method, request.url.path, dict(request.url.params)))
+        if request.method == "POST":
+            self.add(request.url.params["model_name"], request.url.params["url"], [70, 71])
+        elif not entry:
+            return httpx.Response(200, json={"models": [{"modelName": name} for name in self.models]})
+        elif entry[0] not in self.models:
+            return httpx.Response(404, json={"code": 404})
+        elif request.method == "DELETE":
+            del self.models[entry[0]]
+        elif "min_worker" in request.url.params:
+            pids = self.models[entry[0]]["pids"]
+            pids += range(90, 90 + int(request.url.params["min_worker"]) - len(pids))
+        elif request.method == "GET":
+            return httpx.Response(200, json=[self.describe(self.models[entry[0]])])
+        return httpx.Response(200, json={"status": "done"})
+
+    def describe(self, model):
+        workers = [{"pid": pid, "status": "READY" if pid > 0 else "UNLOADING"} for pid in model["pids"]]
+        return {**model, "minWorkers": len(workers), "workers": workers}
+
+
+@pytest.fixture
+def torchserve():
+    return TorchServe()
+
+
+@pytest.fixture
+def run(tmp_path, torchserve):
+    """`run(seconds, pids)`: the reconciler after it served version 1.0.0 by workers `pids` for some time."""
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+
+    def run(seconds, pids):
+        async def look():
+            management = Management(httpx.MockTransport(torchserve), logging.getLogger("test"))
+            settings = AgentSettings(plan=tmp_path / "plan.json")
+            reconciler = Reconciler(settings, tmp_path, management, ServerLog(lambda _: None), workers=2)
+            reconciler.follow()
+            (deployment,) = reconciler.deployments.values()
+            contract = {"version": "1.0.0", "classes": ["cat", "dog"]}
+            deployment.archive = Archive(tmp_path / f"{SHA256}.mar", SHA256, contract, Reference(0.01, (), ()))
+            deployment.verified, deployment.explains, deployment.defaults = True, True, {"predict", "explain"}
+            for entry, workers in (("cifar10", pids), ("cifar10-explain", [60])):
+                torchserve.add(entry, f"{SHA256}.mar", workers)
+                reconciler._made[entry, "1.0.0"] = f"{SHA256}.mar"
+            for _ in range(int(seconds / 0.02)):
+                await reconciler.tick()
+                await asyncio.sleep(0.02)
+            await reconciler.close()
+            return reconciler
+
+        return asyncio.run(look())
+
+    return run
+
+
+def test_a_dead_worker_gets_one_beside_it_once_and_no_other_is_touched(run, torchserve, monkeypatch):
+    monkeypatch.setattr("control.agent.deployment._DEAD_S", 0.2)
+    reconciler = run(1.5, [41, -1])
+    three = {"min_worker": "3", "max_worker": "3", "synchronous": "false"}
+    assert torchserve.asked == [("PUT", "/models/cifar10/1.0.0", three)]
+    assert torchserve.models["cifar10"]["pids"] == [41, -1, 90]
+    assert [found.state for found in reconciler.deployments.values()] == ["ready"]
+
+
+def test_nothing_is_done_while_all_workers_are_there(run, torchserve):
+    reconciler = run(0.3, [41, 42])
+    assert (torchserve.asked, list(reconciler.removed)) == ([], [])
+
+
+def test_what_others_registered_is_removed_also_under_our_own_name(run, torchserve):
+    torchserve.add("intruder", "/somebody/elses/folder", [])
+    add, ours = torchserve.add, f"{SHA256}.mar"
+    # Instead of ours, the entry of the same name and version is from another file.
+    torchserve.add = lambda entry, url, pids: add(
+        entry, "other.mar" if entry == "cifar10" and 41 in pids else url, pids
+    )
+    reconciler = run(0.5, [41, 42])
+    assert {name: model["modelUrl"] for name, model in torchserve.models.items()} == {
+        "cifar10": ours,
+        "cifar10-explain": ours,
+    }
+    assert sorted(reconciler.removed) == ["cifar10 1.0.0 from other.mar", "intruder 1.0.0 from /somebody/elses/folder"]
