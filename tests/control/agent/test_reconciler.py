@@ -63,10 +63,13 @@ def torchserve():
 
 @pytest.fixture
 def run(tmp_path, torchserve):
-    """`run(seconds, pids)`: the reconciler after it served version 1.0.0 by workers `pids` for some time."""
+    """`run(seconds, pids)`: the reconciler after it served version 1.0.0 by workers `pids` for some time.
+
+    With `url` the entry for predictions is from another archive than the plan's.
+    """
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
 
-    def run(seconds, pids):
+    def run(seconds, pids, url=f"{SHA256}.mar"):
         async def look():
             management = Management(httpx.MockTransport(torchserve), logging.getLogger("test"))
             settings = AgentSettings(plan=tmp_path / "plan.json")
@@ -77,7 +80,7 @@ def run(tmp_path, torchserve):
             deployment.archive = Archive(tmp_path / f"{SHA256}.mar", SHA256, contract, Reference(0.01, (), ()))
             deployment.verified, deployment.explains, deployment.defaults = True, True, {"predict", "explain"}
             for entry, workers in (("cifar10", pids), ("cifar10-explain", [60])):
-                torchserve.add(entry, f"{SHA256}.mar", workers)
+                torchserve.add(entry, url if entry == "cifar10" else f"{SHA256}.mar", workers)
                 reconciler._made[entry, "1.0.0"] = f"{SHA256}.mar"
             for _ in range(int(seconds / 0.02)):
                 await reconciler.tick()
@@ -106,14 +109,7 @@ def test_nothing_is_done_while_all_workers_are_there(run, torchserve):
 
 def test_what_others_registered_is_removed_also_under_our_own_name(run, torchserve):
     torchserve.add("intruder", "/somebody/elses/folder", [])
-    add, ours = torchserve.add, f"{SHA256}.mar"
-    # Instead of ours, the entry of the same name and version is from another file.
-    torchserve.add = lambda entry, url, pids: add(
-        entry, "other.mar" if entry == "cifar10" and 41 in pids else url, pids
-    )
-    reconciler = run(0.5, [41, 42])
-    assert {name: model["modelUrl"] for name, model in torchserve.models.items()} == {
-        "cifar10": ours,
-        "cifar10-explain": ours,
-    }
+    reconciler = run(0.5, [41, 42], url="other.mar")
+    urls = {name: model["modelUrl"] for name, model in torchserve.models.items()}
+    assert urls == {"cifar10": f"{SHA256}.mar", "cifar10-explain": f"{SHA256}.mar"}
     assert sorted(reconciler.removed) == ["cifar10 1.0.0 from other.mar", "intruder 1.0.0 from /somebody/elses/folder"]
