@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from control.agent.torchserve.process import check_installed
+from control.agent.torchserve.run_folder import run_base
 from control.errors import NoModel, NotAnswering, PortsTaken
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
 from control.settings import AgentSettings, local_url, read_agent_settings
@@ -63,6 +64,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
     settings = read_agent_settings()
     check_installed()
     refuse_taken_ports(wanted_ports(settings, options), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
+    run_base(settings.temp)
     store = PlanStore(options.home)
     prepare_plan(store, options.source, settings.model_store, say)
     parts = stack_parts(settings, options)

@@ -117,6 +117,15 @@ def test_taken_ports_are_reported_before_anything_starts(make_stack, model_sourc
     assert not other.home.exists()
 
 
+def test_a_folder_in_which_torchserve_cannot_run_is_reported_before_anything_starts(make_stack, model_source, tmp_path):
+    other = make_stack(AGENT_TEMP=str(tmp_path / ("x" * 90)))
+    answer = other.command("up", "--source", str(model_source))
+    assert answer.returncode == 1
+    assert "set AGENT_TEMP" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not other.home.exists()
+
+
 def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(
     make_stack, model_source, read_only_code, add_code, until
 ):
