@@ -25,6 +25,7 @@ ControlError
 ├── MetricsUnreadable        a gateway does not tell what it has counted
 ├── NotAnswering             the stack came up and answers no image
 ├── NoModel                  there is nothing to serve
+├── StoreNotWritable         a model store where nothing can be packed
 ├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
 ├── HomeNotWritable          a home folder where no plan can be changed
@@ -265,6 +266,13 @@ class NoModel(ControlError):
         super().__init__(
             f"no model to serve in {source}: {problem}. Train one: gradserve train, then gradserve package"
         )
+
+
+class StoreNotWritable(ControlError):
+    """Nothing can be written to the model store `store`; `problem` is the system's word for why."""
+
+    def __init__(self, store: Path, problem: str) -> None:
+        super().__init__(f"the model store {store} cannot be written to ({problem}): set AGENT_MODEL_STORE to another")
 
 
 class RegistryUnusable(ControlError):

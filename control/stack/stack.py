@@ -7,6 +7,7 @@ Settings have one place each: the environment, which the parts inherit. Only wha
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ import httpx
 
 from control.agent.torchserve.process import check_installed
 from control.agent.torchserve.run_folder import run_base
-from control.errors import NoModel, NotAnswering, PortsTaken
+from control.errors import NoModel, NotAnswering, PortsTaken, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
 from control.settings import AgentSettings, local_url, read_agent_settings
 from control.stack.running import RunningStack, announced
@@ -147,6 +148,7 @@ def pack(source: Path, model_store: Path) -> Path:
 
     Raises:
         NoModel: the model is incomplete.
+        StoreNotWritable: it must be packed, and nothing can be written to `model_store`.
     """
     # Imported here: the agent's side of this package has no part in packing.
     from contracts.model import ContractError  # noqa: PLC0415
@@ -155,7 +157,11 @@ def pack(source: Path, model_store: Path) -> Path:
 
     try:
         return package_directory(source, model_store)
-    except (ExportError, ContractError, OSError) as error:
+    except OSError as error:
+        if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC}:
+            raise StoreNotWritable(model_store, error.strerror) from error
+        raise NoModel(source, str(error)) from error
+    except (ExportError, ContractError) as error:
         raise NoModel(source, str(error)) from error
 
 

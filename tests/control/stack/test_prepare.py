@@ -1,13 +1,14 @@
 """`gradserve prepare`, and `up` before it starts anything: the archive and the plan, beside a busy operator."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from contracts.model import Contract, Input, save
-from control.errors import AnotherOperator
+from control.errors import AnotherOperator, StoreNotWritable
 from control.release.plan_store import PlanStore
-from control.stack.stack import prepare_plan
+from control.stack.stack import pack, prepare_plan
 
 
 @pytest.fixture
@@ -37,3 +38,9 @@ def test_a_start_that_changes_no_plan_needs_no_lock(source, tmp_path):
     after = store.read()
     assert (after.revision, after.stable.version) == (2, "1.2.3")
     assert after.stable.sha256 != before.stable.sha256
+
+
+def test_a_model_store_that_cannot_be_written_to_is_named_with_the_remedy(source):
+    # Nobody may make folders there, not even root.
+    with pytest.raises(StoreNotWritable, match="set AGENT_MODEL_STORE"):
+        pack(source, Path("/sys/model_store"))
