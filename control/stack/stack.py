@@ -159,7 +159,7 @@ def pack(source: Path, model_store: Path) -> Path:
         return package_directory(source, model_store)
     except OSError as error:
         if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC}:
-            raise StoreNotWritable(model_store, error.strerror) from error
+            raise StoreNotWritable(model_store, error.strerror or type(error).__name__) from error
         raise NoModel(source, str(error)) from error
     except (ExportError, ContractError) as error:
         raise NoModel(source, str(error)) from error

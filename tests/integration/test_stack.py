@@ -142,7 +142,8 @@ def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(
     add_code(archive, "# other code").replace(archive)
     other.wait_until_ready()
     assert other.health().status_code == 200
-    loaded = [hashlib.sha256(path.read_bytes()).hexdigest() for path in other.run_folder().rglob("image_handler.py")]
+    unpacked = other.run_folder().glob("tmp/models/*/image_handler.py")
+    loaded = [hashlib.sha256(path.read_bytes()).hexdigest() for path in unpacked]
     assert loaded == [right, right]
     assert set(read_only_code.rglob("*")) == files
     other.process.send_signal(signal.SIGTERM)
