@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 1
-# By this the agents know which gateway processes there are, which plan each routes by and what each has in flight.
-REPORT_HEADER = "x-gradserve-gateway"
 # Both end up in upstream paths (`/predictions/{name}/{version}`): nothing that a path or a query could be made of.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")

@@ -61,6 +61,7 @@ class VersionStatus:
         predict: the workers that predict.
         explain: the workers that explain.
         verified: it computes what training computed.
+        signed: whether a key has signed its archive, for people; None until its archive was read.
         reason: what is wrong, for people; None when nothing is.
         contract: the version's public contract; None until its archive was read, or where this release cannot read it.
     """
@@ -73,6 +74,7 @@ class VersionStatus:
     predict: Pool
     explain: Pool
     verified: bool = False
+    signed: str | None = None
     reason: str | None = None
     contract: model_contract.Contract | None = None
 
@@ -206,6 +208,7 @@ def _version(fields: Fields) -> VersionStatus:
         predict=_pool(fields.inner("predict")),
         explain=_pool(fields.inner("explain")),
         verified=fields.maybe("verified", fields.flag) or False,
+        signed=fields.maybe("signed", fields.text),
         reason=fields.maybe("reason", partial(fields.text, most=MAX_REASON)),
     )
     # An agent of schema 1 tells an empty object before it has read the archive.

@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import uvicorn
@@ -20,8 +20,9 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from contracts import model as model_contract
-from contracts.plan import REPORT_HEADER
+from contracts import report
+from contracts import status as agent_status
+from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from control.agent.cores import usable_cores
 from control.agent.reconciler import Reconciler
 from control.agent.torchserve.log import ServerLog
@@ -141,33 +142,32 @@ class Agent:
         await self._reconciler.close()
         await self._process.stop()
 
-    def status(self) -> dict[str, Any]:
-        """What the status page says; the gateway's reader of it is gateway/inference/replicas.py."""
+    def status(self) -> AgentStatus:
+        """Return what the status page says."""
         plan = self._reconciler.plan_file
-        return {
-            "schema": 1,
-            "time": time.time(),
-            "observed_at": self._observed_at,
-            "draining": self._draining,
-            "plan_revision": plan.plan.revision if plan.plan else None,
-            "plan_error": plan.error,
-            "torchserve": {
-                "state": self._state,
-                "pid": self._process.pid,
-                "restarts": self._restarts,
-                "inference_url": self._settings.inference_url,
-                "removed_entries": list(self._reconciler.removed),
-            },
-            "gateways": self._reconciler.gateways.status(time.monotonic()),
-            "versions": [_version_status(found) for _, found in sorted(self._reconciler.deployments.items())],
-        }
+        return AgentStatus(
+            told_at=time.time(),
+            observed_at=self._observed_at,
+            draining=self._draining,
+            plan_revision=plan.content.revision if plan.content else None,
+            plan_error=plan.error,
+            torchserve=ServerStatus(
+                state=self._state,
+                pid=self._process.pid,
+                restarts=self._restarts,
+                inference_url=self._settings.inference_url,
+                removed_entries=tuple(self._reconciler.removed),
+            ),
+            gateways=self._reconciler.gateways.status(time.monotonic()),
+            versions=tuple(_version_status(found) for _, found in sorted(self._reconciler.deployments.items())),
+        )
 
     async def _answer_status(self, request: Request) -> JSONResponse:
         now = time.monotonic()
         # Whoever polls without a report (an operator, another gateway) is believed to send for a while yet.
-        if not self._reconciler.gateways.take(request.headers.get(REPORT_HEADER, ""), now):
+        if not self._reconciler.gateways.take(request.headers.get(report.HEADER, ""), now):
             self._polled_at = now
-        return JSONResponse(self.status())
+        return JSONResponse(agent_status.dump(self.status()))
 
     async def _answer_ready(self, _request: Request) -> JSONResponse:
         """200 with a verified READY worker of the stable version, by a look that is not old; else 503."""
@@ -177,35 +177,33 @@ class Agent:
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
-def _version_status(deployment: Deployment) -> dict[str, Any]:
-    wanted = deployment.wanted
-    return {
-        "model": wanted.model,
-        "version": wanted.version,
-        "role": wanted.role,
-        "state": deployment.state,
-        "routable": deployment.routable,
-        "predict": _entry_status(deployment, "predict", deployment.predict),
+def _version_status(deployment: Deployment) -> VersionStatus:
+    wanted, contract = deployment.wanted, deployment.contract
+    return VersionStatus(
+        model=wanted.model,
+        version=wanted.version,
+        role=wanted.role,
+        state=deployment.state,
+        routable=deployment.routable,
+        predict=_pool(deployment, "predict", deployment.predict),
         # Gateways send explanations to whoever has ready workers for them.
-        "explain": _entry_status(deployment, "explain", deployment.explain, counts=bool(deployment.explains)),
-        "verified": deployment.verified,
-        "signed": deployment.archive.signed if deployment.archive is not None else None,
-        "reason": deployment.trouble,
+        explain=_pool(deployment, "explain", deployment.explain, counts=bool(deployment.explains)),
+        verified=deployment.verified,
+        signed=deployment.archive.signed if deployment.archive is not None else None,
+        reason=deployment.trouble,
         # Gateways ask twice a second, and whoever may read the models sees it.
-        "contract": model_contract.dump(deployment.contract.public()) if deployment.contract else {},
-    }
+        contract=contract.public() if contract is not None else None,
+    )
 
 
-def _entry_status(
-    deployment: Deployment, kind: Kind, entry: Registered | None, *, counts: bool = True
-) -> dict[str, Any]:
-    return {
-        "ready": entry.ready if entry is not None and counts else 0,
-        "wanted": deployment.wanted_workers(kind),
-        "fallback": deployment.on_fallback.get(kind, 0),
-        "pending": entry.pending if entry is not None else None,
-        "capacity": entry.capacity if entry is not None else None,
-    }
+def _pool(deployment: Deployment, kind: Kind, entry: Registered | None, *, counts: bool = True) -> Pool:
+    return Pool(
+        ready=entry.ready if entry is not None and counts else 0,
+        wanted=deployment.wanted_workers(kind),
+        fallback=deployment.on_fallback.get(kind, 0),
+        pending=entry.pending if entry is not None else None,
+        capacity=entry.capacity if entry is not None else None,
+    )
 
 
 class _StatusServer(uvicorn.Server):

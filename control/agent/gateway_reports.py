@@ -1,36 +1,19 @@
-"""What each gateway process says with its polls of the status page: the plan it routes by, its calls in flight here.
+"""The gateway processes that report with their polls: which plan each routes by, and what each has in flight here.
 
-TorchServe tells nobody what its workers have in hand, so the gateways' word is the only proof that a version can be
-unregistered without losing a request. The header is untrusted: what is not exactly of its form is not listened to.
+The reports (contracts/report.py) decide when a version can be unregistered without losing a request.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from contracts import report as gateway_report
+from contracts.report import ReportError
+from contracts.status import MAX_GATEWAYS, GatewayStatus
 
-from contracts.plan import VERSION
-
-_MAX_HEADER_CHARS = 4096
-# Far more processes than poll one agent; more than these would be somebody who makes ids up.
-_MAX_GATEWAYS = 256
-_Count = Annotated[int, Field(ge=0, le=1_000_000)]
-_Version = Annotated[str, Field(pattern=f"^{VERSION.pattern}$")]
-
-
-class Report(BaseModel):
-    """One gateway process: the plan's revision it routes by (None: no plan, so it routes nothing), its calls in flight.
-
-    `in_flight` counts by version, and only what this agent's TorchServe was asked.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-    revision: _Count | None
-    in_flight: Annotated[dict[_Version, _Count], Field(max_length=64)]
+if TYPE_CHECKING:
+    from contracts.report import Report
 
 
 @dataclass(frozen=True)
@@ -48,12 +31,13 @@ class Gateways:
         self._heard: dict[str, _Heard] = {}
 
     def take(self, header: str, now: float) -> bool:
-        """Remembers the report in a poll's header; False for a header that is none."""
-        report = parse_report(header)
-        if report is None:
+        """Remember the report in a poll's header; return False for a header that is none."""
+        try:
+            report = gateway_report.parse(header)
+        except ReportError:
             return False
         known = self._heard.get(report.id)
-        if known is None and len(self._heard) >= _MAX_GATEWAYS:
+        if known is None and len(self._heard) >= MAX_GATEWAYS:
             return False
         self._heard[report.id] = _Heard(report, now, known.at if known else float("-inf"))
         return True
@@ -83,24 +67,6 @@ class Gateways:
                 return f"gateway {name} routes by plan revision {heard.report.revision}"
         return None
 
-    def status(self, now: float) -> list[dict[str, Any]]:
-        """Each process with what it said last and how many seconds ago."""
-        return [
-            {
-                "id": name,
-                "revision": heard.report.revision,
-                "in_flight": heard.report.in_flight,
-                "heard_s": round(now - heard.at, 1),
-            }
-            for name, heard in sorted(self._heard.items())
-        ]
-
-
-def parse_report(header: str) -> Report | None:
-    """The report in the header; None for anything else than a small, exact one."""
-    if len(header) > _MAX_HEADER_CHARS:
-        return None
-    try:
-        return Report.model_validate_json(header)
-    except ValidationError:
-        return None
+    def status(self, now: float) -> tuple[GatewayStatus, ...]:
+        """Return each process with what it said last and how many seconds ago."""
+        return tuple(GatewayStatus(heard.report, round(now - heard.at, 1)) for _, heard in sorted(self._heard.items()))

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
+from contracts.watched_file import WatchedFile
 from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
 from control.agent.gateway_reports import Gateways
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
@@ -33,34 +34,6 @@ _log = logging.getLogger(__name__)
 _PAUSE_AFTER_ERROR_S = 1.0
 
 
-class PlanFile:
-    """The plan on disk, re-read when it changes; a broken or missing file leaves the last good one in force."""
-
-    def __init__(self, settings: AgentSettings) -> None:
-        self._path = settings.plan
-        self._stamp: tuple[int, int, int] | None = None
-        self.plan: traffic_plan.Plan | None = None
-        self.error: str | None = "no plan read yet"
-
-    def read(self) -> traffic_plan.Plan | None:
-        """The plan in force."""
-        try:
-            facts = self._path.stat()
-            stamp = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
-            if stamp != self._stamp:
-                self.plan = traffic_plan.load(self._path)
-                self._stamp, self.error = stamp, None
-                _log.info("plan revision %d in force", self.plan.revision)
-        except (OSError, traffic_plan.PlanError) as error:
-            problem = (
-                str(error) if isinstance(error, traffic_plan.PlanError) else f"{self._path.name}: {error.strerror}"
-            )
-            if problem != self.error:
-                _log.error("the plan cannot be used, the last good one stays in force: %s", problem)
-            self.error, self._stamp = problem, None
-        return self.plan
-
-
 class Reconciler:
     """The versions of one TorchServe: what the plan wants, what is there, and the steps between."""
 
@@ -74,7 +47,7 @@ class Reconciler:
         self._trusted = load_trusted_keys(settings.trusted_keys)
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
-        self.plan_file = PlanFile(settings)
+        self.plan_file = WatchedFile(settings.plan, traffic_plan.load, missing=f"there is no plan at {settings.plan}")
         self.gateways = Gateways()
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self.removed: deque[str] = deque(maxlen=10)
@@ -109,12 +82,22 @@ class Reconciler:
 
     def follow(self) -> traffic_plan.Plan | None:
         """Reads the plan and takes over its wishes; works without a server."""
-        plan = self.plan_file.read()
+        plan = self._read_plan()
         for wish in self._wishes(plan) if plan is not None else ():
             known = self.deployments.setdefault((wish.model, wish.version), Deployment(wish))
             if known.wanted != wish:
                 known.replace(wish, time.monotonic())
         return plan
+
+    def _read_plan(self) -> traffic_plan.Plan | None:
+        """Return the plan in force; a broken or missing file leaves the last good one there."""
+        file = self.plan_file
+        if file.refresh():
+            if file.error is not None:
+                _log.error("the plan cannot be used, the last good one stays in force: %s", file.error)
+            elif file.content is not None:
+                _log.info("plan revision %d in force", file.content.revision)
+        return file.content
 
     def start_over(self) -> None:
         """Forgets what was seen and verified: TorchServe has been restarted and knows nothing."""
@@ -217,7 +200,7 @@ class Reconciler:
         self.gateways.forget(now, self._settings.retire_settle_s)
         if deployment.out_since is None or not self.gateways:
             return None
-        plan, wanted = self.plan_file.plan, deployment.wanted
+        plan, wanted = self.plan_file.content, deployment.wanted
         # The plan names a version that failed: of it gateways are held back by the status alone.
         revision = plan.revision if plan is not None and wanted.role == "retiring" else None
         hold = self.gateways.hold(wanted.version, since=deployment.out_since, revision=revision)
@@ -388,7 +371,7 @@ class Reconciler:
         """
         rest = [other for other in await self._management.describe(entry) if other != version]
         if rest:
-            plan = self.plan_file.plan
+            plan = self.plan_file.content
             stable = plan.stable.version if plan is not None else ""
             await self._management.set_default(entry, stable if stable in rest else rest[0])
         await self._management.unregister(entry, version)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 
+from contracts import model as model_contract
 from gateway.api.predictions import json_response
 from gateway.errors import Unavailable
 from gateway.state import AppState, state_of
@@ -16,7 +17,7 @@ from gateway.telemetry.state_metrics import state_metrics
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from gateway.inference.replicas import Pool, VersionStatus
+    from contracts.status import Pool, VersionStatus
 
 
 async def livez(request: Request) -> Response:  # noqa: ARG001 — a route's signature
@@ -106,7 +107,7 @@ def _blank(seen: VersionStatus) -> dict[str, Any]:
         "state": _state(seen),
         "routable": False,
         "workers": {kind: {"ready": 0, "wanted": 0, "fallback": 0, "pending": None} for kind in ("predict", "explain")},
-        "contract": seen.contract,
+        "contract": model_contract.dump(seen.contract) if seen.contract is not None else {},
     }
 
 

@@ -12,63 +12,20 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
-import orjson
 
-from contracts.plan import REPORT_HEADER
+from contracts import report
+from contracts import status as agent_status
+from contracts.report import Report
+from contracts.status import AgentStatus, StatusError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 1.0
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Workers of one TorchServe entry, `ready` of `wanted`; queued rows, `pending` of `capacity` (None: unseen).
-
-    `fallback` of the ready ones run the contract's fallback engine.
-    """
-
-    ready: int = 0
-    wanted: int = 0
-    pending: int | None = None
-    capacity: int | None = None
-    fallback: int = 0
-
-
-@dataclass(frozen=True)
-class VersionStatus:
-    """One version on one replica, as its agent reports it."""
-
-    model: str
-    version: str
-    role: str
-    state: str
-    routable: bool
-    predict: Pool
-    explain: Pool
-    reason: str | None
-    contract: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class AgentStatus:
-    """One agent's whole report; both times are Unix seconds by its own clock.
-
-    `told_at` is that of the report itself; agents of before 1.0 do not tell it (None).
-    """
-
-    told_at: float | None
-    observed_at: float
-    draining: bool
-    engine_state: str
-    engine_restarts: int
-    inference_url: str
-    versions: tuple[VersionStatus, ...]
 
 
 @dataclass
@@ -87,43 +44,6 @@ class Replica:
     avoid_until: float = 0.0
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
     poll: asyncio.Task[None] | None = field(default=None, compare=False)
-
-
-def parse_status(data: Any) -> AgentStatus:  # noqa: ANN401 — parsed JSON
-    """The report that `data` (parsed JSON) holds.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is no report.
-    """
-    engine = data["torchserve"]
-    return AgentStatus(
-        told_at=None if (told_at := data.get("time")) is None else float(told_at),
-        observed_at=float(data["observed_at"]),
-        draining=bool(data["draining"]),
-        engine_state=str(engine["state"]),
-        engine_restarts=int(engine["restarts"]),
-        inference_url=str(engine["inference_url"]).rstrip("/"),
-        versions=tuple(_parse_version(item) for item in data["versions"]),
-    )
-
-
-def _parse_version(item: dict[str, Any]) -> VersionStatus:
-    return VersionStatus(
-        model=str(item["model"]),
-        version=str(item["version"]),
-        role=str(item["role"]),
-        state=str(item["state"]),
-        routable=bool(item["routable"]),
-        predict=_parse_pool(item["predict"]),
-        explain=_parse_pool(item["explain"]),
-        reason=item.get("reason"),
-        contract=dict(item.get("contract") or {}),
-    )
-
-
-def _parse_pool(item: dict[str, Any]) -> Pool:
-    fallback = int(item.get("fallback", 0))
-    return Pool(int(item["ready"]), int(item["wanted"]), item.get("pending"), item.get("capacity"), fallback)
 
 
 class Agents:
@@ -182,17 +102,33 @@ class Agents:
 
     def _report(self, replica: Replica, revision: int | None) -> str:
         in_flight = {version: count for version, count in replica.in_flight.items() if count}
-        return orjson.dumps({"id": self._id, "revision": revision, "in_flight": in_flight}).decode("ascii")
+        return report.dump(Report(self._id, revision, in_flight))
+
+    async def _ask(self, url: str, headers: dict[str, str]) -> AgentStatus:
+        """Return the status of the agent at `url`.
+
+        Raises:
+            httpx.HTTPError: it does not answer.
+            StatusError: it answers something else.
+        """
+        content = b""
+        async with self._client.stream("GET", f"{url}/status", headers=headers) as response:
+            response.raise_for_status()
+            async for part in response.aiter_bytes():
+                content += part
+                if len(content) > agent_status.MAX_BYTES:
+                    break
+        return agent_status.parse(content)
 
     async def _poll(self, replica: Replica, revision: int | None) -> None:
         asked_at, asked_wall = self._clock(), self._wall()
-        report = {REPORT_HEADER: self._report(replica, revision)}
         try:
-            response = await self._client.get(f"{replica.url}/status", headers=report)
-            response.raise_for_status()
-            status = parse_status(orjson.loads(response.content))
-        except (httpx.HTTPError, KeyError, TypeError, ValueError, AttributeError) as error:
+            status = await self._ask(replica.url, {report.HEADER: self._report(replica, revision)})
+        except httpx.HTTPError as error:
             logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
+            return
+        except StatusError as error:
+            logger.debug("agent %s gave no status: %s", replica.url, error)
             return
         now = self._wall()
         if status.told_at is not None:

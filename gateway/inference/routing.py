@@ -7,9 +7,10 @@ import random
 import time
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from contracts import plan as traffic_plan
+from contracts.watched_file import WatchedFile
 from gateway.errors import Unavailable
 from gateway.refusals import VersionUnknown
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from gateway.inference.replicas import Agents, AgentStatus, Replica, VersionStatus
+    from contracts.status import AgentStatus, VersionStatus
+    from gateway.inference.replicas import Agents, Replica
 
 logger = logging.getLogger(__name__)
 AVOID_S = 1.0
@@ -50,12 +52,19 @@ class Router:
     """The versions that are served. The plan's file is re-read when it changes; a broken one leaves the last plan."""
 
     def __init__(self, plan_path: Path, agents: Agents, *, chance: Callable[[], float] = random.random) -> None:
-        self.plan: traffic_plan.Plan | None = None
-        self.plan_error: str | None = None
-        self._plan_path = plan_path
-        self._plan_seen: tuple[int, int, int] | None = None
+        self._plan_file = WatchedFile(plan_path, traffic_plan.load, missing="there is no traffic plan")
         self._agents = agents
         self._chance = chance
+
+    @property
+    def plan(self) -> traffic_plan.Plan | None:
+        """The plan in force; None while there was none that could be used."""
+        return self._plan_file.content
+
+    @property
+    def plan_error(self) -> str | None:
+        """What is wrong with the plan's file as it is now; None when nothing is."""
+        return self._plan_file.error
 
     @property
     def revision(self) -> int | None:
@@ -63,23 +72,9 @@ class Router:
         return self.plan.revision if self.plan is not None else None
 
     def refresh_plan(self) -> None:
-        """Reads the plan's file if it is another than the one read last; what is wrong with it is said once."""
-        seen = complaint = None
-        try:
-            stat = self._plan_path.stat()
-            seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if seen == self._plan_seen:
-                return
-            self.plan = traffic_plan.load(self._plan_path)
-        except FileNotFoundError:
-            complaint = "there is no traffic plan"
-        except traffic_plan.PlanError as error:
-            complaint = str(error)
-        except OSError:
-            seen, complaint = None, "the plan cannot be read"  # tried again at each look: what is amiss may be a mode
-        if complaint is not None and complaint != self.plan_error:
-            logger.error("traffic plan not taken: %s", complaint, extra={"revision_in_force": self.revision})
-        self.plan_error, self._plan_seen = complaint, seen
+        """Read the plan's file if it has changed; log once what is wrong with it."""
+        if self._plan_file.refresh() and self.plan_error is not None:
+            logger.error("traffic plan not taken: %s", self.plan_error, extra={"revision_in_force": self.revision})
 
     def seen(self) -> list[tuple[Replica, AgentStatus, VersionStatus]]:
         """Every version that a young status names, replica by replica."""
@@ -92,11 +87,8 @@ class Router:
 
     def is_ready(self) -> bool:
         """Whether at least one replica that is not draining has a verified READY worker of the stable version."""
-        return self.plan is not None and bool(self._targets(self.plan.stable.version, "predict"))
-
-    def contract(self, version: str) -> dict[str, Any] | None:
-        """The contract of `version` as an agent reports it."""
-        return next((seen.contract for _, _, seen in self.seen() if seen.version == version and seen.contract), None)
+        plan = self.plan
+        return plan is not None and bool(self._targets(plan.stable.version, "predict"))
 
     def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
         """The replica with the fewest of our calls that can answer for `version`, or for the one whose turn it is.
@@ -144,7 +136,7 @@ class Router:
         for replica, status, seen in self.seen():
             ready = seen.predict.ready if kind == "predict" else seen.explain.ready
             if seen.version == version and seen.routable and ready and not status.draining:
-                targets.append(Target(replica, status.inference_url, seen.model, seen.version, ready))
+                targets.append(Target(replica, status.torchserve.inference_url, seen.model, seen.version, ready))
         return targets
 
 

@@ -20,7 +20,7 @@ CONTRACT = Contract(
 )
 STABLE = VersionStatus(
     "m", "1.0.0", "stable", "ready", routable=True, predict=Pool(2, 2, 1, 100), explain=Pool(1, 1, 0, 100, 1),
-    verified=True, reason=None, contract=CONTRACT,
+    verified=True, signed="by ops.pub", reason=None, contract=CONTRACT,
 )  # fmt: skip
 LOADING = VersionStatus("m", "2.0.0", "canary", "loading", routable=False, predict=Pool(0, 1), explain=Pool(0, 1))
 STATUS = AgentStatus(

@@ -24,7 +24,10 @@ import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from contracts import status as agent_status
 from contracts import wire
+from contracts.model import Contract, Explanation, Input
+from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from gateway.app import create_app
 from gateway.settings import Settings
 
@@ -84,28 +87,26 @@ class FakeTorchServe:
 
 
 def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any) -> dict[str, Any]:
-    pool = {"ready": 1, "wanted": 1, "pending": 0, "capacity": 100}
-    contract = {
-        "schema": 1,
-        "name": "cifar10",
-        "version": version,
-        "classes": CLASSES,
-        "explain": {"layer": "layer3", "method": "gradcam", "methods": ["gradcam", "eigencam"]},
-        "input": {"height": 32, "width": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
-    }
-    return {
-        "model": "cifar10",
-        "version": version,
-        "role": role,
-        "state": "ready",
-        "routable": True,
-        "predict": {**pool, "ready": 2, "wanted": 2},
-        "explain": dict(pool),
-        "verified": True,
-        "reason": None,
-        "contract": contract,
-        **changes,
-    }
+    found = VersionStatus(
+        "cifar10",
+        version,
+        role,
+        "ready",
+        routable=True,
+        predict=Pool(2, 2, 0, 100),
+        explain=Pool(1, 1, 0, 100),
+        verified=True,
+        contract=Contract(
+            "cifar10",
+            version,
+            tuple(CLASSES),
+            Input(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+            "resnet18_small",
+            Explanation("layer3", "gradcam", ("gradcam", "eigencam")),
+        ),
+    )
+    status = AgentStatus(0.0, draining=False, torchserve=ServerStatus("running", 0, "http://a"), versions=(found,))
+    return agent_status.dump(status)["versions"][0] | changes
 
 
 @dataclass
@@ -134,17 +135,15 @@ class FakeAgent:
             raise httpx.ConnectError("refused")
         if self.looks:
             self.observed_at = time.time() + self.ahead_s
-        report = {
-            "schema": 1,
-            "time": time.time() + self.ahead_s,
-            "observed_at": self.observed_at,
-            "draining": self.draining,
-            "plan_revision": 1,
-            "plan_error": None,
-            "torchserve": {"state": "running", "pid": 7, "restarts": 0, "inference_url": self.inference_url},
-            "versions": self.versions,
-        }
-        return httpx.Response(200, json=report)
+        status = AgentStatus(
+            told_at=time.time() + self.ahead_s,
+            observed_at=self.observed_at,
+            draining=self.draining,
+            plan_revision=1,
+            torchserve=ServerStatus("running", 0, self.inference_url, pid=7),
+            versions=(),
+        )
+        return httpx.Response(200, json=agent_status.dump(status) | {"versions": self.versions})
 
 
 def plan_data(**changes: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from contracts.status import MAX_BYTES
 from gateway.inference.replicas import Agents
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from conftest import FakeAgent, Stand
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b'{"observed_at":"x"}'])
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b"[" * 100_000, b" " * (MAX_BYTES + 1)]
+)
 def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
     agents = Agents(
         ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
@@ -116,7 +119,7 @@ def test_the_deadline_is_by_the_replicas_clock(
 def test_a_slow_poll_does_not_move_a_clock_that_may_agree() -> None:
     async def scene() -> float:
         async def slow(_request: httpx.Request) -> httpx.Response:
-            report = {"time": time.time(), "observed_at": time.time(), "draining": False, "versions": []}
+            report = {"schema": 1, "time": time.time(), "observed_at": time.time(), "draining": False, "versions": []}
             report["torchserve"] = {"state": "running", "restarts": 0, "inference_url": "http://t"}
             await asyncio.sleep(0.2)
             return httpx.Response(200, json=report)
