@@ -60,6 +60,12 @@ def test_explanation_is_a_png_of_the_images_proportions_with_a_visible_heatmap(c
     assert overlay.size == (90, 60)
     difference = np.abs(np.asarray(overlay, np.int16) - np.asarray(picture, np.int16)).max(axis=2)
     assert np.median(difference) > 20
+    numbers = client.post("/explain", content=encode(picture), headers={"accept": "application/json"})
+    assert numbers.headers["content-encoding"] == "gzip"
+    told = [answer.headers[f"x-{name}"] for name in ("class", "target", "method", "model-version")]
+    entry = numbers.json()
+    assert told == [entry["class"], entry["target"], entry["method"], entry["model"]["version"]]
+    assert float(answer.headers["x-confidence"]) == pytest.approx(entry["confidence"], abs=1e-3)
 
 
 def test_explanation_in_numbers_names_target_method_and_layer(client):
@@ -109,6 +115,7 @@ BAD = {
     "empty": (b"", {}, "/predict", 400),
     "text declared": (b"hello", {"content-type": "text/plain"}, "/predict", 415),
     "text undeclared": (b"hello", {}, "/predict", 422),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), {}, "/predict", 422),
     "truncated": (CAT.read_bytes()[:700], {}, "/predict", 422),
     "unknown version": (CAT.read_bytes(), {}, "/predict?version=9.9.9", 404),
     "top_k of zero": (CAT.read_bytes(), {}, "/predict?top_k=0", 400),
