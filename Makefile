@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-docker lock images audit lint types format env-example clean
+.PHONY: help install up train bench test test-long test-docker lock images audit sbom lint types format env-example clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ audit: ## look for known holes in the locked packages (needs pip-audit on PATH)
 	@for lock in gateway serving training dev torch-cuda; do \
 	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
+sbom: $(STAMP) ## list what each image and the wheel install, as CycloneDX, in sbom/ (TORCH=cuda for the build with CUDA)
+	@requirements/sbom.sh $(BIN)
+
 lint: $(STAMP) ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -69,6 +72,6 @@ env-example: $(STAMP) ## write .env.example anew from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay
-	rm -rf .venv .gradserve/logs .gradserve/run .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build *.egg-info
+	rm -rf .venv .gradserve/logs .gradserve/run .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build sbom *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

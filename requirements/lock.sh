@@ -26,18 +26,7 @@ write() { # file: takes the entries from standard input
 lock() { # file, then options
   uv pip compile "${common[@]}" --output-file "$new/$1.txt" "${@:2}" >/dev/null
 }
-except() { # lock file, then those whose packages are left out of it
-  python3 - "$@" <<'PYTHON'
-"""Prints the first lock file without the packages of the others."""
-import re
-import sys
-from pathlib import Path
-
-first, *others = (re.split(r"\n(?=\S)", Path(name).read_text().strip()) for name in sys.argv[1:])
-there = {entry.split("==")[0] for other in others for entry in other}
-print("\n".join(entry for entry in first if entry.split("==")[0] not in there and not entry.startswith("#")))
-PYTHON
-}
+except() { python3 requirements/except.py "$@"; }
 
 if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-index-url "$source"); fi
 # All together first, because a developer's machine has it all: no two lock files name a package in two versions. The

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,34 @@ def test_lock_files_hold_what_pyproject_names_with_hashes(process):
     entries = re.split(r"\n(?=[a-z])", text)[1:]
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "torch" not in locked
+
+
+def test_no_two_lock_files_name_a_package_in_two_versions():
+    """A developer's machine installs all of them together, each file by its hash."""
+    versions: dict[str, set[str]] = {}
+    for file in ("gateway", "serving", "training", "dev", "build"):
+        text = (ROOT / "requirements" / f"{file}.txt").read_text(encoding="utf-8")
+        assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=[a-z])", text)[1:])
+        for name, version in LOCKED.findall(text):
+            versions.setdefault(name, set()).add(version)
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    tools = dict(
+        re.sub(r"\[.*\]", "", tool).lower().split("==") for tool in project["project"]["optional-dependencies"]["dev"]
+    )
+    assert {name: versions.get(name) for name in tools} == {name: {version} for name, version in tools.items()}
+    assert versions["setuptools"] == {project["build-system"]["requires"][0].removeprefix("setuptools==")}
+
+
+@pytest.mark.long
+def test_the_sboms_list_what_the_images_install(tmp_path):
+    subprocess.run([ROOT / "requirements" / "sbom.sh", Path(sys.executable).parent, tmp_path], check=True)
+    for name, files in (("gateway", ["gateway"]), ("torchserve", ["torch-cpu", "serving"])):
+        document = json.loads((tmp_path / f"gradserve-{name}.cdx.json").read_text(encoding="utf-8"))
+        locked = [LOCKED.findall((ROOT / "requirements" / f"{file}.txt").read_text("utf-8")) for file in files]
+        listed = {(part["name"], part["version"]) for part in document["components"]}
+        assert document["bomFormat"] == "CycloneDX"
+        assert listed == {pair for pairs in locked for pair in pairs}
 
 
 def test_torch_is_locked_for_both_builds_at_pyprojects_version():
