@@ -1,5 +1,7 @@
 """What the container files say, without an engine: one place per setting, nothing exposed, every package locked."""
 
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -99,6 +101,14 @@ def test_lock_files_hold_what_pyproject_names_with_hashes(process):
     entries = re.split(r"\n(?=[a-z])", text)[1:]
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "torch" not in locked
+
+
+def test_the_images_command_imports_a_function():
+    text = (ROOT / "Dockerfile.torchserve").read_text(encoding="utf-8")
+    imports = re.findall(r"from (\S+) import (\w+)\\n", text)
+    assert len(imports) == 2
+    for module, name in imports:
+        assert inspect.isfunction(getattr(importlib.import_module(module), name))
 
 
 def test_no_two_lock_files_name_a_package_in_two_versions():
