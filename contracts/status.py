@@ -61,7 +61,7 @@ class VersionStatus:
         predict: the workers that predict.
         explain: the workers that explain.
         verified: it computes what training computed.
-        signed: whether a key has signed its archive, for people; None until its archive was read.
+        signed: `no`, `not checked` or `by` and the key's name; None until its archive was read.
         reason: what is wrong, for people; None when nothing is.
         contract: the version's public contract; None until its archive was read, or where this release cannot read it.
     """

@@ -29,8 +29,8 @@ from control.errors import (
 from control.signatures import read_private_key, sign_archive
 
 CONTRACT = {
-    "schema": 1, "name": "m", "version": "1.0", "classes": ["cat", "dog"], "input": {}, "architecture": "a",
-    "explain": {}, "engine": {},
+    "schema": 1, "name": "m", "version": "1.0", "classes": ["cat", "dog"], "architecture": "a",
+    "input": {"height": 1, "width": 1, "mean": [0, 0, 0], "std": [1, 1, 1]},
 }  # fmt: skip
 
 
