@@ -66,6 +66,14 @@ def signature_path(archive: Path) -> Path:
     return archive.with_name(f"{archive.name}.sig")
 
 
+def checksum_beside(path: Path) -> str | None:
+    """Return the SHA-256 in the file `<archive>.sha256`; None where there is none."""
+    try:
+        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
+    except (OSError, IndexError, UnicodeDecodeError):
+        return None
+
+
 def load_trusted_keys(paths: Sequence[Path]) -> TrustedKeys | None:
     """Return the public keys in the files `paths`; None where none are given, and signatures are not checked.
 

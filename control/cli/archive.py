@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control.archive import inspect_archive, load_trusted_keys, signature_path
+from control.archive import checksum_beside, inspect_archive, load_trusted_keys, signature_path
 from control.errors import NoModelSigning
 from control.settings import trusted_key_files
 
@@ -30,13 +30,14 @@ def sign(
 ) -> None:
     """Sign an archive: write PATH.mar.sig, in the format of OpenSSF Model Signing.
 
-    The archive is checked first. The key's password, if it has one, is read from GRADSERVE_SIGNING_PASSWORD.
+    The archive and the checksum beside it are checked first. The key's password, if it has one, is read from
+    GRADSERVE_SIGNING_PASSWORD.
 
     Example: gradserve archive sign model_store/cifar10-1.0.1.mar --key release.key
 
     Exit codes: 0 signed, 1 not possible (the reason is printed).
     """
-    found = inspect_archive(path)
+    found = inspect_archive(path, checksum_beside(path))
     sign_with(key, path)
     typer.echo(f"{found.contract.name} {found.version}, SHA-256 {found.sha256}: signed, {signature_path(path)}")
 

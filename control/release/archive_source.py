@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from control.archive import Archive, file_sha256, inspect_archive, signature_path
+from control.archive import Archive, checksum_beside, file_sha256, inspect_archive, signature_path
 from control.errors import ArchiveError, ImpossibleMove, WouldBreakCallers
 from control.release import registry
 
@@ -37,7 +37,7 @@ def fetch(
         return _fetch_registered(plan, reference, model_store, say, trusted)
     given = Path(what)
     path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
-    return _keep(plan, inspect_archive(path, _checksum_beside(path), trusted=trusted), model_store)
+    return _keep(plan, inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
 
 
 def find_again(release: Release, model_store: Path, say: Callable[[str], None]) -> Release:
@@ -49,7 +49,7 @@ def find_again(release: Release, model_store: Path, say: Callable[[str], None]) 
         ArchiveError: the archive is gone, broken, holds another version, or is another than it was and has no checksum.
     """
     path = model_store / release.archive
-    archive = inspect_archive(path, _checksum_beside(path) or release.sha256)
+    archive = inspect_archive(path, checksum_beside(path) or release.sha256)
     if archive.version != release.version:
         raise ArchiveError(path, f"holds version {archive.version}, not {release.version}")
     if archive.sha256 != release.sha256:
@@ -130,11 +130,3 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_suffix(".partial")
     shutil.copyfile(source, partial)
     partial.replace(target)
-
-
-def _checksum_beside(path: Path) -> str | None:
-    """The SHA-256 in the file `<archive>.sha256`, if there is one."""
-    try:
-        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
-    except (OSError, IndexError, UnicodeDecodeError):
-        return None

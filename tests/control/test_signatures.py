@@ -184,3 +184,10 @@ def test_commands_sign_with_a_locked_key_and_check(archive, keys, monkeypatch):
     assert "signed by release.pub" in checked.output
     archive.write_bytes(archive.read_bytes() + b"more")
     assert isinstance(run(app, ["archive", "verify", str(archive), "--key", str(public)]).exception, SignatureWrong)
+
+
+def test_an_archive_that_is_not_the_one_of_its_checksum_is_not_signed(archive, keys):
+    archive.with_name("m-1.0.mar.sha256").write_text(f"{'0' * 64}  m-1.0.mar\n")
+    answer = CliRunner().invoke(app, ["archive", "sign", str(archive), "--key", str(keys("release")[0])])
+    assert isinstance(answer.exception, ArchiveError)
+    assert not signature_path(archive).exists()
