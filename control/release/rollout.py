@@ -88,7 +88,8 @@ class Rollout:
                 plan = self._store.write(loaded, f"deploy {release.version}: load")
             self._say(f"{release.version}: loading and verifying")
             self._wait_until_ready(plan, release.version, is_new=is_new)
-            self._say(f"{release.version}: every agent computes its reference outputs")
+            who = "every agent that answers" if self._left_out else "every agent"
+            self._say(f"{release.version}: {who} computes its reference outputs")
             if gate is not None:
                 self._pass(gate, plan, release.version, is_new=is_new)
             if share is not None:
@@ -314,7 +315,8 @@ class Rollout:
     ) -> None:
         """Return when every agent (of `agents`, or all) is at the plan's revision and `is_done` with its status.
 
-        Every five seconds the agents that are waited for are named, each with what it said last.
+        Every five seconds the agents that are waited for are named, each with what it said last; while all of them
+        answer, only once something has changed.
 
         Raises:
             NotFollowed: that took longer than `within_s`.
@@ -322,14 +324,16 @@ class Rollout:
         """
         asked = list(self._agents if agents is None else agents)
         began = named_at = time.monotonic()
+        named = ""
         heard_at = dict.fromkeys(asked, began)
         self._leave_out([], asked)
         waiting = [url for url in asked if url not in self._left_out]
         with ThreadPoolExecutor(max(1, len(asked))) as threads:  # a host that is silent must not hold the others up
             while waiting:
-                states = {}
+                states, silent = {}, False
                 for url, status in zip(waiting, threads.map(ask_agent, waiting), strict=True):
                     states[url] = status.get("error") or _progress(status, plan)
+                    silent |= "error" in status
                     if "error" not in status:
                         heard_at[url] = time.monotonic()
                         if status["plan_revision"] == plan.revision and is_done(status):
@@ -341,8 +345,8 @@ class Rollout:
                 state = "; ".join(f"{url} {states[url]}" for url in waiting)
                 if waiting and now - began > within_s:
                     raise NotFollowed(what, within_s, state)
-                if waiting and now - named_at > NAME_EVERY_S:
-                    named_at = now
+                if waiting and now - named_at > NAME_EVERY_S and (silent or state != named):
+                    named_at, named = now, state
                     self._say(f"{what}: waiting for {state}")
                 if waiting:
                     time.sleep(0.1)

@@ -72,12 +72,15 @@ def test_a_version_that_an_agent_has_given_up_is_neither_promoted_nor_rolled_bac
     assert store.read().stable == NEW
 
 
-def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent):
+def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monkeypatch):
     states = {"1.0": "ready", "2.0": "loading"}
     began = time.monotonic()
     threading.Timer(0.5, states.update, kwargs={"2.0": "ready"}).start()
-    assert rollout(store, agent(states)).promote("2.0").stable == NEW
+    monkeypatch.setattr("control.release.rollout.NAME_EVERY_S", 0.1)
+    url, said = agent(states), []
+    assert Rollout(store, [url], store.home, said.append).promote("2.0").stable == NEW
     assert time.monotonic() - began >= 0.5
+    assert said.count(f"2.0 ready: waiting for {url} has not done it yet") == 1, "it answers: once is enough"
 
 
 def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agent, monkeypatch):
