@@ -81,6 +81,21 @@ def test_a_release_is_logged_found_and_fetched(client, run_id, tmp_path):
     }
 
 
+def test_a_signature_travels_with_its_archive(client, run_id, tmp_path):
+    name, run_id = run_id
+    unsigned = log(name, run_id, "1.0.0", tmp_path)
+    archive = tmp_path / f"{name}-2.0.0.mar"
+    archive.write_bytes(b"signed bytes")
+    signature = archive.with_name(f"{archive.name}.sig")
+    signature.write_text("signature")
+    signed = log_release(name, "2.0.0", run_id, archive, "2" * 64, files=[signature], facts={})
+    for release, found in ((unsigned, False), (signed, True)):
+        there = tmp_path / release.version
+        there.mkdir()
+        fetched = fetch_archive(release, there)
+        assert fetched.with_name(f"{fetched.name}.sig").is_file() is found
+
+
 def test_every_release_is_a_model_version_of_its_own_and_packing_again_makes_no_other(client, run_id, tmp_path):
     name, run_id = run_id
     assert [log(name, run_id, version, tmp_path).number for version in ("1.0.0", "1.0.1", "1.0.0")] == ["1", "2", "1"]
