@@ -34,7 +34,8 @@ _QUOTE.maxlevel, _QUOTE.maxstring, _QUOTE.maxother, _QUOTE.maxdict, _QUOTE.maxli
 class DocumentError(ValueError):
     """A document that cannot be used: `field` holds `found` where `expected` should be.
 
-    `field` is a path such as `stable.version`; it is empty where the document as a whole is wrong.
+    `field` is a path such as `stable.version`; it is empty where the document as a whole is wrong. An exception as
+    `found` says itself why it is not what is expected: what is no document at all is not quoted, for it may be secret.
     """
 
     document: ClassVar[str] = "document"
@@ -42,7 +43,9 @@ class DocumentError(ValueError):
 
     def __init__(self, field: str, found: object, expected: str) -> None:
         where = f"{self.document} field {field}" if field else self.document
-        super().__init__(f"{where} is {_QUOTE.repr(found)}, expected {expected}: {self.remedy}")
+        is_error = isinstance(found, Exception)
+        problem = f"no {expected} ({found})" if is_error else f"{_QUOTE.repr(found)}, expected {expected}"
+        super().__init__(f"{where} is {problem}: {self.remedy}")
         self.field = field
 
 
@@ -57,7 +60,7 @@ def read_json(text: str | bytes, error: type[DocumentError], *, most_bytes: int)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise error("", text[:80], "JSON") from problem
+        raise error("", problem, "JSON") from problem
 
 
 def as_json(value: Any) -> Any:  # noqa: ANN401 - a document's part, of any type

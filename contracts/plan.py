@@ -1,31 +1,35 @@
 """The traffic plan: which version is stable, canary, shadow or only kept loaded.
 
 One small JSON file passes between the `gradserve` command (writes it), the agents (bring TorchServe to it) and the
-gateway (routes by it). Its type and its reader live here, so that all three mean the same.
+gateway (routes by it). Plans of schema 1, which knew no `previous`, are read too.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from contracts.fields import DocumentError, Fields, as_json, read_json
+from contracts.names import ARCHIVE, NAME, SHA256, VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 1
-# Both end up in upstream paths (`/predictions/{name}/{version}`): nothing that a path or a query could be made of.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
-ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\.mar")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
+SCHEMA = 2
+READABLE = (1, 2)
+MAX_BYTES = 1_000_000
+MAX_RETAINED = 200
 MAX_PREVIOUS = 20
+_SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
-class PlanError(ValueError):
-    """A plan that cannot be used; the message says which field and why."""
+class PlanError(DocumentError):
+    """A plan that cannot be used."""
+
+    document = "plan"
+    remedy = "correct it, or bring back an earlier one from the folder history/"
 
 
 @dataclass(frozen=True)
@@ -75,131 +79,74 @@ class Plan:
 
 
 def parse(data: object) -> Plan:
-    """The plan that `data` (parsed JSON) describes.
+    """Return the plan that `data` (parsed JSON) describes.
 
     Raises:
         PlanError: the schema is unknown, a field is missing, unknown or impossible, or a version appears twice.
     """
-    fields = _object(data, "plan")
-    schema = fields.pop("schema", None)
-    if schema != SCHEMA:
-        raise PlanError(f"plan schema {schema!r} is not {SCHEMA}")
+    fields = Fields(data, "", PlanError)
+    fields.schema(READABLE)
     plan = Plan(
-        revision=_integer(fields.pop("revision", None), "revision", least=0),
-        model=_text(fields.pop("model", None), "model", NAME),
-        stable=_release(fields.pop("stable", None), "stable"),
-        canary=_canary(fields.pop("canary", None)),
-        shadow=_optional_release(fields.pop("shadow", None), "shadow"),
-        retained=_releases(fields.pop("retained", []), "retained"),
-        previous=_releases(fields.pop("previous", []), "previous"),
+        revision=fields.integer("revision"),
+        model=fields.text("model", pattern=NAME),
+        stable=_release(fields.inner("stable")),
+        canary=_canary(fields.maybe("canary", fields.inner)),
+        shadow=_optional(fields.maybe("shadow", fields.inner)),
+        retained=_releases(fields, "retained"),
+        previous=_releases(fields, "previous"),
     )
-    _refuse_unknown(fields, "plan")
+    fields.end()
     versions = [release.version for release in plan.releases()]
     if twice := sorted({version for version in versions if versions.count(version) > 1}):
-        raise PlanError(f"version {twice[0]} has two roles in the plan: one version, one role")
+        raise PlanError("", f"version {twice[0]} in two roles", "one role for each version")
     return plan
 
 
 def load(path: Path) -> Plan:
-    """The plan in the file `path`.
+    """Return the plan in the file `path`.
 
     Raises:
         PlanError: the file is no JSON or no plan.
         OSError: the file cannot be read.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PlanError(f"{path.name} is no JSON: {error}") from error
-    return parse(data)
+    return parse(read_json(path.read_bytes(), PlanError, most_bytes=MAX_BYTES))
 
 
 def dump(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON-able data, such that `parse(dump(plan)) == plan`."""
-    return {
-        "schema": SCHEMA,
-        "revision": plan.revision,
-        "model": plan.model,
-        "stable": _dump_release(plan.stable),
-        "canary": _dump_release(plan.canary),
-        "shadow": _dump_release(plan.shadow),
-        "retained": [_dump_release(release) for release in plan.retained],
-        "previous": [_dump_release(release) for release in plan.previous],
-    }
+    """Return the plan as JSON-able data, such that `parse(dump(plan)) == plan`."""
+    return {"schema": SCHEMA, **as_json(plan)}
 
 
-def _dump_release(release: Release | None) -> dict[str, Any] | None:
-    if release is None:
-        return None
-    data: dict[str, Any] = {
-        "version": release.version,
-        "archive": release.archive,
-        "sha256": release.sha256,
-        "workers": release.workers,
-    }
-    if isinstance(release, Canary):
-        data |= {"share": release.share, "salt": release.salt}
-    return data
-
-
-def _release(data: object, where: str) -> Release:
-    fields = _object(data, where)
-    release = Release(**_release_fields(fields, where))
-    _refuse_unknown(fields, where)
+def _release(fields: Fields) -> Release:
+    release = Release(**_release_fields(fields))
+    fields.end()
     return release
 
 
-def _optional_release(data: object, where: str) -> Release | None:
-    return None if data is None else _release(data, where)
+def _optional(fields: Fields | None) -> Release | None:
+    return None if fields is None else _release(fields)
 
 
-def _canary(data: object) -> Canary | None:
-    if data is None:
+def _canary(fields: Fields | None) -> Canary | None:
+    if fields is None:
         return None
-    fields = _object(data, "canary")
-    share = fields.pop("share", None)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 100:
-        raise PlanError(f"canary.share {share!r} is no percentage from 0 to 100")
-    salt = _text(fields.pop("salt", ""), "canary.salt", SALT)
-    canary = Canary(**_release_fields(fields, "canary"), share=share, salt=salt)
-    _refuse_unknown(fields, "canary")
+    canary = Canary(
+        **_release_fields(fields),
+        share=fields.number("share", least=0, most=100),
+        salt=fields.maybe("salt", partial(fields.text, pattern=_SALT)) or "",
+    )
+    fields.end()
     return canary
 
 
-def _releases(data: object, where: str) -> tuple[Release, ...]:
-    if not isinstance(data, list):
-        raise PlanError(f"{where} is a list, not {type(data).__name__}")
-    return tuple(_release(item, f"{where}[{index}]") for index, item in enumerate(data))
+def _releases(fields: Fields, name: str) -> tuple[Release, ...]:
+    return tuple(map(_release, fields.inners(name, most=MAX_RETAINED))) if name in fields else ()
 
 
-def _release_fields(fields: dict[str, Any], where: str) -> dict[str, Any]:
-    version = _text(fields.pop("version", None), f"{where}.version", VERSION)
-    archive = _text(fields.pop("archive", None), f"{where}.archive", ARCHIVE)
-    sha256 = _text(fields.pop("sha256", None), f"{where}.sha256", SHA256)
-    workers = fields.pop("workers", None)
-    if workers is not None:
-        workers = _integer(workers, f"{where}.workers", least=1)
-    return {"version": version, "archive": archive, "sha256": sha256, "workers": workers}
-
-
-def _object(data: object, where: str) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise PlanError(f"{where} is an object, not {type(data).__name__}")
-    return dict(data)
-
-
-def _text(value: object, where: str, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise PlanError(f"{where} {value!r} does not match {pattern.pattern}")
-    return value
-
-
-def _integer(value: object, where: str, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise PlanError(f"{where} {value!r} is no whole number of at least {least}")
-    return value
-
-
-def _refuse_unknown(rest: dict[str, Any], where: str) -> None:
-    if rest:
-        raise PlanError(f"{where} has the unknown field {min(rest)!r}")
+def _release_fields(fields: Fields) -> dict[str, Any]:
+    return {
+        "version": fields.text("version", pattern=VERSION),
+        "archive": fields.text("archive", pattern=ARCHIVE),
+        "sha256": fields.text("sha256", pattern=SHA256),
+        "workers": fields.maybe("workers", partial(fields.integer, least=1)),
+    }

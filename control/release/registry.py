@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contracts.plan import NAME, VERSION
+from contracts.names import NAME, VERSION
 from control.errors import RegistryUnusable
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.json_schema import models_json_schema
 
-from contracts import plan as traffic_plan
+from contracts.names import VERSION
 from contracts.wire import MAX_OVERLAY_SIDE
 from gateway import refusals
 from gateway.api import params, schemas
@@ -318,7 +318,7 @@ def _query(name: str, description: str, **schema: object) -> dict[str, Any]:
 
 
 def _pattern() -> dict[str, Any]:
-    return {"type": "string", "pattern": f"^{traffic_plan.VERSION.pattern}$"}
+    return {"type": "string", "pattern": f"^{VERSION.pattern}$"}
 
 
 def _timeout() -> dict[str, Any]:

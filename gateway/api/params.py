@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import QueryParams
 
-from contracts import plan as traffic_plan
+from contracts.names import VERSION
 from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE, Options
 from gateway.refusals import BadParameter, UnknownParameter
 
@@ -50,7 +50,7 @@ def version_of(query: QueryParams) -> str | None:
 
 def check_version(version: str) -> str:
     """The version, if it can be one."""
-    if not traffic_plan.VERSION.fullmatch(version):
+    if not VERSION.fullmatch(version):
         raise BadParameter("version", version, "a version, like 1.0.0")
     return version
 

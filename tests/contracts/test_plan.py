@@ -21,7 +21,7 @@ def release(version: str, **more: Any) -> dict[str, Any]:
 
 def plan(**changes: Any) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "revision": 3,
         "model": "cifar10",
         "stable": release("1.0.0"),
@@ -55,35 +55,39 @@ def test_releases_names_every_version_stable_first() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"schema": 2}, "plan schema 2 is not 1"),
-        ({"revision": -1}, "revision -1 is no whole number"),
-        ({"revision": True}, "revision True is no whole number"),
-        ({"model": "../etc"}, "model '../etc' does not match"),
-        ({"stable": None}, "stable is an object, not NoneType"),
-        ({"stable": release("1/2")}, "stable.version '1/2' does not match"),
-        ({"stable": release("1.0.0", archive="../x.mar")}, "stable.archive '../x.mar' does not match"),
-        ({"stable": release("1.0.0", sha256="abc")}, "stable.sha256 'abc' does not match"),
-        ({"stable": release("1.0.0", workers=0)}, "stable.workers 0 is no whole number of at least 1"),
-        ({"stable": release("1.0.0", worker=1)}, "stable has the unknown field 'worker'"),
-        ({"canary": release("1.1.0")}, "canary.share None is no percentage"),
-        ({"canary": release("1.1.0", share=101)}, "canary.share 101 is no percentage"),
-        ({"canary": release("1.1.0", share=5, salt="a b")}, "canary.salt 'a b' does not match"),
-        ({"canary": release("1.0.0", share=5)}, "version 1.0.0 has two roles"),
-        ({"retained": {}}, "retained is a list, not dict"),
-        ({"previous": ["1.0.0"]}, "previous[0] is an object, not str"),
-        ({"stabel": 1}, "plan has the unknown field 'stabel'"),
+        ({"schema": 3}, "plan field schema is 3, expected 1 or 2"),
+        ({"revision": -1}, "plan field revision is -1, expected a whole number"),
+        ({"revision": True}, "revision is True"),
+        ({"model": "../etc"}, "model is '../etc', expected a text that matches"),
+        ({"stable": None}, "stable is None, expected a JSON object"),
+        ({"stable": release("1/2")}, "stable.version is '1/2'"),
+        ({"stable": release("1.0.0", archive="../x.mar")}, "stable.archive is '../x.mar'"),
+        ({"stable": release("1.0.0", sha256="abc")}, "stable.sha256 is 'abc'"),
+        ({"stable": release("1.0.0", workers=0)}, "stable.workers is 0, expected a whole number of at least 1"),
+        ({"stable": release("1.0.0", worker=1)}, "stable.worker is 1, expected no such field"),
+        ({"canary": release("1.1.0")}, "canary.share is None, expected a number"),
+        (
+            {"canary": release("1.1.0", share=101)},
+            "share is 101, expected a number of at least 0 and at most 100",
+        ),
+        ({"canary": release("1.1.0", share=5, salt="a b")}, "canary.salt is 'a b'"),
+        ({"canary": release("1.0.0", share=5)}, "version 1.0.0 in two roles"),
+        ({"retained": {}}, "retained is {}, expected a list"),
+        ({"retained": [release("1.1.0", sha256="x")]}, "retained[0].sha256 is 'x'"),
+        ({"stabel": 1}, "stabel is 1, expected no such field"),
     ],
 )
 def test_an_impossible_plan_is_refused_with_the_field_and_the_reason(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(traffic_plan.PlanError) as refusal:
         traffic_plan.parse(plan(**changes))
     assert sentence in str(refusal.value)
+    assert str(refusal.value).endswith("from the folder history/")
 
 
 def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(traffic_plan.PlanError, match=r"plan\.json is no JSON"):
+    with pytest.raises(traffic_plan.PlanError, match="plan is no JSON"):
         traffic_plan.load(path)
 
 
@@ -91,3 +95,15 @@ def test_a_plan_survives_the_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan()), encoding="utf-8")
     assert traffic_plan.load(path).stable.version == "1.0.0"
+
+
+def test_a_plan_of_the_first_release_is_read() -> None:
+    first = {name: value for name, value in plan(schema=1).items() if name != "previous"}
+    assert traffic_plan.parse(first) == traffic_plan.parse(plan())
+
+
+def test_a_deeply_nested_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(traffic_plan.PlanError, match="plan is no JSON"):
+        traffic_plan.load(path)

@@ -27,8 +27,8 @@ def test_the_header_of_the_first_release_is_parsed():
 @pytest.mark.parametrize(
     ("header", "sentence"),
     [
-        ("", "gateway report is '', expected JSON"),
-        ("{", "expected JSON"),
+        ("", "gateway report is no JSON (Expecting value"),
+        ("{", "no JSON"),
         ("[]", "gateway report is [], expected a JSON object"),
         ("null", "expected a JSON object"),
         ('{"id":"a","revision":1}', "in_flight is None"),

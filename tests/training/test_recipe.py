@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts import plan as traffic_plan
 from training import recipe as recipes
 from training.errors import TrainingError
-from training.package.packaging import VERSION
 from training.recipe import Augmentation, Cycle, Recipe, extended, rate_factor, recipe_from_dict, recipe_to_dict
 
 
@@ -54,10 +52,6 @@ def test_value_of_the_wrong_form_is_refused(wrong):
 def test_name_that_no_archive_could_have_is_refused_before_the_training(name):
     with pytest.raises(TrainingError, match="--name"):
         recipes.check(Recipe(name=name))
-
-
-def test_names_and_versions_are_those_that_a_traffic_plan_takes():
-    assert (recipes.NAME.pattern, VERSION.pattern) == (traffic_plan.NAME.pattern, traffic_plan.VERSION.pattern)
 
 
 def test_from_scratch_there_is_one_phase_that_trains_everything():

@@ -484,7 +484,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
 
     (tmp_path / "next.json").write_text('{"schema": 1', encoding="utf-8")
     (tmp_path / "next.json").replace(tmp_path / "plan.json")
-    wait_until(lambda: len(complaints("plan.json is no JSON")) == 3, 20)
+    wait_until(lambda: len(complaints("plan is no JSON")) == 3, 20)
     assert served() == {"2.0.0"}
     (tmp_path / "plan.json").unlink()
     wait_until(lambda: len(complaints("there is no traffic plan")) == 3, 20)
