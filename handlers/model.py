@@ -21,8 +21,8 @@ from PIL import Image
 from contracts import model as model_contract
 from contracts import wire
 from handlers.build import ArchiveError, verify_files
-from handlers.engines import MAX_BATCH, Engine, EngineError, build_engine, predict_all
-from handlers.errors import AnswerTooLarge, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
+from handlers.engines import MAX_BATCH, Engine, build_engine, predict_all
+from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
 from handlers.plain_png import read_plain_png
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
 from handlers.reference import Reference, load_reference

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from contracts.names import NAME
-from training.errors import TrainingError
+from training.errors import DataError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ Sizes = tuple[tuple[float, int], ...]
 FULL_SIZE: Sizes = ((0.0, 0),)
 LAYERS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc", "all")  # what can be unfrozen
 BLOCK = re.compile(r"layer[1-4]\.[01]")  # a part of a layer, which can be too
+CHECKPOINT = "last.pt"  # in a run's folder
+ARCHITECTURES = ("auto", "resnet18", "resnet18_small")
+PRECISIONS = ("auto", "bf16", "fp32")
 MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 EVERYTHING = ("",)  # the prefix of every parameter's name
 KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
@@ -243,12 +247,41 @@ def extended(begun: Recipe, wanted: Recipe) -> Recipe:
     return wanted
 
 
+def data_kind(data: str) -> tuple[str, str]:
+    """Return the kind of data that `data` names, `cifar10` or `imagefolder`, and the path behind it.
+
+    Raises:
+        DataError: it names neither.
+    """
+    kind, _, path = data.partition(":")
+    if kind not in {"cifar10", "imagefolder"} or (kind == "imagefolder" and not path):
+        raise DataError(f"unknown data {data!r}: use cifar10, cifar10:PATH or imagefolder:PATH")
+    return kind, path
+
+
+def check_folder(folder: Path, *, resumes: bool) -> None:
+    """Return if a training can begin in `folder`, or go on there.
+
+    Raises:
+        TrainingError: it holds a training already, or none.
+    """
+    has_checkpoint = (folder / CHECKPOINT).exists()
+    if resumes and not has_checkpoint:
+        raise TrainingError(f"{folder} holds no checkpoint ({CHECKPOINT}): start it with --output {folder}")
+    if has_checkpoint and not resumes:
+        raise TrainingError(
+            f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
+        )
+
+
 def check(recipe: Recipe) -> None:
     """Refuses what cannot be trained.
 
     Raises:
         TrainingError: a hyper-parameter is out of its range; the message says which.
+        DataError: there is no such data.
     """
+    _check_names(recipe)
     if not NAME.fullmatch(recipe.name):
         raise TrainingError(
             f"the model's name {recipe.name!r} will be part of files and addresses: use letters, digits, _ . - (--name)"
@@ -268,6 +301,16 @@ def check(recipe: Recipe) -> None:
         raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
     if not 0 < recipe.validation < 1:
         raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+
+
+def _check_names(recipe: Recipe) -> None:
+    kind, path = data_kind(recipe.data)
+    if path and not Path(path).exists():
+        raise DataError(f"{path} is not there: pass an existing {'folder' if kind == 'imagefolder' else 'archive'}")
+    if recipe.architecture not in ARCHITECTURES:
+        raise TrainingError(f"architecture is one of {', '.join(ARCHITECTURES)}, not {recipe.architecture!r}")
+    if recipe.precision not in PRECISIONS:
+        raise TrainingError(f"precision is one of {', '.join(PRECISIONS)}, not {recipe.precision!r}")
 
 
 def _check_ranges(recipe: Recipe) -> None:

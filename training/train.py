@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import time
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from training.data.augment import EpochBatches, training_loader
 from training.data.device_augment import DeviceLoader
 from training.errors import TrainingError
 from training.parallel import join_process_group
-from training.recipe import Recipe, check, extended, recipe_from_dict
+from training.recipe import CHECKPOINT, Recipe, check, check_folder, extended, recipe_from_dict
 from training.run import FILES, Run
 from training.tracking.recorder import Recorder
 from training.tracking.store import environment, warn_on_failure
@@ -43,10 +44,8 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) 
     """
     check(recipe)
     with join_process_group() as team, _alone(folder, team):
-        if team.is_first and (folder / "last.pt").exists():
-            raise TrainingError(
-                f"{folder} holds a training already: continue it with --resume {folder}, or pass another --output"
-            )
+        if team.is_first:
+            check_folder(folder, resumes=False)
         return _drive(Run(recipe, folder, cache, team), registers=registers)
 
 
@@ -66,8 +65,8 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
             would change what was done.
     """
     with join_process_group() as team:
-        if team.is_first and not (folder / "last.pt").exists():
-            raise TrainingError(f"{folder} holds no checkpoint (last.pt): start it with --output {folder}")
+        if team.is_first:
+            check_folder(folder, resumes=True)
         with _alone(folder, team):
             state = team.from_first(_checkpoint(folder) if team.is_first else None)
             begun = recipe_from_dict(state["recipe"])
@@ -110,6 +109,8 @@ def _drive(run: Run, *, registers: bool) -> Path:
     status = "KILLED"
     try:
         run.write()  # a kill in the first epoch can be resumed too; and what one left behind the checkpoint is mended
+        logger.info("training in %s; if it is cut off: gradserve train --resume %s", run.folder, run.folder)
+        _warn_of_few_steps(len(run.training_images), run.recipe.batch_size)
         _record(run, recorder)
         for _ in _epochs(run):
             _record(run, recorder)
@@ -138,8 +139,17 @@ def _close(run: Run, recorder: Recorder, status: str, *, registers: bool) -> Non
     recorded = reached and recorder.finish(status, files)
     if recorded and is_whole and registers:
         recorded = warn_on_failure(lambda: _register(run, recorder))
-    if not recorded:
+    if not recorded and (run.folder / CHECKPOINT).exists():
         logger.warning("MLflow lacks a part: gradserve train --resume %s sends it", run.folder)
+
+
+def _warn_of_few_steps(images: int, batch_size: int) -> None:
+    if images < batch_size:
+        logger.warning(
+            "%d images to learn from and a batch of %d: each epoch is one step, in which little is learnt; try "
+            "--batch-size %d",
+            images, batch_size, max(4, 2 ** int(math.log2(max(1, images // 8)))),
+        )  # fmt: skip
 
 
 def _recorder(run: Run) -> Recorder:

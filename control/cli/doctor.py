@@ -21,8 +21,8 @@ from control.cli.keys import read_keys
 from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
-from control.settings import read_agent_settings, trusted_key_files
-from control.stack.stack import refuse_taken_ports
+from control.settings import PORTS, read_agent_settings, trusted_key_files
+from control.stack.ports import refuse_taken_ports
 from gateway.settings import trusts_everyone
 
 if TYPE_CHECKING:
@@ -102,10 +102,12 @@ def _settings(seen: Sequence[dict[str, Any]]) -> Iterable[Finding]:
     if any("error" not in agent for agent in seen):
         return  # they hold their ports themselves
     try:
-        refuse_taken_ports(settings.ports())
+        # `up` finds others for those that are not set.
+        named = {getattr(settings, field) for field in PORTS if field in settings.model_fields_set}
+        refuse_taken_ports({port: use for port, use in settings.ports().items() if port in named})
         yield Finding("good", "ports", "free")
     except ControlError as error:
-        yield Finding("bad", "ports", str(error), "stop what listens there, or choose others by AGENT_*_PORT")
+        yield Finding("bad", "ports", str(error), "stop what listens there, or set the variable to another port")
 
 
 def _plan(home: Path) -> tuple[traffic_plan.Plan | None, Finding]:

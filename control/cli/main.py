@@ -13,14 +13,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control.cli import archive, keys, prune, release, train
+from control.cli import archive, keys, prune, release, serve, train
 from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
 
 app = typer.Typer(
     name="gradserve",
-    help="Train an image classifier, pack it, serve it with explanations, and move new versions into production.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -36,6 +35,23 @@ Json = Annotated[
 ]
 
 
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
+    if value:
+        from gateway.settings import VERSION
+
+        typer.echo(f"gradserve {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: FBT002 - a flag, which its callback obeys
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Train an image classifier, pack it, serve it with explanations, and move new versions into production."""
+
+
 @app.command(rich_help_panel="Serve")
 def up(
     port: Annotated[
@@ -44,7 +60,9 @@ def up(
     source: Annotated[
         Path, typer.Option(help="Folder with the model to pack and serve when there is no plan yet.")
     ] = Path("model_store/released"),
-    mlflow: Annotated[bool, typer.Option("--mlflow", help="Start MLflow's page as well, on port 5000.")] = False,  # noqa: FBT002
+    mlflow: Annotated[  # noqa: FBT002 - a flag
+        bool, typer.Option("--mlflow", help="Start MLflow's page as well, on MLFLOW_PORT, else 5000 or a free one.")
+    ] = False,
     log_mb: Annotated[
         int, typer.Option(envvar="GRADSERVE_LOG_MB", min=4, help="Megabytes of logs kept of each part, in four files.")
     ] = 256,
@@ -52,16 +70,24 @@ def up(
     """Start everything on this machine and look after it until Ctrl-C.
 
     Packs the released model if its archive is missing or was built from other bytes, writes the first traffic plan,
-    starts the agent (with TorchServe) and the gateway, and tells the address once an image has been answered. A part
-    that dies is started again; three deaths within a minute end everything with the reason. Logs are rotated.
+    starts the agent (with TorchServe) and the gateway, and prints `ready:` with the address and two curl lines once
+    both lines work. Private ports that are taken are replaced unless AGENT_*_PORT names them. A part that dies is
+    started again; three deaths within a minute end everything with the reason. Logs are rotated.
 
     Example: gradserve up --port 8080
 
     Exit codes: 0 stopped by a signal, 1 could not run (the reason is printed).
     """
-    from control.stack.stack import StackOptions, run_stack
+    from control.release.plan_store import PlanStore
+    from control.settings import read_agent_settings
+    from control.stack.stack import StackOptions, prepare_plan, run_stack
 
-    run_stack(StackOptions(home_directory(), source, port, mlflow, log_mb=log_mb), typer.echo)
+    home, model_store = home_directory(), read_agent_settings().model_store
+    run_stack(
+        StackOptions(home, port, mlflow, log_mb=log_mb),
+        typer.echo,
+        lambda: prepare_plan(PlanStore(home), source, model_store, typer.echo),
+    )
 
 
 @app.command(rich_help_panel="Serve")
@@ -125,6 +151,7 @@ def _read_env_file(path: Path) -> None:
         load_dotenv(path, override=False)
 
 
+serve.register(app)
 train.register(app)
 archive.register(app)
 prune.register(app)

@@ -24,6 +24,8 @@ from contracts.model import load as load_contract
 from control.agent.cores import usable_cores
 from control.cli.archive import check_key, sign_with
 from control.errors import ControlError
+from control.settings import home_directory
+from control.stack.serve import next_command, serve_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,9 +80,14 @@ def train(  # noqa: PLR0917 - every option is an argument
         int | None,
         typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.", show_default="3"),
     ] = None,
-    rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.", show_default="0.1")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--lr", "--rate", min=0, help="Peak learning rate.", show_default="0.1")
+    ] = None,
     head_rate: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate of the head's phase.", show_default="0.1")
+        float | None,
+        typer.Option(
+            "--head-lr", "--head-rate", min=0, help="Peak learning rate of the head's phase.", show_default="0.1"
+        ),
     ] = None,
     unfreeze: Annotated[
         str | None,
@@ -95,7 +102,13 @@ def train(  # noqa: PLR0917 - every option is an argument
     validation: Annotated[
         float | None, typer.Option(help="Share of the images held out, 0 to 1.", show_default="0.2")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.", show_default="1")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--num-workers", "--workers", min=0, help="Loader processes.", show_default="1")
+    ] = None,
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="resnet18, resnet18_small (3×3 stem), or auto, by the image size.", show_default="auto"),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", show_default="auto")] = None,
     compile: Annotated[  # noqa: A002 - the option's name
         bool | None,
@@ -123,16 +136,14 @@ def train(  # noqa: PLR0917 - every option is an argument
 
     Example: gradserve train --epochs 1 --subset 2000
     """
-    from training import train as training  # noqa: PLC0415 - imports torch
-    from training.recipe import recipe_from_dict  # noqa: PLC0415 - with the line above
-
     if resume is not None and output is not None:
         raise ControlError("--resume goes on in the training's own folder: leave --output out")
     _show_progress()
     given = {
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
         "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
-        "workers": workers, "precision": precision, "compile": compile, "seed": seed, "name": name,
+        "workers": workers, "architecture": architecture, "precision": precision, "compile": compile, "seed": seed,
+        "name": name,
         "unfreeze": [name.strip() for name in unfreeze.split(",")] if unfreeze else None,
     }  # fmt: skip
     with _translate_errors():
@@ -140,24 +151,44 @@ def train(  # noqa: PLR0917 - every option is an argument
         settings |= {key: value for key, value in given.items() if value is not None}
         if epochs is not None:
             settings["cycles"] = []
-        if resume is not None:
-            folder = resume
-            _tell_road(folder)
-            training.resume(folder, cache, changes=settings)
-        else:
-            kind, _, path = str(settings.get("data", "")).partition(":")
-            if kind == "imagefolder":
-                settings.setdefault("name", _name_of(Path(path)))
-            folder = output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-            recipe = recipe_from_dict(settings)
-            _tell_road(folder)
-            training.train(recipe, folder, cache)
+        folder = resume or output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        _train(settings, folder, cache, resumes=resume is not None)
     if not _speaks():
         return
-    best = load_contract(folder / "contract.json").accepted.figures.validation_accuracy
-    console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}")
-    console.print(f"next: gradserve evaluate {folder} --output {folder}/evaluation")
-    console.print(f"  or: gradserve package {folder} --version 1.0.1")
+    contract = load_contract(folder / "contract.json")
+    best = contract.accepted.figures.validation_accuracy
+    console.print(f"best held-out accuracy [bold]{best:.2%}[/bold], in {folder}", soft_wrap=True)
+    _say_next(f"next: {serve_command(home_directory(), contract.name, folder)}")
+    _say_next(f"  or: gradserve evaluate {folder}")
+
+
+def _train(settings: dict[str, Any], folder: Path, cache: Path, *, resumes: bool) -> None:
+    """Train by `settings` in `folder`; what can be refused without torch, whose import takes seconds, is refused first.
+
+    Raises:
+        TrainingError: the recipe cannot be followed, or the folder cannot be trained in.
+        DataError: the data cannot be had.
+    """
+    from training.recipe import check, check_folder, recipe_from_dict  # noqa: PLC0415 - not for `--help`
+
+    check_folder(folder, resumes=resumes)
+    if not resumes:
+        kind, _, path = str(settings.get("data", "")).partition(":")
+        if kind == "imagefolder":
+            settings.setdefault("name", _name_of(Path(path)))
+    recipe = recipe_from_dict(settings)
+    check(recipe)
+
+    from training import train as training  # noqa: PLC0415 - imports torch
+
+    if resumes:
+        training.resume(folder, cache, changes=settings)
+    else:
+        training.train(recipe, folder, cache)
+
+
+def _say_next(line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False)
 
 
 def evaluate(  # noqa: PLR0917 - every option is an argument
@@ -171,7 +202,13 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
             show_default="what it learnt from",
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the figures (JSON) and images.")] = RESULTS,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the figures (JSON) and images.",
+            show_default="MODEL/evaluation; results of the released model",
+        ),
+    ] = None,
     card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
     explain_images: Annotated[
         int, typer.Option(help="Test images on which heatmaps are measured; 0: none.", min=0)
@@ -181,7 +218,8 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
 ) -> None:
     """Measure a model and its heatmaps on the test images, with the engine that serves it.
 
-    Every look at the test images adds a line to results/test_looks.jsonl.
+    A model of a folder without a test part is measured on the images that its training held out. Every look at test
+    images adds a line to test_looks.jsonl: in results for the released model, else in GRADSERVE_HOME.
 
     Example: gradserve evaluate model_store/released
     """
@@ -189,7 +227,11 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     from training.evaluate import evaluate as evaluation  # noqa: PLC0415 - imports torch
 
     _show_progress()
-    looks = RESULTS / "test_looks.jsonl"
+    is_released = Path(model).resolve() == (STORE / "released").resolve()
+    looks = (RESULTS if is_released else home_directory()) / "test_looks.jsonl"
+    if output is None:
+        own = Path(model) if Path(model).is_dir() else Path(model).parent if Path(model).is_file() else RUNS
+        output = RESULTS if is_released else own / "evaluation"
     with _translate_errors():
         report = evaluation.evaluate(model, data, cache, output, looks=looks, card=card, explained=explain_images)
     if as_json:
@@ -198,8 +240,8 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     console.print(_table(report))
     before, after = report["expected_calibration_error_before"], report["expected_calibration_error"]
     console.print(
-        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']:,} images, "
-        f"calibration error {after:.4f} ({before:.4f} at temperature 1)"
+        f"accuracy [bold]{report['accuracy']:.2%}[/bold] of {report['data']['images']:,} {report['data']['part']} "
+        f"images, calibration error {after:.4f} ({before:.4f} at temperature 1)"
     )
     if heat := report.get("explanation"):
         console.print(
@@ -275,6 +317,30 @@ def package(  # noqa: PLR0917 - every option is an argument
             f"[bold]{made.archive}[/bold]: held-out accuracy {measured.accuracy:.2%}, calibration error "
             f"{measured.calibration_error:.4f} (before: {measured.calibration_error_before:.4f})"
         )
+    _say_next(f"next: {next_command(home_directory(), made.archive, made.contract.name, version)}")
+
+
+def pack_for_a_try(run: Path, version: str, store: Path, cache: Path) -> Path:
+    """Pack `run` as `package` does by default and return the archive; heatmaps may fail the bound, with a warning.
+
+    Raises:
+        ControlError: it cannot be packed; the text says why.
+    """
+    _use_all_cores()
+    from training.evaluate.explanations import MAX_ALIKE  # noqa: PLC0415 - imports torch
+    from training.package.packaging import package as pack  # noqa: PLC0415 - imports torch
+
+    _show_progress()
+    console.print(f"packing {run} as version {version}", soft_wrap=True, highlight=False)
+    with _translate_errors():
+        made = pack(str(run), version, store, run / f"package-{version}", cache, max_alike=1.0)
+    alike = made.contract.accepted.figures.explain_class_correlation
+    if alike is not None and alike > MAX_ALIKE:
+        console.print(
+            f"[yellow]heatmaps hardly depend on the class yet (rank correlation {alike:.2f} of the first and second "
+            f"class's, `package` refuses above {MAX_ALIKE}): train longer[/yellow]"
+        )
+    return made.archive
 
 
 def _name_of(images: Path) -> str:
@@ -286,7 +352,7 @@ def _name_of(images: Path) -> str:
 def _translate_errors() -> Iterator[None]:
     """Makes training's foreseeable failures the command's own, which are told without a traceback."""
     from contracts.model import ContractError  # noqa: PLC0415 - not for `--help`
-    from handlers.engines import EngineError  # noqa: PLC0415 - imports torch
+    from handlers.errors import EngineError  # noqa: PLC0415 - not for `--help`
     from training.errors import TrainingError  # noqa: PLC0415 - not for `--help`
 
     try:
@@ -295,11 +361,6 @@ def _translate_errors() -> Iterator[None]:
         raise ControlError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ControlError(f"the recipe is no TOML: {error}") from error
-
-
-def _tell_road(folder: Path) -> None:
-    if _speaks():
-        console.print(f"training in {folder}; if it is cut off: gradserve train --resume {folder}", soft_wrap=True)
 
 
 def _speaks() -> bool:

@@ -37,6 +37,12 @@ def fetch(
         return _fetch_registered(plan, reference, model_store, say, trusted)
     given = Path(what)
     path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
+    others = [] if path.is_file() else sorted(model_store.glob(f"*-{what}.mar"))
+    if others:
+        name = others[0].name.removesuffix(f"-{what}.mar")
+        raise ArchiveError(
+            path, f"is not in the model store; {others[0].name} is another model: {_beside(name, others[0])}"
+        )
     return _keep(plan, inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
 
 
@@ -112,11 +118,22 @@ def _fetch_registered(
 
 
 def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
-    """The checked archive, in the model store."""
+    name = archive.contract.name
+    if name != plan.model:
+        raise ArchiveError(
+            archive.path, f"holds the model {name}, the plan is of {plan.model}: {_beside(name, archive.path)}"
+        )
+    return keep(archive, model_store)
+
+
+def keep(archive: Archive, model_store: Path) -> Archive:
+    """Return the checked archive in the model store, where it is copied to.
+
+    Raises:
+        ArchiveError: other bytes are there under its name.
+    """
     path = archive.path
-    if archive.contract.name != plan.model:
-        raise ArchiveError(path, f"holds the model {archive.contract.name}, the plan is of {plan.model}")
-    home = model_store / f"{plan.model}-{archive.version}.mar"
+    home = model_store / f"{archive.contract.name}-{archive.version}.mar"
     if path.resolve() != home.resolve():
         if home.exists() and inspect_archive(home).sha256 != archive.sha256:
             raise ArchiveError(path, f"{home.name} is in the model store with other bytes: use a new version")
@@ -130,3 +147,7 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_suffix(".partial")
     shutil.copyfile(source, partial)
     partial.replace(target)
+
+
+def _beside(name: str, path: Path) -> str:
+    return f"serve it from a home of its own: GRADSERVE_HOME=.gradserve-{name} gradserve serve {path} --port 8001"

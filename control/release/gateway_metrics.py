@@ -131,7 +131,7 @@ def read_counts(gateways: Sequence[str], key: str | None) -> Counts:
         try:
             found = parse_metrics(text)
         except ImportError as error:
-            raise MetricsUnreadable(url, "is not understood here: pip install 'gradserve[gateway]'") from error
+            raise MetricsUnreadable(url, "is not understood here: run `make install` in the clone") from error
         except (ValueError, KeyError) as error:
             raise MetricsUnreadable(url, "answers something else than metrics") from error
         for name, value in found.items():

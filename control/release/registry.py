@@ -54,7 +54,7 @@ def find(reference: Reference) -> Release:
         from training.errors import RegistryError
         from training.tracking.releases import find_release
     except ImportError as error:
-        raise RegistryUnusable("MLflow is not installed here: pip install 'gradserve[training]'") from error
+        raise RegistryUnusable("MLflow is not installed here: run `make install` in the clone") from error
     try:
         release = find_release(reference.name, alias=reference.alias, number=reference.number)
     except RegistryError as error:

@@ -12,12 +12,9 @@ import json
 import logging
 import os
 import signal
-import socket
-import struct
 import sys
 import threading
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +23,11 @@ import httpx
 
 from control.agent.torchserve.process import check_installed
 from control.agent.torchserve.run_folder import run_base
-from control.errors import NoModel, NotAnswering, PortsTaken, StoreNotWritable
+from control.archive import inspect_archive
+from control.errors import NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
-from control.settings import AgentSettings, local_url, read_agent_settings
+from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
+from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
 from control.stack.running import RunningStack, announced
 from control.stack.supervisor import LOG_MB, Part, check_all, stop_all
 
@@ -38,37 +37,47 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 180.0
-MLFLOW_PORT = 5000
+SAMPLES = Path("tests/samples")
 
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `gradserve up` is told: the public port, the model's folder, and whether MLflow's page is wanted.
+    """What `gradserve up` is told: the plan's home, the public port, and whether MLflow's page is wanted.
 
     `log_mb` is how many megabytes of logs are kept of each part.
     """
 
     home: Path
-    source: Path
     port: int
     mlflow: bool = False
     ready_within_s: float = READY_WITHIN_S
     log_mb: int = LOG_MB
 
 
-def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Answered:
+    """The gateway serves; `asks_for_keys` where it does so for callers with an API key only."""
+
+    asks_for_keys: bool
+
+
+def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callable[[], None]) -> None:
     """Brings everything up, says so, and looks after it until SIGTERM or Ctrl-C; a second one does not wait.
+
+    `prepare` sees to a plan and its archives; it is called when nothing stands in the way of a start.
 
     Raises:
         ControlError: it cannot run, or a part keeps dying; the text says why.
     """
-    settings = read_agent_settings()
+    settings = with_free_ports(read_agent_settings(), {options.port})
+    mlflow_at = mlflow_port({options.port, *settings.ports()}) if options.mlflow else None
     check_installed()
-    refuse_taken_ports(wanted_ports(settings, options), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
+    refuse_taken_ports(wanted_ports(settings, options, mlflow_at), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
     run_base(settings.temp)
     store = PlanStore(options.home)
-    prepare_plan(store, options.source, settings.model_store, say)
-    parts = stack_parts(settings, options)
+    prepare()
+    image = example_image(store, settings.model_store)
+    parts = stack_parts(settings, options, mlflow_at)
     stop, hurry = threading.Event(), threading.Event()
 
     def on_signal() -> None:
@@ -80,8 +89,9 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
             for part in parts:
                 part.start()
             say(f"starting: logs in {options.home / 'logs'}")
-            if _wait_for_answer(parts, settings, options, stop):
-                say(_greeting(options))
+            answered = _wait_for_answers(parts, settings, options, image, stop)
+            if answered:
+                say(_greeting(options, image, answered, mlflow_at))
             while not stop.is_set():
                 check_all(parts)
                 stop.wait(0.2)
@@ -90,21 +100,10 @@ def run_stack(options: StackOptions, say: Callable[[str], None]) -> None:
             _stop(parts, hurry)
 
 
-def wanted_ports(settings: AgentSettings, options: StackOptions) -> dict[int, str]:
-    """Every port the stack will listen on, with its use."""
-    ports = settings.ports() | {options.port: "the gateway"}
-    return ports | {MLFLOW_PORT: "MLflow's page"} if options.mlflow else ports
-
-
-def refuse_taken_ports(ports: dict[int, str], host: str = "127.0.0.1") -> None:
-    """Does nothing when every port is free.
-
-    Raises:
-        PortsTaken: some are not; all of them are named.
-    """
-    taken = {port: use for port, use in ports.items() if not all(_is_free(at, port) for at in {host, "127.0.0.1"})}
-    if taken:
-        raise PortsTaken(taken)
+def wanted_ports(settings: AgentSettings, options: StackOptions, mlflow_at: int | None = None) -> dict[int, str]:
+    """Return every port the stack will listen on, with its use and the variable that moves it."""
+    ports = settings.ports() | {options.port: "the gateway, moved by PORT"}
+    return ports if mlflow_at is None else ports | {mlflow_at: "MLflow's page, moved by MLFLOW_PORT"}
 
 
 def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callable[[str], None]) -> None:
@@ -165,7 +164,7 @@ def pack(source: Path, model_store: Path) -> Path:
         raise NoModel(source, str(error)) from error
 
 
-def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
+def stack_parts(settings: AgentSettings, options: StackOptions, mlflow_at: int | None = None) -> list[Part]:
     """The parts in the order they are started; they are stopped in the opposite order, so the gateway goes first."""
     logs = options.home / "logs"
     shared = os.environ | {
@@ -176,6 +175,7 @@ def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
         "GATEWAY_PLAN": str(options.home / "plan.json"),
         "GATEWAY_PORT": str(options.port),
         "GATEWAY_AGENTS": local_url(settings.host, settings.port),
+        **{f"{PREFIX}{field.upper()}": str(getattr(settings, field)) for field in PORTS},
     }
     gunicorn = ["-m", "gunicorn", "-c", str(_ROOT / "config" / "gunicorn.conf.py"), "gateway.app:create_app()"]
     log_bytes = options.log_mb * 1_000_000
@@ -188,44 +188,70 @@ def stack_parts(settings: AgentSettings, options: StackOptions) -> list[Part]:
         log_bytes,
     )
     gateway = Part("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0, log_bytes)
-    return [*([_mlflow_part(logs, log_bytes)] if options.mlflow else []), agent, gateway]
+    return [*([_mlflow_part(logs, log_bytes, mlflow_at)] if mlflow_at is not None else []), agent, gateway]
 
 
-def _mlflow_part(logs: Path, log_bytes: int) -> Part:
+def _mlflow_part(logs: Path, log_bytes: int, port: int) -> Part:
     """MLflow's page on loopback, over the same store that training writes to."""
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
-    page = ["--host", "127.0.0.1", "--port", str(MLFLOW_PORT), "--workers", "1", "--backend-store-uri", store]
+    page = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
     command = [sys.executable, "-m", "mlflow", "server", *page]
     return Part("mlflow", command, dict(os.environ), logs / "mlflow.log", 10.0, log_bytes)
 
 
-def _wait_for_answer(parts: list[Part], settings: AgentSettings, options: StackOptions, stop: threading.Event) -> bool:
-    """Whether an image was answered through the public port (False: told to stop before).
+def example_image(store: PlanStore, model_store: Path) -> Path:
+    """Return an image of the stable version's classes: a sample of this repository, or a reference input as a file.
+
+    Raises:
+        ControlError: the plan or the stable version's archive cannot be used.
+    """
+    archive = inspect_archive(model_store / store.read().stable.archive)
+    for name in ("cat", *archive.classes):
+        sample = SAMPLES / name / "0.png"
+        if name in archive.classes and sample.is_file():
+            return sample
+    path = store.home / "example.png"
+    path.write_bytes(archive.reference.images[0])
+    return path
+
+
+def _wait_for_answers(
+    parts: list[Part], settings: AgentSettings, options: StackOptions, image: Path, stop: threading.Event
+) -> Answered | None:
+    """Return when `image` is answered and explained through the public port; None when told to stop before.
 
     Raises:
         NotAnswering: it took too long, or the stable version cannot be loaded.
         PartFailed: a part keeps dying.
     """
-    image, began, reason = tiny_png(), time.monotonic(), "the gateway does not listen yet"
-    with httpx.Client(timeout=10.0, trust_env=False) as client:
+    began, reason = time.monotonic(), "the gateway does not listen yet"
+    with httpx.Client(base_url=_gateway_url(options), timeout=10.0, trust_env=False) as client:
         while not stop.is_set():
             check_all(parts)
             if failure := _stable_failure(client, settings):
                 raise NotAnswering(time.monotonic() - began, failure)
             with contextlib.suppress(httpx.HTTPError):
-                url = _gateway_url(options)
-                answer = client.post(f"{url}/predict", content=image, headers={"content-type": "image/png"})
-                # With keys configured, a refusal comes from a gateway that is up; /readyz says the rest.
-                asks_for_key = answer.status_code == 401
-                if asks_for_key:
-                    answer = client.get(f"{url}/readyz")
-                if answer.status_code == 200:
-                    return True
-                reason = f"status {answer.status_code}, {answer.text[:200]}"
+                answered, reason = _ask(client, image)
+                if answered:
+                    return answered
             if time.monotonic() - began > options.ready_within_s:
                 raise NotAnswering(options.ready_within_s, reason)
             stop.wait(0.2)
-    return False
+    return None
+
+
+def _ask(client: httpx.Client, image: Path) -> tuple[Answered | None, str]:
+    """Return how both calls of the greeting were answered, or None and the reason why one was not."""
+    # Where the gateway asks for keys it answers no call without one; /readyz says whether it could.
+    answer = client.get("/readyz")
+    for route in ("/predict", "/explain"):
+        if answer.status_code == 200:
+            answer = client.post(route, files={"file": image.read_bytes()})
+        if answer.status_code == 401:
+            return Answered(asks_for_keys=True), ""
+    if answer.status_code != 200:
+        return None, f"status {answer.status_code}, {answer.text[:200]}"
+    return Answered(asks_for_keys=False), ""
 
 
 def _stable_failure(client: httpx.Client, settings: AgentSettings) -> str | None:
@@ -242,14 +268,14 @@ def _gateway_url(options: StackOptions) -> str:
     return local_url(os.environ.get("GATEWAY_HOST", ""), options.port)
 
 
-def _greeting(options: StackOptions) -> str:
+def _greeting(options: StackOptions, image: Path, answered: Answered, mlflow_at: int | None) -> str:
     address = _gateway_url(options)
-    image = next(iter(sorted(Path("tests/samples/cat").glob("*.png"))), Path("image.png"))
+    curl = "curl -f -H 'x-api-key: YOUR_KEY'" if answered.asks_for_keys else "curl -f"
     lines = [
         f"ready: {address}",
-        f"  curl -F file=@{image} {address}/predict",
-        f"  curl -F file=@{image} {address}/explain -o heatmap.png",
-        *([f"  MLflow: http://127.0.0.1:{MLFLOW_PORT}"] if options.mlflow else []),
+        f"  {curl} -F file=@{image} {address}/predict",
+        f"  {curl} -F file=@{image} {address}/explain -o heatmap.png",
+        *([f"  MLflow: http://127.0.0.1:{mlflow_at}"] if mlflow_at is not None else []),
         "Ctrl-C stops everything.",
     ]
     return "\n".join(lines)
@@ -279,29 +305,3 @@ def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do it: a port in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def tiny_png() -> bytes:
-    """A grey image of 32 by 32 pixels, made without an imaging library (the gateway's environment has none).
-
-    Source: PNG, third edition, sections 5 and 11, https://www.w3.org/TR/png-3/
-    """
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 32, 32, 8, 0, 0, 0, 0)
-    rows = (b"\x00" + b"\x80" * 32) * 32
-    pixels = zlib.compress(rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -86,9 +86,14 @@ class Router:
         ]
 
     def is_ready(self) -> bool:
-        """Whether at least one replica that is not draining has a verified READY worker of the stable version."""
-        plan = self.plan
-        return plan is not None and bool(self._targets(plan.stable.version, "predict"))
+        """Return True if replicas that are not draining have verified READY workers of the stable version.
+
+        Both kinds count, as /readyz speaks for /predict and /explain.
+        """
+        if self.plan is None:
+            return False
+        version = self.plan.stable.version
+        return bool(self._targets(version, "predict")) and bool(self._targets(version, "explain"))
 
     def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
         """The replica with the fewest of our calls that can answer for `version`, or for the one whose turn it is.

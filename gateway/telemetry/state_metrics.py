@@ -29,7 +29,11 @@ def state_metrics(parts: AppState) -> Iterable[Metric]:
     seen = [
         _gauge("gateway_replicas_wanted", "Replicas that are configured.", {(): len(agents.replicas)}),
         _gauge("gateway_replicas_seen", "Replicas whose agent gives a fresh status.", {(): len(agents.current())}),
-        _gauge("gateway_stable_ready", "1 while a worker of the stable version is ready.", {(): versions.is_ready()}),
+        _gauge(
+            "gateway_stable_ready",
+            "1 while workers of the stable version are ready, for predictions and for explanations.",
+            {(): versions.is_ready()},
+        ),
         _gauge(
             "gateway_plan_broken",
             "1 while the traffic plan's file cannot be used and the last good plan is in force.",

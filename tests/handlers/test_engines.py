@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from contracts.model import Engine
-from handlers.engines import MAX_BATCH, OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
+from handlers.engines import MAX_BATCH, OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.errors import EngineError
 from training.package.quantise import write_graph
 
 CPU = torch.device("cpu")

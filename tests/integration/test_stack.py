@@ -17,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+ROOT = Path(__file__).parents[2]
+
 pytestmark = pytest.mark.server
 
 
@@ -111,8 +113,11 @@ def test_taken_ports_are_reported_before_anything_starts(make_stack, model_sourc
             probe.listen()
         answer = other.command("up", "--source", str(model_source))
     assert answer.returncode == 1
-    assert other.environment["PORT"] in answer.stderr
-    assert other.environment["AGENT_INFERENCE_PORT"] in answer.stderr
+    assert f"port {other.environment['PORT']} (the gateway, moved by PORT)" in answer.stderr
+    inference = (
+        f"port {other.environment['AGENT_INFERENCE_PORT']} (TorchServe's inference, moved by AGENT_INFERENCE_PORT)"
+    )
+    assert inference in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not other.home.exists()
 
@@ -126,13 +131,19 @@ def test_a_folder_in_which_torchserve_cannot_run_is_reported_before_anything_sta
     assert not other.home.exists()
 
 
-def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(
-    make_stack, model_source, read_only_code, add_code, until
+def test_loading_is_503_ready_is_said_when_both_printed_lines_work_and_term_leaves_no_process_behind(
+    make_stack, model_source, read_only_code, add_code, until, tmp_path
 ):
+    """A second stack by PORT alone, also where the first default of its private ports is taken."""
     other = make_stack(PYTHONDONTWRITEBYTECODE="1")
+    for name in [name for name in other.environment if name.startswith("AGENT_") and name.endswith("_PORT")]:
+        del other.environment[name]
     files = set(read_only_code.rglob("*"))
-    other.start(model_source, read_only_code)
-    until(lambda: other.health().status_code == 503, 60, other)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # somebody else holds it
+            held.enter_context(socket.create_server(("127.0.0.1", 9100)))
+        other.start(model_source, read_only_code)
+        until(lambda: other.health().status_code == 503, 60, other)
     assert httpx.get(f"{other.gateway}/readyz").status_code == 503
     assert httpx.get(f"{other.gateway}/livez").status_code == 200
     # Between the two registrations, of predictions and explanations, the archive becomes another one.
@@ -140,7 +151,16 @@ def test_loading_is_503_ready_is_200_and_term_leaves_no_process_behind(
     (archive,) = other.model_store.glob("*.mar")
     right = hashlib.sha256(zipfile.ZipFile(archive).read("image_handler.py")).hexdigest()
     add_code(archive, "# other code").replace(archive)
-    other.wait_until_ready()
+    until(lambda: f"\nready: {other.gateway}\n" in other.said(), 180, other)
+    lines = [line for line in other.said().splitlines() if line.startswith("  curl -f ")]
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(
+            line.replace("@tests", f"@{ROOT}/tests"), shell=True, cwd=tmp_path, capture_output=True, check=False
+        )
+        assert done.returncode == 0, (line, done.stderr)
+    assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    assert httpx.get(f"{other.gateway}/readyz").status_code == 200
     assert other.health().status_code == 200
     unpacked = other.run_folder().glob("tmp/models/*/image_handler.py")
     loaded = [hashlib.sha256(path.read_bytes()).hexdigest() for path in unpacked]

@@ -1,5 +1,11 @@
-"""From the released model's recipe to an answer, by the commands that a person gives."""
+"""From data to an answer, by the commands that a person gives."""
 
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -23,3 +29,50 @@ def test_short_training_by_the_released_recipe_is_registered_packed_and_served(m
     image = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
     answer = httpx.post(f"{stack.gateway}/predict", content=image, headers={"content-type": "image/png"}).json()
     assert answer["model"] == {"name": "cifar10", "version": "0.9.0"}
+
+
+def test_the_readmes_path_with_ones_own_images_works_as_it_is_written(tmp_path, until):
+    """Train, evaluate, serve, and a second version in and out, in a folder that looks like the clone."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    part = readme.split("## Your own images", 1)[1].split("\n## ", 1)[0]
+    blocks = re.findall(r"^```console\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+    text = "".join(blocks).replace("\\\n", " ")
+    commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in text.splitlines()]
+    assert [command[1] for command in commands if command[0] == ".venv/bin/gradserve"][:3] == [
+        "train", "evaluate", "serve"
+    ]  # fmt: skip
+    for name in ("cat", "horse", "ship"):
+        shutil.copytree(ROOT / "tests" / "samples" / name, tmp_path / "photos" / name)
+    (tmp_path / "model_store").mkdir()
+    (tmp_path / "model_store" / "released").symlink_to(ROOT / "model_store" / "released")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("AGENT_", "GATEWAY_", "GRADSERVE_", "MLFLOW"))
+    }
+    serving = None
+    said = tmp_path / "serve.log"
+    try:
+        for command in commands:
+            if command[0] == "export":
+                environment |= [command[1].split("=", 1)]
+            elif command[1] == "serve":
+                with said.open("wb") as output:
+                    serving = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
+                until(lambda: "ready:" in said.read_text() or serving.poll() is not None, 180)
+                assert serving.poll() is None, said.read_text()
+                address = re.search("ready: (.*)", said.read_text())[1]
+            else:
+                done = subprocess.run(
+                    command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+                )
+                assert done.returncode == 0, (command, done.stdout, done.stderr)
+        image = (ROOT / "tests" / "samples" / "ship" / "0.png").read_bytes()
+        answer = httpx.post(f"{address}/predict", content=image, headers={"content-type": "image/png"}).json()
+        assert answer["model"] == {"name": "photos", "version": "1.0.1"}
+        assert answer["class"] in {"cat", "horse", "ship"}
+    finally:
+        if serving is not None:
+            serving.send_signal(signal.SIGTERM)
+            serving.wait(60)
+    assert serving.returncode == 0
+    assert not (tmp_path / "results").exists()

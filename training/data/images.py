@@ -13,6 +13,7 @@ from contracts.model import Input
 from training.data.folder import ImageFolder, is_part, normalised_by
 from training.data.sources import content_sha256, load_cifar10
 from training.errors import DataError
+from training.recipe import data_kind
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def load_training_images(data: str, cache: Path) -> tuple[Images, Input]:
     Raises:
         DataError: the name is unknown, or the data cannot be had; the message says what to do.
     """
-    kind, path = _kind(data)
+    kind, path = data_kind(data)
     if kind == "imagefolder":
         folder = ImageFolder.find(Path(path), "train")
         size = folder.choose_size()
@@ -78,7 +79,7 @@ def load_test_images(data: str, cache: Path, size: Input) -> Images:
     Raises:
         DataError: as `load_training_images`.
     """
-    kind, path = _kind(data)
+    kind, path = data_kind(data)
     if kind == "imagefolder":
         return _from_folder(ImageFolder.find(Path(path), "test"), size)
     return _from_cifar10(cache, path, "test")
@@ -86,15 +87,8 @@ def load_test_images(data: str, cache: Path, size: Input) -> Images:
 
 def has_test_part(data: str) -> bool:
     """Whether `data` has images to report on that are not those to learn from."""
-    kind, path = _kind(data)
+    kind, path = data_kind(data)
     return kind == "cifar10" or is_part(Path(path) / "test")
-
-
-def _kind(data: str) -> tuple[str, str]:
-    kind, _, path = data.partition(":")
-    if kind not in {"cifar10", "imagefolder"} or (kind == "imagefolder" and not path):
-        raise DataError(f"unknown data {data!r}: use cifar10, cifar10:PATH or imagefolder:PATH")
-    return kind, path
 
 
 def _from_cifar10(cache: Path, path: str, part: str) -> Images:

@@ -56,7 +56,11 @@ def _test_figures(report: dict[str, Any]) -> str:
         for name, row in report["per_class"].items()
     )
     environment, data = report["environment"], report["data"]
-    which = "test images, which decided nothing" if data["part"] == "test" else "images that it learnt from"
+    which = {
+        "test": "test images, which decided nothing",
+        "held-out": "held-out images, which made the model's choices",
+        "training": "images that it learnt from",
+    }[data["part"]]
     return (
         f"On the {data['images']:,} {which}, as served: accuracy "
         f"**{report['accuracy']:.2%}**, macro F1 {report['macro']['f1']:.4f}. Measured {report['created'][:10]} with "

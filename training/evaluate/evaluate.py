@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from handlers.engines import build_engine, predict_all, softmax
 from handlers.preprocess import normalise
-from training.data.images import has_test_part, load_test_images
+from training.data.images import divide, has_test_part, load_test_images, load_training_images
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, reliability
 from training.evaluate.card import write_card
@@ -31,6 +31,7 @@ from training.evaluate.figures import (
 )
 from training.evaluate.test_set_log import record_look
 from training.package.artifacts import find_model, read_model, weights_sha256
+from training.recipe import recipe_from_dict
 from training.tracking.recorder import dataset_input
 from training.tracking.store import connect, environment, warn_on_failure
 
@@ -49,6 +50,9 @@ logger = logging.getLogger(__name__)
 EXPLAINED_IMAGES = 500
 FILES = ("metrics.json", "confusion.png", "calibration.png", "samples.png", "explanations.json", "explanations.png")
 """What is written; the last two where explanations are measured."""
+
+TEST, HELD_OUT, TRAINING = "test", "held-out", "training"
+"""The parts of a data set that can be measured on: reported only; made the model's choices; learnt from."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures the model `source` on the test images of `data`, and its explanations on some of them.
 
+    Of a data set without a test part that the model learnt from, the images that its training held out are taken.
+
     Args:
         source: what `find_model` takes.
         data: what `load_training_images` takes; None takes what the model learnt from.
@@ -118,7 +124,7 @@ def evaluate(
     data = data or (contract.accepted.recipe or {}).get("data", "cifar10")
     for written in (output, *([card.parent] if card else [])):
         _make_folder(written)
-    images = load_test_images(data, cache, contract.input)
+    images, part = _choose_images(contract, data, cache)
     if images.classes != contract.classes:
         raise ModelError(
             f"the model answers {', '.join(contract.classes)}; {data} has {', '.join(images.classes)}: "
@@ -131,8 +137,8 @@ def evaluate(
         for start in range(0, len(images), 1000)
     ]
     probabilities = np.concatenate(parts)
-    identity = _identity(folder, contract, images, data)
-    if identity["data"]["part"] != "test":
+    identity = _identity(folder, contract, images, data, part)
+    if part == TRAINING:
         logger.warning("the model learnt from these very images: what it makes of them says nothing about others")
     report = identity | _figures(probabilities, images.labels, contract)
     record_look(
@@ -143,6 +149,7 @@ def evaluate(
         engine=f"{contract.engine.name} {contract.engine.precision}",
         commit=identity["environment"]["git_commit"],
         data=identity["data"]["name"],
+        part=part,
         images=len(images),
         accuracy=report["accuracy"],
     )
@@ -162,8 +169,20 @@ def evaluate(
     return report
 
 
-def _identity(folder: Path, contract: Contract, images: Images, data: str) -> dict[str, Any]:
-    """What figures are about: model, data, and what they were made with."""
+def _choose_images(contract: Contract, data: str, cache: Path) -> tuple[Images, str]:
+    """Return the images to measure on and which part of the data they are.
+
+    Where the model learnt from `data` and that has no test part, it is what the training held out.
+    """
+    recipe = recipe_from_dict(contract.accepted.recipe or {})
+    provenance = contract.accepted.provenance
+    if provenance is not None and data == recipe.data and not has_test_part(data):
+        images, _ = load_training_images(data, cache)
+        # Divided anew, images that were learnt from would be called held out.
+        if images.sha256() == provenance.data_sha256:
+            held_out = divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)[1]
+            return held_out, HELD_OUT
+    images = load_test_images(data, cache, contract.input)
     digest = images.sha256()
     # By name too: a folder to which images were added since is still mostly what was learnt.
     is_learnt = any(
@@ -171,6 +190,11 @@ def _identity(folder: Path, contract: Contract, images: Images, data: str) -> di
         or (data == (accepted.recipe or {}).get("data") and not has_test_part(data))
         for accepted in contract.accepted.lineage()
     )
+    return images, TRAINING if is_learnt else TEST
+
+
+def _identity(folder: Path, contract: Contract, images: Images, data: str, part: str) -> dict[str, Any]:
+    """What figures are about: model, data, and what they were made with."""
     return {
         "model": {
             "name": contract.name,
@@ -181,9 +205,9 @@ def _identity(folder: Path, contract: Contract, images: Images, data: str) -> di
         },
         "data": {
             "name": data.partition(":")[0],
-            "part": "training" if is_learnt else "test",
+            "part": part,
             "images": len(images),
-            "sha256": digest,
+            "sha256": images.sha256(),
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(),
@@ -255,12 +279,13 @@ def _write(path: Path, report: dict[str, Any]) -> None:
 
 def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> None:
     """Attaches figures and images to the run of the model, and to its registered version where there is one."""
-    metrics = {f"test_{name}": value for name, value in report["macro"].items()}
+    prefix = report["data"]["part"].replace("-", "_")
+    metrics = {f"{prefix}_{name}": value for name, value in report["macro"].items()}
     for name in ("accuracy", "expected_calibration_error", "expected_calibration_error_before"):
-        metrics[f"test_{name}"] = report[name]
+        metrics[f"{prefix}_{name}"] = report[name]
     if "explanation" in report:
         for name in ("score", "deletion_area", "insertion_area"):
-            metrics[f"test_explanation_{name}"] = report["explanation"][name]
+            metrics[f"{prefix}_explanation_{name}"] = report["explanation"][name]
     files = [output / name for name in (FILES if "explanation" in report else FILES[:-2])]
     if warn_on_failure(lambda: _attach(report, images, data, metrics)):
         warn_on_failure(lambda: _attach_files(report["model"]["run_id"], files))
@@ -304,10 +329,11 @@ def _attach(report: dict[str, Any], images: Images, data: str, metrics: dict[str
     client.log_batch(model["run_id"], metrics=entries)
     if version:
         tags = {name: f"{value:.4f}" for name, value in metrics.items()}
+        prefix = report["data"]["part"].replace("-", "_")
         tags |= {
-            "test_engine": f"{model['engine']['name']} {model['engine']['precision']}",
-            "test_weights_sha256": model["weights_sha256"],
-            "test_data_sha256": report["data"]["sha256"],
+            f"{prefix}_engine": f"{model['engine']['name']} {model['engine']['precision']}",
+            f"{prefix}_weights_sha256": model["weights_sha256"],
+            f"{prefix}_data_sha256": report["data"]["sha256"],
         }
         for name, value in tags.items():
             client.set_model_version_tag(version.name, version.version, name, value)

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from contracts.model import Engine
-from handlers.engines import OPENVINO_FILES, EngineError, build_engine, predict_all, softmax
+from handlers.engines import OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.errors import EngineError
 from handlers.preprocess import normalise
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature

@@ -1,7 +1,11 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from control.cli.main import app
 from control.cli.train import _name_of, train
 from control.errors import ControlError
 
@@ -16,3 +20,38 @@ def test_a_model_of_own_images_is_named_after_their_folder(folder, name):
 def test_a_training_that_goes_on_takes_no_other_folder(tmp_path):
     with pytest.raises(ControlError, match="leave --output out"):
         train(resume=tmp_path, output=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--data", "imagenet"], "unknown data 'imagenet'"),
+        (["--data", "imagefolder:nowhere"], "nowhere is not there"),
+        (["--precision", "bf61"], "not 'bf61'"),
+        (["--architecture", "resnet81"], "not 'resnet81'"),
+        (["--resume", "nowhere"], "holds no checkpoint"),
+    ],
+)
+def test_a_typo_is_refused_before_torch_is_loaded_and_nothing_is_said_about_resuming(arguments, reason, tmp_path):
+    code = (
+        "import atexit, sys; from control.cli.main import main; "
+        "atexit.register(lambda: print('loaded torch' if 'torch' in sys.modules else 'quick')); main()"
+    )
+    command = [sys.executable, "-c", code, "train", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "quick\n")
+    assert reason in done.stderr
+    assert "if it is cut off" not in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_help_shows_the_fields_own_names_for_hyper_parameters():
+    shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
+    for name in ("--lr", "--head-lr", "--num-workers", "--architecture", "--batch-size"):
+        assert f"{name} " in shown or f"{name}," in shown, name
+
+
+def test_the_version_is_the_projects():
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    (said,) = CliRunner().invoke(app, ["--version"]).stdout.splitlines()
+    assert f'version = "{said.removeprefix("gradserve ")}"' in project

@@ -28,10 +28,10 @@ def test_all_well_is_ok(stand: Stand) -> None:
     assert health(stand) == (200, "ok", [])
 
 
-def test_a_dead_explain_worker_is_degraded_and_explanations_say_not_ready(stand: Stand) -> None:
+def test_without_an_explain_worker_the_gateway_is_not_ready_and_predictions_go_on(stand: Stand) -> None:
     stand.agent.versions[0]["explain"] = {"ready": 0, "wanted": 1, "pending": 0, "capacity": 100}
-    stand.wait_until(lambda: health(stand)[1] == "degraded")
-    assert health(stand) == (200, "degraded", ["1.0.0: 0 of 1 explain workers are ready"])
+    stand.wait_until(lambda: not ready(stand))
+    assert health(stand) == (503, "unavailable", ["1.0.0: 0 of 1 explain workers are ready"])
     assert stand.client.post("/predict", content=b"x").status_code == 200
     refused = stand.client.post("/explain", content=b"x")
     assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")

@@ -15,7 +15,6 @@ from contracts.model import load as load_contract
 from contracts.model import save as save_contract
 from handlers.build import digest
 from handlers.engines import softmax
-from training.data.images import load_training_images
 from training.errors import DataError, ExportError, HeatmapsAlike, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.card import write_card
@@ -23,9 +22,9 @@ from training.evaluate.evaluate import evaluate, measure
 from training.evaluate.figures import plot_confusion
 from training.evaluate.inference import predict_logits
 from training.package.artifacts import read_model
-from training.package.packaging import Package, package
+from training.package.packaging import Package, package, split_images
 from training.package.quantise import GateRefused
-from training.recipe import Augmentation, Recipe
+from training.recipe import Augmentation, Recipe, recipe_from_dict
 from training.tracking.registry import register
 from training.tracking.releases import fetch_archive, find_release
 from training.tracking.store import tracking_uri
@@ -125,27 +124,32 @@ def packed(run, evaluation, tmp_path_factory, cache) -> Package:
 def test_report_names_model_data_and_versions(evaluation):
     report = {key: value for key, value in evaluation.report.items() if key != "explanation"}
     assert json.loads((evaluation.folder / "metrics.json").read_text()) == report
-    assert report["data"]["images"] == 100
+    assert report["data"]["images"] == 20
     assert len(report["data"]["sha256"]) == len(report["model"]["weights_sha256"]) == 64
-    assert np.trace(report["confusion"]) == pytest.approx(100 * report["accuracy"])
+    assert np.trace(report["confusion"]) == pytest.approx(20 * report["accuracy"])
     assert "version_torch" in report["environment"]
     for image in ("confusion", "calibration", "samples", "explanations"):
         assert (evaluation.folder / f"{image}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_look_adds_a_line_and_images_that_were_learnt_from_are_no_test(run, evaluation, tmp_path, cache):
+def test_every_look_adds_a_line_and_a_folder_without_a_test_part_is_measured_on_what_was_held_out(
+    run, evaluation, tmp_path, cache
+):
     looks = evaluation.folder / "looks.jsonl"
     first, report = looks.read_text(), evaluation.report
     line = json.loads(first)
     assert line["weights_sha256"] == report["model"]["weights_sha256"]
-    assert (line["accuracy"], line["images"], line["data"]) == (report["accuracy"], 100, "imagefolder")
-    assert report["data"]["part"] == "training"
+    assert (line["accuracy"], line["images"], line["data"]) == (report["accuracy"], 20, "imagefolder")
+    assert report["data"]["part"] == line["part"] == "held-out"
+    _, held_out = split_images(recipe_from_dict(load_contract(run / "contract.json").accepted["recipe"]), cache)
+    assert report["data"]["sha256"] == held_out.sha256()
+    assert "held-out images, which made the model's choices" in (evaluation.folder / "card.md").read_text()
     shutil.copytree(SAMPLES, tmp_path / "others" / "test")
     (tmp_path / "others" / "test" / "cat" / "0.png").unlink()
     other = evaluate(str(run), f"imagefolder:{tmp_path}/others", cache, tmp_path, looks=looks, explained=0)
     assert other["data"]["part"] == "test"
     assert looks.read_text().startswith(first)
-    assert [json.loads(line)["images"] for line in looks.read_text().splitlines()] == [100, 99]
+    assert [json.loads(line)["images"] for line in looks.read_text().splitlines()] == [20, 99]
 
 
 def test_card_tells_of_the_models_that_a_training_began_with(run, evaluation):
@@ -186,12 +190,13 @@ def test_figures_are_the_registered_versions_own(evaluation):
     report, run_id = evaluation.report, evaluation.run_id
     client = MlflowClient(tracking_uri())
     version = client.get_model_version("cifar10", evaluation.number)
-    assert version.tags["test_accuracy"] == f"{report['accuracy']:.4f}"
-    assert version.tags["test_weights_sha256"] == report["model"]["weights_sha256"]
+    assert version.tags["held_out_accuracy"] == f"{report['accuracy']:.4f}"
+    assert version.tags["held_out_weights_sha256"] == report["model"]["weights_sha256"]
+    assert not [name for name in version.tags if name.startswith("test_")]
     (logged,) = client.get_run(run_id).outputs.model_outputs
     metrics = client.get_logged_model(logged.model_id).metrics
     found = {(metric.key, metric.value, metric.dataset_name, metric.dataset_digest) for metric in metrics}
-    assert ("test_accuracy", report["accuracy"], "imagefolder training", report["data"]["sha256"][:36]) in found
+    assert ("held_out_accuracy", report["accuracy"], "imagefolder held-out", report["data"]["sha256"][:36]) in found
     assert {file.path for file in client.list_artifacts(run_id, "evaluation")} >= {
         "evaluation/metrics.json",
         "evaluation/explanations.json",
@@ -237,7 +242,7 @@ def test_package_keeps_what_it_measured(packed, tmp_path, cache):
     assert contract.engine.temperature != pytest.approx(1, abs=0.05)
     report = evaluated(packed.folder, tmp_path, cache)
     assert report["model"]["version"] == "1.2.3"
-    images, _ = load_training_images(DATA, cache)
+    _, images = split_images(recipe_from_dict(contract.accepted["recipe"]), cache)
     logits = predict_logits(read_model(packed.folder)[1], images.images, contract.input).numpy()
     for when, temperature in (("_before", 1.0), ("", contract.engine.temperature)):
         expected = expected_calibration_error(softmax(logits, temperature), images.labels)

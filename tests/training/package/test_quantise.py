@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from contracts.model import Contract, Engine, Input
-from handlers.engines import EngineError, build_engine
+from handlers.engines import build_engine
+from handlers.errors import EngineError
 from handlers.network import build_network
 from handlers.preprocess import normalise
 from training.data.images import Images

@@ -1,0 +1,76 @@
+"""The local stack's ports: private ones that nobody named are found, a taken one that somebody named is refused."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from control.errors import PortsTaken
+from control.settings import PORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from control.settings import AgentSettings
+
+MLFLOW_PORT = 5000
+
+
+def with_free_ports(settings: AgentSettings, reserved: Iterable[int]) -> AgentSettings:
+    """Return the settings with a free port wherever the environment names none.
+
+    The defaults are kept while all of them are free. As soon as one is taken, all are chosen anew: another stack that
+    has just been started may not listen on the others yet.
+    """
+    unnamed = [field for field in PORTS if field not in settings.model_fields_set]
+    used = {*reserved, *(getattr(settings, field) for field in PORTS if field not in unnamed)}
+    if all(_may_use(getattr(settings, field), used) for field in unnamed):
+        return settings
+    return settings.model_copy(update={field: free_port(used) for field in unnamed})
+
+
+def mlflow_port(reserved: Iterable[int]) -> int:
+    """Return the port of MLflow's page: `MLFLOW_PORT`, else the default, else a free one."""
+    if named := os.environ.get("MLFLOW_PORT"):
+        return int(named)
+    used = {*reserved}
+    return MLFLOW_PORT if _may_use(MLFLOW_PORT, used) else free_port(used)
+
+
+def free_port(used: set[int]) -> int:
+    """Return a port of this machine on which nobody listens, none of `used`, and add it to `used`."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in used:
+            used.add(port)
+            return port
+
+
+def refuse_taken_ports(ports: Mapping[int, str], host: str = "127.0.0.1") -> None:
+    """Return if every port is free; `ports` holds what each is for and the variable that moves it.
+
+    Raises:
+        PortsTaken: some are not; all of them are named.
+    """
+    taken = {port: use for port, use in ports.items() if not all(is_free(at, port) for at in {host, "127.0.0.1"})}
+    if taken:
+        raise PortsTaken(taken)
+
+
+def is_free(host: str, port: int) -> bool:
+    """Return True if a server could listen on this port of `host`."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do it: a port in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _may_use(port: int, used: set[int]) -> bool:
+    return port not in used and is_free("127.0.0.1", port)

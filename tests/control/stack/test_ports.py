@@ -1,0 +1,69 @@
+import socket
+
+import pytest
+
+from control.errors import PortsTaken
+from control.settings import PORTS, AgentSettings
+from control.stack.ports import free_port, mlflow_port, refuse_taken_ports, with_free_ports
+from control.stack.stack import StackOptions, stack_parts, wanted_ports
+
+
+@pytest.fixture
+def taken():
+    """A port on which somebody listens."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """`settings(**environment)`: the agent's, from a clean environment."""
+
+    def settings(**environment):
+        for field in PORTS:
+            monkeypatch.delenv(f"AGENT_{field.upper()}", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        return AgentSettings()
+
+    return settings
+
+
+def test_private_ports_that_nobody_named_are_found_where_another_stack_runs(settings, tmp_path):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        first = settings().model_copy(update={"inference_port": other.getsockname()[1]})
+        first.model_fields_set.discard("inference_port")
+        found = with_free_ports(first, {8000})
+    ports = {getattr(found, field) for field in PORTS}
+    assert len(ports) == len(PORTS)
+    assert not ports & {getattr(first, field) for field in PORTS} | ports & {8000}
+    environment = stack_parts(found, StackOptions(tmp_path, 8000))[0].environment
+    assert environment["AGENT_INFERENCE_PORT"] == str(found.inference_port)
+    assert environment["GATEWAY_AGENTS"] == f"http://127.0.0.1:{found.port}"
+
+
+def test_a_port_that_was_named_stays_and_is_refused_with_its_variable_when_it_is_taken(settings, taken, tmp_path):
+    named = settings(AGENT_INFERENCE_PORT=taken)
+    found = with_free_ports(named, {8000})
+    assert found.inference_port == taken
+    with pytest.raises(PortsTaken, match=f"port {taken} .TorchServe's inference, moved by AGENT_INFERENCE_PORT"):
+        refuse_taken_ports(wanted_ports(found, StackOptions(tmp_path, free_port(set()))))
+
+
+def test_the_public_port_is_never_moved_and_its_refusal_names_its_variable(settings, taken, tmp_path):
+    found = with_free_ports(settings(), {taken})
+    with pytest.raises(PortsTaken, match=f"port {taken} .the gateway, moved by PORT") as refused:
+        refuse_taken_ports(wanted_ports(found, StackOptions(tmp_path, taken)))
+    assert list(refused.value.ports) == [taken]
+
+
+def test_mlflows_page_moves_by_its_own_variable(taken, monkeypatch):
+    monkeypatch.setenv("MLFLOW_PORT", str(taken))
+    assert mlflow_port(set()) == taken
+    monkeypatch.delenv("MLFLOW_PORT")
+    assert mlflow_port({5000}) != 5000
