@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -117,10 +117,11 @@ def plan_served(store: PlanStore, path: Path, model_store: Path, say: Callable[[
         if plan is not None and (plan.stable.archive, plan.stable.sha256) == (release.archive, release.sha256):
             return plan
         if plan is not None and find_running(store.home):
-            raise ImpossibleMove(
-                f"a stack runs here: bring it in with `gradserve deploy {archive.version} --canary 10`"
-            )
+            raise ImpossibleMove(f"a stack runs here: bring it in with gradserve deploy {archive.version} --canary 10")
         new = first_plan(archive.path)
+        if plan is not None:  # which a roll-back goes back to
+            earlier = (plan.stable, *plan.previous)
+            new = replace(new, previous=tuple(found for found in earlier if found.version != release.version))
         say(f"serving {name} {archive.version} from {archive.path.name}")
         return store.write(new, "serve", archive=archive.path.name)
 

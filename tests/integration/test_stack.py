@@ -113,11 +113,8 @@ def test_taken_ports_are_reported_before_anything_starts(make_stack, model_sourc
             probe.listen()
         answer = other.command("up", "--source", str(model_source))
     assert answer.returncode == 1
-    assert f"port {other.environment['PORT']} (the gateway, moved by PORT)" in answer.stderr
-    inference = (
-        f"port {other.environment['AGENT_INFERENCE_PORT']} (TorchServe's inference, moved by AGENT_INFERENCE_PORT)"
-    )
-    assert inference in answer.stderr
+    for name, use in (("PORT", "the gateway"), ("AGENT_INFERENCE_PORT", "TorchServe's inference")):
+        assert f"port {other.environment[name]} ({use}, moved by {name})" in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not other.home.exists()
 

@@ -46,33 +46,32 @@ def test_the_readmes_path_with_ones_own_images_works_as_it_is_written(tmp_path, 
     (tmp_path / "model_store").mkdir()
     (tmp_path / "model_store" / "released").symlink_to(ROOT / "model_store" / "released")
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("AGENT_", "GATEWAY_", "GRADSERVE_", "MLFLOW"))
-    }
-    serving = None
+    foreign = ("AGENT_", "GATEWAY_", "GRADSERVE_", "MLFLOW")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     said = tmp_path / "serve.log"
+    serving: list[subprocess.Popen] = []
     try:
         for command in commands:
             if command[0] == "export":
                 environment |= [command[1].split("=", 1)]
             elif command[1] == "serve":
                 with said.open("wb") as output:
-                    serving = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
-                until(lambda: "ready:" in said.read_text() or serving.poll() is not None, 180)
-                assert serving.poll() is None, said.read_text()
-                address = re.search("ready: (.*)", said.read_text())[1]
+                    started = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
+                serving.append(started)
+                until(lambda: "ready:" in said.read_text() or serving[0].poll() is not None, 240)
+                assert "ready:" in said.read_text(), said.read_text()
             else:
                 done = subprocess.run(
                     command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
                 )
                 assert done.returncode == 0, (command, done.stdout, done.stderr)
+        address = re.search("ready: (.*)", said.read_text())[1]
         image = (ROOT / "tests" / "samples" / "ship" / "0.png").read_bytes()
         answer = httpx.post(f"{address}/predict", content=image, headers={"content-type": "image/png"}).json()
         assert answer["model"] == {"name": "photos", "version": "1.0.1"}
         assert answer["class"] in {"cat", "horse", "ship"}
     finally:
-        if serving is not None:
-            serving.send_signal(signal.SIGTERM)
-            serving.wait(60)
-    assert serving.returncode == 0
+        for process in serving:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
     assert not (tmp_path / "results").exists()

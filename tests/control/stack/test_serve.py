@@ -86,8 +86,9 @@ def test_another_version_of_the_model_replaces_the_stable_one_unless_a_stack_run
             plan_served(store, archive, tmp_path / "models", print)
         assert next_command(store.home, archive, "pets", "1.0.0") == "gradserve deploy 1.0.0 --canary 10"
     assert next_command(store.home, archive, "pets", "1.0.0") == f"gradserve serve {archive}"
-    assert plan_served(store, archive, tmp_path / "models", print).stable.version == "1.0.0"
-    assert store.read().revision == 2
+    plan = plan_served(store, archive, tmp_path / "models", print)
+    assert (plan.stable.version, [release.version for release in plan.previous]) == ("1.0.0", ["0.9.0"])
+    assert store.read() == plan
 
 
 def test_a_run_is_packed_once_for_each_training(run):
