@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-docker lock images audit sbom lint types format env-example clean
+.PHONY: help install up train bench test test-long test-docker lock images audit sbom lint types format env-example docs-tables clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ format: $(STAMP) ## ruff: fix what it can and format
 
 env-example: $(STAMP) ## write .env.example anew from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
+
+docs-tables: $(STAMP) ## write the tables in docs/ anew from the committed reports
+	@$(BIN)/python docs/make_tables.py
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay
 	rm -rf .venv .gradserve/logs .gradserve/run .gradserve/history .gradserve/plan.json .gradserve/audit.jsonl .gradserve/*.lock build sbom *.egg-info

@@ -28,7 +28,7 @@ from control.errors import NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
 from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
 from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
-from control.stack.running import RunningStack, announced
+from control.stack.running import RunningStack, announced, find_running
 from control.stack.supervisor import LOG_MB, Part, check_all, stop_all
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
     store = PlanStore(options.home)
     prepare()
     image = example_image(store, settings.model_store)
-    parts = stack_parts(settings, options, mlflow_at)
+    # Two supervisors would rotate the same logs.
+    log_folder = options.home / "logs" / (str(options.port) if find_running(options.home) else "")
+    parts = stack_parts(settings, options, log_folder, mlflow_at)
     stop, hurry = threading.Event(), threading.Event()
 
     def on_signal() -> None:
@@ -88,7 +90,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
         try:
             for part in parts:
                 part.start()
-            say(f"starting: logs in {options.home / 'logs'}")
+            say(f"starting: logs in {log_folder}")
             answered = _wait_for_answers(parts, settings, options, image, stop)
             if answered:
                 say(_greeting(options, image, answered, mlflow_at))
@@ -164,9 +166,8 @@ def pack(source: Path, model_store: Path) -> Path:
         raise NoModel(source, str(error)) from error
 
 
-def stack_parts(settings: AgentSettings, options: StackOptions, mlflow_at: int | None = None) -> list[Part]:
+def stack_parts(settings: AgentSettings, options: StackOptions, logs: Path, mlflow_at: int | None = None) -> list[Part]:
     """The parts in the order they are started; they are stopped in the opposite order, so the gateway goes first."""
-    logs = options.home / "logs"
     shared = os.environ | {
         "GRADSERVE_HOME": str(options.home),
         "PYTHONUNBUFFERED": "1",

@@ -42,7 +42,7 @@ def test_private_ports_that_nobody_named_are_found_where_another_stack_runs(sett
     ports = {getattr(found, field) for field in PORTS}
     assert len(ports) == len(PORTS)
     assert not ports & {getattr(first, field) for field in PORTS} | ports & {8000}
-    environment = stack_parts(found, StackOptions(tmp_path, 8000))[0].environment
+    environment = stack_parts(found, StackOptions(tmp_path, 8000), tmp_path)[0].environment
     assert environment["AGENT_INFERENCE_PORT"] == str(found.inference_port)
     assert environment["GATEWAY_AGENTS"] == f"http://127.0.0.1:{found.port}"
 

@@ -1,0 +1,187 @@
+"""Writes the tables in docs/ anew from the committed reports in JSON, between their markers.
+
+python docs/make_tables.py
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; what stands there is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Writes each document that has tables."""
+    for path in documents():
+        path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def documents() -> list[Path]:
+    """Return the documents that have tables."""
+    return [path for path in sorted((ROOT / "docs").glob("*.md")) if TABLE.search(path.read_text(encoding="utf-8"))]
+
+
+def renewed(text: str) -> str:
+    """Return the document with every table as its report has it.
+
+    Raises:
+        KeyError: a marker names no table.
+    """
+    return TABLE.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", text)
+
+
+def _candidates() -> str:
+    report = _read("model_store/released/explanations.json")
+    facts = ("score", "deletion_area", "insertion_area")
+    rows = [
+        (
+            row["layer"], row["method"], *(f"{row[fact]:.3f}" for fact in facts),
+            f"{row['similarity']:.2f}", f"{row['class_similarity']:.2f}",
+        )
+        for row in report["candidates"]
+    ]  # fmt: skip
+    rows.append(("random order", "", *(f"{report['random'][fact]:.3f}" for fact in facts), "", ""))
+    head = ("layer", "method", "score", "deletion", "insertion", "like random weights'", "second class like the first")
+    return f"{_released()}, {report['images']} held-out images:\n\n{_table(head, rows, left=2)}"
+
+
+def _faithfulness() -> str:
+    report = _read("results/explanations.json")["explanation"]
+    orders = {"heatmaps": report, "heatmap of another image": report["stranger"], "random order": report["random"]}
+    facts = ("deletion_area", "insertion_area", "score")
+    rows = [(name, *(f"{row[fact]:.3f}" for fact in facts)) for name, row in orders.items()]
+    return _table(("pixels in the order of", "deletion", "insertion", "score"), rows)
+
+
+def _sanity() -> str:
+    report = _read("results/explanations.json")["explanation"]
+    rows = [(f"random from the head down to {name}", f"{value:.2f}") for name, value in report["randomised"].items()]
+    rows.append(("of another image", f"{report['stranger_similarity']:.2f}"))
+    rows.append(("for the image's second class", f"{report['class_similarity']:.2f}"))
+    return _table(("heatmaps of a network, or", "rank correlation with the heatmaps"), rows)
+
+
+def _transfer() -> str:
+    arms = _read("benchmarks/results/transfer.json")["arms"]
+    names = {
+        "transfer": "head (4 epochs), then `layer3` and `layer4` too (11 epochs)",
+        "from scratch": "from random weights (15 epochs)",
+    }
+    rows = [
+        (names[name], arm["rate"], f"{arm['test_accuracy']:.1%} ± {arm['test_accuracy_sd']:.1%}".replace("%", " %"))
+        for name, arm in arms.items()
+    ]
+    return _table(("", "rate", "accuracy"), rows)
+
+
+def _training_speed() -> str:
+    rows = []
+    for size, found in _read("benchmarks/results/training.json")["sizes"].items():
+        ours, bare = found["ours_images_per_s"], found["bare_images_per_s"]
+        fastest = [
+            max(speed for name, speed in bare.items() if name.endswith(convolutions))
+            for convolutions in ("torch's convolutions", "patch convolutions")
+        ]
+        shares = [(f"{speed:.0f}", f"{ours / speed:.0%}".replace("%", " %")) for speed in fastest]
+        rows.append((f"{size} pixels", f"{ours:.0f}", *shares[0], *shares[1]))
+    head = (
+        "images", "ours, images/s", "bare PyTorch", "ours of it", "bare with our convolutions", "ours of it"
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+def _engines() -> str:
+    report = _read("benchmarks/results/engine.json")
+    rows = [(name, *_speeds(found), _accuracy(found)) for name, found in report["engines"].items()]
+    return _table(("engine", "batch 1", "batch 8", "batch 32", "accuracy"), rows)
+
+
+def _other_engines() -> str:
+    report = _read("benchmarks/results/other_engines.json")
+    rows = [(name, *_speeds(found), _accuracy(found)) for name, found in report["engines"].items()]
+    rows += [(name, f"does not run here: {reason}", "", "") for name, reason in report["failed"].items()]
+    return _table(("engine", "batch 1", "batch 8", "accuracy"), rows)
+
+
+def _through_torchserve() -> str:
+    report = _read("benchmarks/results/serving.json")["torchserve"]
+    rows = [
+        (name, f"{found['good_per_s']:.0f}", f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}")
+        for name, found in report.items()
+        if isinstance(found, dict) and "good_per_s" in found
+    ]
+    return _table(("archive", "requests/s", "p50 ms", "p99 ms"), rows)
+
+
+def _beside_explanations() -> str:
+    rows = [
+        (
+            found["predicting_clients"], *(f"{found[when]['p99_ms']:.0f}" for when in ("alone", "beside")),
+            found["times_p99"], found["explanations_per_s"],
+        )
+        for found in _read("benchmarks/results/serving.json")["explaining"]
+    ]  # fmt: skip
+    return _table(("predicting clients", "alone, ms", "beside, ms", "times", "explanations/s"), rows, left=0)
+
+
+def _gateway() -> str:
+    report = _read("benchmarks/results/gateway.json")
+    rows = []
+    for name, found in report["many_clients"].items():
+        ratio = report["ratios"].get(name)
+        times = "" if ratio is None else f"{ratio:.2f}"
+        rows.append((name, f"{found['good_per_s']:,.0f}", f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times))
+    return _table((f"requests/s at {report['clients']} clients", "", "p50 ms", "p99 ms", "the gateway is ×"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "candidates for heatmaps": _candidates,
+    "heatmaps on test images": _faithfulness,
+    "sanity of heatmaps": _sanity,
+    "transfer": _transfer,
+    "training speed": _training_speed,
+    "engines": _engines,
+    "engines left out": _other_engines,
+    "through TorchServe": _through_torchserve,
+    "beside explanations": _beside_explanations,
+    "gateway": _gateway,
+}
+
+
+def _released() -> str:
+    contract = _read("model_store/released/contract.json")
+    return f"{contract['name']} {contract['version']}"
+
+
+def _speeds(found: dict[str, Any]) -> Iterator[str]:
+    times = found["times_as_fast"]
+    return (f"{speed:.0f} ({times[batch]:.2f}×)" for batch, speed in found["images_per_s"].items())
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    return f"{found['accuracy']:.2%}".replace("%", " %")
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]], left: int = 1) -> str:
+    """Return the rows as Markdown; the first `left` columns are text, the others figures."""
+    rule = "|".join(["---"] * left + ["---:"] * (len(head) - left))
+    lines = (" | ".join(map(str, row)) for row in (head, *rows))
+    first, *others = (f"| {line} |" for line in lines)
+    return "\n".join([first, f"|{rule}|", *others])
+
+
+def _read(path: str) -> Any:  # noqa: ANN401 - whatever the report holds
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
