@@ -45,7 +45,7 @@ def _candidates() -> str:
     rows = [
         (
             row["layer"], row["method"], *(f"{row[fact]:.3f}" for fact in facts),
-            f"{row['similarity']:.2f}", f"{row['class_similarity']:.2f}",
+            f"{row['similarity']:.2f}", f"{row['class_similarity']:.2f}" if "class_similarity" in row else "",
         )
         for row in report["candidates"]
     ]  # fmt: skip
@@ -66,7 +66,8 @@ def _sanity() -> str:
     report = _read("results/explanations.json")["explanation"]
     rows = [(f"random from the head down to {name}", f"{value:.2f}") for name, value in report["randomised"].items()]
     rows.append(("of another image", f"{report['stranger_similarity']:.2f}"))
-    rows.append(("for the image's second class", f"{report['class_similarity']:.2f}"))
+    if "class_similarity" in report:  # reports of earlier code have none
+        rows.append(("for the image's second class", f"{report['class_similarity']:.2f}"))
     return _table(("heatmaps of a network, or", "rank correlation with the heatmaps"), rows)
 
 
