@@ -7,24 +7,28 @@ else is used.
 from __future__ import annotations
 
 from functools import lru_cache
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from gateway.api import openapi
 from gateway.state import state_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
 
     from gateway.settings import Settings
 
 ASSETS = Path(str(files("fastapi_offline"))) / "static"
 NO_ICON = "data:,"
+SLICE_BYTES = 64 * 1024
 
 
 async def document(request: Request) -> Response:
@@ -58,11 +62,34 @@ def _page() -> bytes:
     )
 
 
-async def script(request: Request) -> Response:  # noqa: ARG001 — a route's signature
+async def script(request: Request) -> Response:
     """Swagger UI's program."""
-    return FileResponse(ASSETS / "swagger-ui-bundle.js", media_type="text/javascript")
+    return _asset(request, "swagger-ui-bundle.js", "text/javascript")
 
 
-async def style(request: Request) -> Response:  # noqa: ARG001 — a route's signature
+async def style(request: Request) -> Response:
     """Swagger UI's looks."""
-    return FileResponse(ASSETS / "swagger-ui.css", media_type="text/css")
+    return _asset(request, "swagger-ui.css", "text/css")
+
+
+def _asset(request: Request, name: str, media_type: str) -> Response:
+    """Return a file that is kept in memory; starlette's FileResponse takes a thread for every 64 KiB of it."""
+    content, etag = _read(name)
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers={"etag": etag})
+    headers = {"content-length": str(len(content)), "etag": etag}
+    return StreamingResponse(_slices(content), media_type=media_type, headers=headers)
+
+
+@lru_cache(maxsize=2)
+def _read(name: str) -> tuple[bytes, str]:
+    """Return a file's content and its entity tag."""
+    content = (ASSETS / name).read_bytes()
+    return content, f'"{sha256(content).hexdigest()[:16]}"'
+
+
+async def _slices(content: bytes) -> AsyncIterator[memoryview]:
+    """Yield the content in slices: of what a caller does not read, one is held."""
+    view = memoryview(content)
+    for start in range(0, len(view), SLICE_BYTES):
+        yield view[start : start + SLICE_BYTES]
