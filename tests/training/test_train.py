@@ -22,14 +22,14 @@ from handlers.engines import softmax
 from handlers.network import build_network
 from training.data.augment import training_loader
 from training.data.images import CIFAR10_CLASSES, divide, load_training_images
-from training.errors import TrainingError
+from training.errors import DataError, TrainingError
 from training.evaluate.inference import predict_logits
 from training.package.artifacts import find_model, read_model
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Cycle, Recipe, recipe_to_dict
 from training.run import Run
 from training.tracking.store import tracking_uri
-from training.train import resume, train
+from training.train import _warn_of_few_steps, resume, train
 
 # After handlers.network, which declares what torchvision's import needs.
 
@@ -457,3 +457,18 @@ def test_recipe_with_pixmix_trains_on_a_processor_too(tmp_path, cache, monkeypat
     monkeypatch.setattr("training.data.device_augment._FRACTALS", 2)
     recipe = replace(RECIPE, epochs=1, augmentation=Augmentation(1, 5, pixmix=0.5), sam_radius=0.05, sam_from=0.0)
     assert weights(train(recipe, tmp_path / "run", cache, registers=False))
+
+
+def test_a_training_that_cannot_begin_says_nothing_about_resuming(tmp_path, cache, caplog):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    with pytest.raises(DataError), caplog.at_level("INFO"):
+        train(replace(RECIPE, data=f"imagefolder:{tmp_path}/images"), tmp_path / "run", cache)
+    assert "--resume" not in caplog.text
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(caplog):
+    _warn_of_few_steps(128, 128)
+    assert not caplog.records
+    _warn_of_few_steps(96, 128)
+    assert "96 images to learn from and a batch of 128: each epoch is one step" in caplog.text
+    assert caplog.text.rstrip().endswith("--batch-size 8")
