@@ -65,7 +65,7 @@ class AgentSettings(BaseSettings):
     advertised_host: str | None = None
     """Host name under which gateways reach the inference port. Default: `inference_host`."""
     inference_port: Port = 9101
-    """TorchServe's inference port."""
+    """TorchServe's inference port. Where one of these three is taken and none is set, `up` finds others."""
     metrics_host: str = "127.0.0.1"
     """Address TorchServe's metrics port binds to; it has no access control at all."""
     metrics_port: Port = 9103

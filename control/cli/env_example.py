@@ -32,6 +32,8 @@ _HEAD = """\
 #GRADSERVE_KEY=
 # Where training is recorded, and the registry of releases. Default: a SQLite file in the working directory.
 #MLFLOW_TRACKING_URI=
+# Port of MLflow's page (`up --mlflow`). Default: 5000, or a free one where that is taken.
+#MLFLOW_PORT=
 """
 # Defaults that are made at start from other settings or from where the code lies.
 _COMPUTED = {"plan": "GRADSERVE_HOME/plan.json", "config": "config/torchserve"}

@@ -6,7 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from control.errors import PortsTaken
+from control.errors import BadSetting, PortsTaken
 from control.settings import PORTS
 
 if TYPE_CHECKING:
@@ -31,8 +31,14 @@ def with_free_ports(settings: AgentSettings, reserved: Iterable[int]) -> AgentSe
 
 
 def mlflow_port(reserved: Iterable[int]) -> int:
-    """Return the port of MLflow's page: `MLFLOW_PORT`, else the default, else a free one."""
+    """Return the port of MLflow's page: `MLFLOW_PORT`, else the default, else a free one.
+
+    Raises:
+        BadSetting: `MLFLOW_PORT` is no port.
+    """
     if named := os.environ.get("MLFLOW_PORT"):
+        if not named.isdecimal() or not 1 <= int(named) <= 65535:
+            raise BadSetting([f"MLFLOW_PORT = {named!r}: use a number from 1 to 65535"])
         return int(named)
     used = {*reserved}
     return MLFLOW_PORT if _may_use(MLFLOW_PORT, used) else free_port(used)

@@ -2,7 +2,7 @@ import socket
 
 import pytest
 
-from control.errors import PortsTaken
+from control.errors import BadSetting, PortsTaken
 from control.settings import PORTS, AgentSettings
 from control.stack.ports import free_port, mlflow_port, refuse_taken_ports, with_free_ports
 from control.stack.stack import StackOptions, stack_parts, wanted_ports
@@ -65,5 +65,8 @@ def test_the_public_port_is_never_moved_and_its_refusal_names_its_variable(setti
 def test_mlflows_page_moves_by_its_own_variable(taken, monkeypatch):
     monkeypatch.setenv("MLFLOW_PORT", str(taken))
     assert mlflow_port(set()) == taken
+    monkeypatch.setenv("MLFLOW_PORT", "mlflow")
+    with pytest.raises(BadSetting, match="MLFLOW_PORT = 'mlflow'"):
+        mlflow_port(set())
     monkeypatch.delenv("MLFLOW_PORT")
     assert mlflow_port({5000}) != 5000
