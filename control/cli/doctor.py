@@ -16,9 +16,10 @@ import httpx
 
 from control.agent.torchserve.process import find_java, torchserve_home
 from control.agent.torchserve.run_folder import run_base
+from control.agents import AskedAgent, ask_agents
 from control.archive import inspect_archive, load_trusted_keys
 from control.cli.keys import read_keys
-from control.cli.status import ask_agents, ask_gateway, columns, drift, output, serves
+from control.cli.status import ask_gateway, columns, drift, output
 from control.errors import ControlError
 from control.release.plan_store import PlanStore
 from control.settings import PORTS, read_agent_settings, trusted_key_files
@@ -88,7 +89,7 @@ def _installed() -> Iterable[Finding]:
         yield Finding("bad", "kill", "not on PATH: TorchServe cannot stop workers", "install procps")
 
 
-def _settings(seen: Sequence[dict[str, Any]]) -> Iterable[Finding]:
+def _settings(seen: Sequence[AskedAgent]) -> Iterable[Finding]:
     try:
         settings = read_agent_settings()
     except ControlError as error:
@@ -99,7 +100,7 @@ def _settings(seen: Sequence[dict[str, Any]]) -> Iterable[Finding]:
         yield Finding("good", "temporary files", str(run_base(settings.temp)))
     except ControlError as error:
         yield Finding("bad", "temporary files", str(error), "set AGENT_TEMP to a short path on a local disk")
-    if any("error" not in agent for agent in seen):
+    if any(agent.status is not None for agent in seen):
         return  # they hold their ports themselves
     try:
         # `up` finds others for those that are not set.
@@ -139,15 +140,15 @@ def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
         yield Finding("note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/security.md)")
 
 
-def _agent(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[Finding]:
-    about = f"agent {agent['url']}"
-    if "error" in agent:
-        yield Finding("bad", about, agent["error"], "start it: gradserve up, or gradserve agent; --agents names others")
+def _agent(plan: traffic_plan.Plan | None, agent: AskedAgent) -> Iterable[Finding]:
+    about = f"agent {agent.url}"
+    if agent.status is None:
+        yield Finding("bad", about, agent.error, "start it: gradserve up, or gradserve agent; --agents names others")
         return
     differences = list(drift(plan, agent))
     for line in differences:
-        yield Finding("note" if serves(agent) else "bad", about, line, "the agent repairs it; its log says how")
-    ahead = agent["observed_at"] - time.time()
+        yield Finding("note" if agent.serves else "bad", about, line, "the agent repairs it; its log says how")
+    ahead = agent.status.observed_at - time.time()
     if ahead > _CLOCK_OFF_S:
         text = f"its clock is {ahead:.0f} s ahead of this machine's"
         yield Finding("bad", about, text, "synchronise the clocks: the times in their logs cannot be compared")

@@ -139,8 +139,8 @@ def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = Fals
     key = os.environ.get("GRADSERVE_KEY")
     view = overview(home_directory(), agent_addresses(agents), gateway_addresses(gateways), key)
     print_overview(view, as_json=as_json)
-    unreachable = any("error" in gateway for gateway in view["gateways"])
-    raise typer.Exit(1 if not view["ok"] else UNREACHABLE if unreachable else 0)
+    unreachable = any("error" in gateway for gateway in view.gateways)
+    raise typer.Exit(1 if not view.ok else UNREACHABLE if unreachable else 0)
 
 
 def _read_env_file(path: Path) -> None:

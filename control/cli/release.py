@@ -246,13 +246,14 @@ def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
 
     Exit codes: 0 every agent was asked, 3 one cannot be reached (it is named on stderr; the rest is listed).
     """
-    from control.cli.status import ask_agents, list_versions, print_versions
+    from control.agents import ask_agents
+    from control.cli.status import list_versions, print_versions
 
     seen = ask_agents(agent_addresses(agents))
     print_versions(list_versions(home_directory(), seen, model_store()), as_json=as_json)
-    missing = [agent for agent in seen if "error" in agent]
+    missing = [agent for agent in seen if agent.status is None]
     for agent in missing:
-        typer.echo(f"agent {agent['url']} {agent['error']}: what it has loaded is not listed", err=True)
+        typer.echo(f"agent {agent.url} {agent.error}: what it has loaded is not listed", err=True)
     raise typer.Exit(UNREACHABLE if missing else 0)
 
 
@@ -294,4 +295,4 @@ def _show(plan: Plan, *, as_json: bool) -> None:
     from contracts import plan as traffic_plan
     from control.cli.status import plan_line
 
-    typer.echo(json.dumps(traffic_plan.dump(plan)) if as_json else plan_line(traffic_plan.dump(plan)))
+    typer.echo(json.dumps(traffic_plan.dump(plan)) if as_json else plan_line(plan))

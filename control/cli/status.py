@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from contracts import model as model_contract
 from contracts import plan as traffic_plan
+from control.agents import AskedAgent, ask_agents
 from control.archive import inspect_archive
 from control.errors import ControlError, MetricsUnreadable
 from control.release import plan_edits
@@ -26,58 +26,72 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from contracts.plan import Plan
+    from contracts.status import AgentStatus, VersionStatus
+
 _TOO_OLD_S = 3.0
 
 
-def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: str | None) -> dict[str, Any]:
-    """Plan, agents, gateways, where they differ, and what the gateways counted since they started, by version.
+@dataclass(frozen=True)
+class Overview:
+    """What `gradserve status` shows.
 
-    `ok` when every agent serves a verified stable version.
+    Attributes:
+        ok: every agent serves a verified stable version.
+        plan: the plan; None where `plan_error` says why there is none.
+        plan_error: what is wrong with the plan.
+        agents: what each agent says.
+        gateways: what each gateway says, as `ask_gateway` returns it.
+        drift: where plan and agents differ, as sentences.
+        counted: what the gateways counted since they started, by version.
+        counted_error: why that is not known.
     """
+
+    ok: bool
+    plan: Plan | None
+    plan_error: str | None
+    agents: list[AskedAgent]
+    gateways: list[dict[str, Any]]
+    drift: list[str]
+    counted: dict[str, Any]
+    counted_error: str | None
+
+    def dump(self) -> dict[str, Any]:
+        """Return the view as JSON-able data."""
+        documents = {
+            "plan": traffic_plan.dump(self.plan) if self.plan else None,
+            "agents": [agent.dump() for agent in self.agents],
+        }
+        return {field.name: documents.get(field.name, getattr(self, field.name)) for field in fields(self)}
+
+
+def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: str | None) -> Overview:
+    """Return plan, agents and gateways, where they differ, and what was counted."""
     plan, plan_error = None, None
     try:
         plan = PlanStore(home).read()
     except ControlError as error:
         plan_error = str(error)
     seen = ask_agents(agents)
-    return {
-        "ok": bool(seen) and all(serves(agent) for agent in seen),
-        "plan": traffic_plan.dump(plan) if plan else None,
-        "plan_error": plan_error,
-        "agents": seen,
-        "gateways": [ask_gateway(url) for url in gateways],
-        "drift": [line for agent in seen for line in drift(plan, agent)],
-        **_counted(gateways, key),
-    }
+    counted, counted_error = _counted(gateways, key)
+    return Overview(
+        ok=bool(seen) and all(agent.serves for agent in seen),
+        plan=plan,
+        plan_error=plan_error,
+        agents=seen,
+        gateways=[ask_gateway(url) for url in gateways],
+        drift=[line for agent in seen for line in drift(plan, agent)],
+        counted=counted,
+        counted_error=counted_error,
+    )
 
 
-def _counted(gateways: Sequence[str], key: str | None) -> dict[str, Any]:
+def _counted(gateways: Sequence[str], key: str | None) -> tuple[dict[str, Any], str | None]:
     try:
         counts = read_counts(gateways, key)
     except MetricsUnreadable as error:
-        return {"counted": {}, "counted_error": str(error)}
-    return {"counted": {version: counts.summary(version) for version in counts.versions()}, "counted_error": None}
-
-
-def ask_agent(url: str) -> dict[str, Any]:
-    """What the agent at `url` says, with `url` and `age_s`; or `url` and `error`."""
-    try:
-        with httpx.Client(timeout=3.0, trust_env=False) as client:
-            response = client.get(f"{url}/status")
-            response.raise_for_status()
-            status = response.json()
-        return {"url": url, "age_s": round(max(0.0, time.time() - status["observed_at"]), 1), **status}
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return {"url": url, "error": f"does not answer ({type(error).__name__})"}
-    except (ValueError, KeyError, TypeError):
-        return {"url": url, "error": "answers something else than a status"}
-
-
-def ask_agents(urls: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what each agent says, as `ask_agent` does; they are asked at the same time."""
-    asked = list(urls)
-    with ThreadPoolExecutor(max(1, len(asked))) as threads:
-        return list(threads.map(ask_agent, asked))
+        return {}, str(error)
+    return {version: counts.summary(version) for version in counts.versions()}, None
 
 
 def ask_gateway(url: str) -> dict[str, Any]:
@@ -109,33 +123,32 @@ def columns(*headers: str, show_header: bool = True) -> Table:
     return table
 
 
-def print_overview(view: dict[str, Any], *, as_json: bool) -> None:
-    """Prints the view on stdout."""
+def print_overview(view: Overview, *, as_json: bool) -> None:
+    """Print the view on stdout."""
     if as_json:
-        print(json.dumps(view))  # noqa: T201 (the command's output)
+        print(json.dumps(view.dump()))  # noqa: T201 (the command's output)
         return
     console = output()
-    plan = view["plan"]
-    console.print(f"plan      {plan_line(plan)}" if plan else f"plan      [red]{view['plan_error']}[/red]")
-    for agent in view["agents"]:
-        console.print(f"agent     {agent['url']}  {_agent_line(agent)}")
-        if "error" in agent:
+    console.print(f"plan      {plan_line(view.plan)}" if view.plan else f"plan      [red]{view.plan_error}[/red]")
+    for agent in view.agents:
+        console.print(f"agent     {agent.url}  {_agent_line(agent)}")
+        if agent.status is None:
             continue
-        table = columns("version", "role", "state", "predict", "explain", "waiting", "signed", "reason")
-        for version in agent["versions"]:
+        table = columns("version", "role", "state", "predict", "explain", "waiting", "reason")
+        for version in agent.status.versions:
             table.add_row(*_version_row(version))
         console.print(table)
-    for gateway in view["gateways"]:
+    for gateway in view.gateways:
         console.print(f"gateway   {gateway['url']}  {_gateway_line(gateway)}", soft_wrap=True)
-    for version, counted in view["counted"].items():
-        console.print(f"counted   {version}: {_counted_line(counted)}")
-    if view["counted_error"]:
-        console.print(f"counted   [yellow]{view['counted_error']}[/yellow]")
-    for line in view["drift"]:
+    for name, counted in view.counted.items():
+        console.print(f"counted   {name}: {_counted_line(counted)}")
+    if view.counted_error:
+        console.print(f"counted   [yellow]{view.counted_error}[/yellow]")
+    for line in view.drift:
         console.print(f"drift     [yellow]{line}[/yellow]")
 
 
-def list_versions(home: Path, seen: Iterable[dict[str, Any]], model_store: Path) -> list[dict[str, Any]]:
+def list_versions(home: Path, seen: Iterable[AskedAgent], model_store: Path) -> list[dict[str, Any]]:
     """Every version in the plan, on an agent of those `seen` or in the model store, with what is known of it."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -154,8 +167,8 @@ def list_versions(home: Path, seen: Iterable[dict[str, Any]], model_store: Path)
             accepted = model_contract.dump(archive.contract)["accepted"]
             entry(archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
     for agent in seen:
-        for version in agent.get("versions", []):
-            entry(version["version"])["agents"][agent["url"]] = version["state"]
+        for version in agent.status.versions if agent.status is not None else ():
+            entry(version.version)["agents"][agent.url] = version.state
     return [found[version] for version in sorted(found)]
 
 
@@ -172,23 +185,23 @@ def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
     output().print(table)
 
 
-def plan_line(plan: dict[str, Any]) -> str:
-    """The plan in one line."""
-    roles = [f"stable {plan['stable']['version']}"]
-    if plan["canary"]:
-        roles.append(f"canary {plan['canary']['version']} ({plan['canary']['share']:g} %)")
-    if plan["shadow"]:
-        roles.append(f"shadow {plan['shadow']['version']}")
-    roles += [f"retained {release['version']}" for release in plan["retained"]]
-    return f"revision {plan['revision']}: {plan['model']}, {', '.join(roles)}"
+def plan_line(plan: Plan) -> str:
+    """Return the plan in one line."""
+    roles = [f"stable {plan.stable.version}"]
+    if plan.canary is not None:
+        roles.append(f"canary {plan.canary.version} ({plan.canary.share:g} %)")
+    if plan.shadow is not None:
+        roles.append(f"shadow {plan.shadow.version}")
+    roles += [f"retained {release.version}" for release in plan.retained]
+    return f"revision {plan.revision}: {plan.model}, {', '.join(roles)}"
 
 
-def _agent_line(agent: dict[str, Any]) -> str:
-    if "error" in agent:
-        return f"[red]{agent['error']}[/red]"
-    server = agent["torchserve"]
-    draining = ", draining" if agent["draining"] else ""
-    return f"TorchServe {server['state']}, {server['restarts']} restarts{draining}, looked {agent['age_s']:.1f} s ago"
+def _agent_line(agent: AskedAgent) -> str:
+    if agent.status is None:
+        return f"[red]{agent.error}[/red]"
+    server = agent.status.torchserve
+    draining = ", draining" if agent.status.draining else ""
+    return f"TorchServe {server.state}, {server.restarts} restarts{draining}, looked {agent.age_s:.1f} s ago"
 
 
 def _gateway_line(gateway: dict[str, Any]) -> str:
@@ -199,19 +212,17 @@ def _gateway_line(gateway: dict[str, Any]) -> str:
     return f"[{colour}]{gateway['status']}[/{colour}]{reasons}"
 
 
-def _version_row(version: dict[str, Any]) -> list[str]:
-    predict, explain = version["predict"], version["explain"]
-    waiting = sum(entry["pending"] or 0 for entry in (predict, explain))
-    colour = {"ready": "green", "failed": "red"}.get(version["state"], "yellow")
+def _version_row(version: VersionStatus) -> list[str]:
+    predict, explain = version.predict, version.explain
+    colour = {"ready": "green", "failed": "red"}.get(version.state, "yellow")
     return [
-        version["version"],
-        version["role"],
-        f"[{colour}]{version['state']}[/{colour}]",
-        f"{predict['ready']}/{predict['wanted']}",
-        f"{explain['ready']}/{explain['wanted']}",
-        str(waiting),
-        version.get("signed") or "-",
-        version["reason"] or "",
+        version.version,
+        version.role,
+        f"[{colour}]{version.state}[/{colour}]",
+        f"{predict.ready}/{predict.wanted}",
+        f"{explain.ready}/{explain.wanted}",
+        str((predict.pending or 0) + (explain.pending or 0)),
+        version.reason or "",
     ]
 
 
@@ -226,38 +237,33 @@ def _counted_line(counted: dict[str, Any]) -> str:
     return line
 
 
-def serves(agent: dict[str, Any]) -> bool:
-    """Whether the agent has a stable version that gateways may send to."""
-    return "error" not in agent and any(v["role"] == "stable" and v["routable"] for v in agent["versions"])
-
-
-def drift(plan: traffic_plan.Plan | None, agent: dict[str, Any]) -> Iterable[str]:
-    """Each difference between the plan and what the agent sees, as a sentence."""
-    if "error" in agent:
+def drift(plan: Plan | None, agent: AskedAgent) -> Iterable[str]:
+    """Yield each difference between the plan and what the agent sees, as a sentence."""
+    url, status = agent.url, agent.status
+    if status is None:
         return
-    url = agent["url"]
-    if agent["age_s"] > _TOO_OLD_S:
-        yield f"{url} last looked {agent['age_s']:.0f} s ago"
-    if agent["plan_error"]:
-        yield f"{url} goes by an older plan: {agent['plan_error']}"
-    for entry in agent["torchserve"].get("removed_entries", ()):
+    if agent.age_s > _TOO_OLD_S:
+        yield f"{url} last looked {agent.age_s:.0f} s ago"
+    if status.plan_error:
+        yield f"{url} goes by an older plan: {status.plan_error}"
+    for entry in status.torchserve.removed_entries:
         yield f"{url} removed from TorchServe what it had not registered itself: {entry}"
     if plan is None:
         return
-    if agent["plan_revision"] not in {None, plan.revision}:
-        yield f"{url} is at plan revision {agent['plan_revision']}, the plan is at {plan.revision}"
-    for gateway in agent["gateways"]:
-        if gateway["revision"] != plan.revision:
-            yield f"gateway {gateway['id']} routes by revision {gateway['revision']}, the plan is at {plan.revision}"
-    yield from _version_drift(plan, agent)
+    if status.plan_revision not in {None, plan.revision}:
+        yield f"{url} is at plan revision {status.plan_revision}, the plan is at {plan.revision}"
+    for gateway in status.gateways:
+        report = gateway.report
+        if report.revision != plan.revision:
+            yield f"gateway {report.id} routes by revision {report.revision}, the plan is at {plan.revision}"
+    yield from _version_drift(plan, url, status)
 
 
-def _version_drift(plan: traffic_plan.Plan, agent: dict[str, Any]) -> Iterable[str]:
-    url = agent["url"]
-    states = {version["version"]: version for version in agent["versions"]}
+def _version_drift(plan: Plan, url: str, status: AgentStatus) -> Iterable[str]:
+    states = {found.version: found.state for found in status.versions}
     for release in plan.releases():
-        found = states.pop(release.version, None)
-        if found is None or found["state"] != "ready":
-            yield f"{url}: {release.version} is {found['state'] if found else 'unknown there'}"
+        state = states.pop(release.version, "unknown there")
+        if state != "ready":
+            yield f"{url}: {release.version} is {state}"
     for version in states:
         yield f"{url}: {version} is loaded and not in the plan"

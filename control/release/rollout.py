@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
-from control.cli.status import ask_agent
+from control.agents import ask_agent
 from control.errors import GateUnusable, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused, RegistryUnusable
 from control.release import archive_source, plan_edits, registry
 from control.release.plan_store import operator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from contracts.status import AgentStatus, VersionStatus
     from control.release.accuracy_gate import Gate
     from control.release.plan_store import PlanStore
     from control.signatures import TrustedKeys
@@ -168,7 +169,7 @@ class Rollout:
         with self._store.lock(f"retire {version}"):
             plan = self._store.write(plan_edits.remove(self._store.read(), version), f"retire {version}")
             self._say(f"{version}: out of the plan; agents unregister it once it has been idle")
-            self._wait(f"retire {version}", lambda status: _find(status, version) is None, plan, RETIRE_WITHIN_S)
+            self._wait(f"retire {version}", lambda status: status.version(version) is None, plan, RETIRE_WITHIN_S)
             return plan
 
     def scale(self, version: str, workers: int) -> traffic_plan.Plan:
@@ -189,7 +190,7 @@ class Rollout:
 
     def _there(self) -> list[str]:
         """The agents that answer: one that is down must not keep the others from going back."""
-        there = [url for url in self._agents if "error" not in ask_agent(url)]
+        there = [url for url in self._agents if ask_agent(url).status is not None]
         for url in set(self._agents) - set(there):
             self._say(f"WARNING: {url} does not answer: it follows when it is back")
         return there
@@ -262,8 +263,9 @@ class Rollout:
         """How many prediction workers the stable version has: the plan's word, else what agents give it."""
         if plan.stable.workers is not None:
             return plan.stable.workers
-        found = [_find(status, plan.stable.version) for status in map(ask_agent, self._agents)]
-        return max((version["predict"]["wanted"] for version in found if version is not None), default=1)
+        statuses = [asked.status for asked in map(ask_agent, self._agents)]
+        found = [status.version(plan.stable.version) for status in statuses if status is not None]
+        return max((version.predict.wanted for version in found if version is not None), default=1)
 
     def _wait_until_ready(self, plan: traffic_plan.Plan, version: str, *, is_new: bool) -> None:
         """Returns when every agent has it loaded, verified and complete; otherwise leaves the plan as it was before.
@@ -272,13 +274,15 @@ class Rollout:
             Refused: an agent gave it up, or it took too long.
         """
 
-        def is_ready(status: dict[str, Any]) -> bool:
-            found = _find(status, version)
-            if found is not None and found["state"] == "failed":
-                raise Refused(version, "loading", found["reason"])
-            if found is not None and found["state"] == "degraded" and found["reason"] and _is_settled(found):
-                raise Refused(version, "verification", found["reason"])
-            return found is not None and found["state"] == "ready"
+        def is_ready(status: AgentStatus) -> bool:
+            found = status.version(version)
+            if found is None:
+                return False
+            if found.state == "failed":
+                raise Refused(version, "loading", found.reason or "")
+            if found.state == "degraded" and found.reason and _is_settled(found):
+                raise Refused(version, "verification", found.reason)
+            return found.state == "ready"
 
         try:
             self._wait(f"load {version}", is_ready, plan, LOAD_WITHIN_S)
@@ -297,10 +301,10 @@ class Rollout:
             NotFollowed: it took too long.
         """
 
-        def serves(status: dict[str, Any]) -> bool:
-            found = _find(status, version)
-            if found is not None and found["state"] == "failed":
-                raise Refused(version, "routing", found["reason"])
+        def serves(status: AgentStatus) -> bool:
+            found = status.version(version)
+            if found is not None and found.state == "failed":
+                raise Refused(version, "routing", found.reason or "")
             return _has_workers(status, version, workers)
 
         self._wait(f"{version} ready", serves, plan, LOAD_WITHIN_S, agents)
@@ -308,7 +312,7 @@ class Rollout:
     def _wait(
         self,
         what: str,
-        is_done: Callable[[dict[str, Any]], bool],
+        is_done: Callable[[AgentStatus], bool],
         plan: traffic_plan.Plan,
         within_s: float,
         agents: Sequence[str] | None = None,
@@ -331,13 +335,14 @@ class Rollout:
         with ThreadPoolExecutor(max(1, len(asked))) as threads:  # a host that is silent must not hold the others up
             while waiting:
                 states, silent = {}, False
-                for url, status in zip(waiting, threads.map(ask_agent, waiting), strict=True):
-                    states[url] = status.get("error") or _progress(status, plan)
-                    silent |= "error" in status
-                    if "error" not in status:
-                        heard_at[url] = time.monotonic()
-                        if status["plan_revision"] == plan.revision and is_done(status):
-                            del states[url]
+                for asked_agent in threads.map(ask_agent, waiting):
+                    url, status = asked_agent.url, asked_agent.status
+                    if status is None:
+                        states[url], silent = asked_agent.error, True
+                        continue
+                    heard_at[url] = time.monotonic()
+                    if status.plan_revision != plan.revision or not is_done(status):
+                        states[url] = _progress(status, plan)
                 now = time.monotonic()
                 if self._allow_missing:
                     self._leave_out([url for url in states if now - heard_at[url] > MISSING_AFTER_S], asked)
@@ -364,22 +369,18 @@ class Rollout:
             raise NoAgentAnswers(asked)
 
 
-def _progress(status: dict[str, Any], plan: traffic_plan.Plan) -> str:
+def _progress(status: AgentStatus, plan: traffic_plan.Plan) -> str:
     """Return what an agent that answers has still to do, to stand behind its address."""
-    revision = status["plan_revision"]
+    revision = status.plan_revision
     return "has not done it yet" if revision == plan.revision else f"is at revision {revision} of {plan.revision}"
 
 
-def _find(status: dict[str, Any], version: str) -> dict[str, Any] | None:
-    return next((found for found in status.get("versions", []) if found["version"] == version), None)
+def _is_settled(found: VersionStatus) -> bool:
+    """Return True if it has all its workers, or TorchServe did not even take the explainers in."""
+    is_complete = all(pool.ready >= pool.wanted for pool in (found.predict, found.explain))
+    return is_complete or found.explain.capacity is None
 
 
-def _is_settled(found: dict[str, Any]) -> bool:
-    """Whether it has all its workers, or TorchServe did not even take the explainers in."""
-    is_complete = all(found[kind]["ready"] >= found[kind]["wanted"] for kind in ("predict", "explain"))
-    return is_complete or found["explain"]["capacity"] is None
-
-
-def _has_workers(status: dict[str, Any], version: str, workers: int) -> bool:
-    found = _find(status, version)
-    return found is not None and found["routable"] and found["predict"]["ready"] >= workers
+def _has_workers(status: AgentStatus, version: str, workers: int) -> bool:
+    found = status.version(version)
+    return found is not None and found.routable and found.predict.ready >= workers

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from contracts import status as agent_status
 from contracts.plan import Plan, Release
+from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from control.cli.main import app
 from control.cli.status import columns, output
 from control.release.plan_store import PlanStore
@@ -46,17 +49,19 @@ def run():
 @pytest.fixture
 def agent(serve):
     """The address of an agent that serves the plan's stable version."""
-    entry = {"ready": 1, "wanted": 1, "pending": 0, "capacity": 10}
-    version = {"version": "1.0", "role": "stable", "state": "ready", "routable": True, "reason": REASON}
-    page = {
-        "plan_revision": 1,
-        "plan_error": None,
-        "draining": False,
-        "torchserve": {"state": "running", "restarts": 0},
-        "gateways": [],
-        "versions": [version | {"predict": entry, "explain": entry}],
-    }
-    return serve(lambda _: (200, json.dumps(page | {"observed_at": time.time()}).encode()))
+    version = VersionStatus(
+        "m",
+        "1.0",
+        "stable",
+        "ready",
+        routable=True,
+        predict=Pool(1, 1, 0, 10),
+        explain=Pool(1, 1, 0, 10),
+        reason=REASON,
+    )
+    server = ServerStatus("running", 0, "http://torchserve:8080")
+    status = AgentStatus(0, draining=False, torchserve=server, versions=(version,), plan_revision=1)
+    return serve(lambda _: (200, json.dumps(agent_status.dump(replace(status, observed_at=time.time()))).encode()))
 
 
 @pytest.fixture

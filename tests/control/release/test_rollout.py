@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from contracts import status as agent_status
 from contracts.model import Contract, Input
 from contracts.plan import Plan, Release
+from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from control.archive import Archive, file_sha256
 from control.errors import ArchiveError, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
 from control.release.plan_store import PlanStore, write_atomically
@@ -36,18 +38,25 @@ def agent(store, serve):
 
     def agent(states):
         def answer(_):
-            versions = [
-                {
-                    "version": version,
-                    "state": state,
-                    "routable": state == "ready",
-                    "reason": "it crashed" if state == "failed" else None,
-                    "predict": {"ready": int(state == "ready"), "wanted": 1},
-                }
+            versions = tuple(
+                VersionStatus(
+                    "m",
+                    version,
+                    "retained",
+                    state,
+                    routable=state == "ready",
+                    predict=Pool(int(state == "ready"), 1),
+                    explain=Pool(),
+                    reason="it crashed" if state == "failed" else None,
+                )
                 for version, state in states.items()
-            ]
-            page = {"observed_at": time.time(), "plan_revision": store.read().revision, "versions": versions}
-            return 200, json.dumps(page).encode()
+            )
+            server = ServerStatus("running", 0, "http://torchserve:8080")
+            revision = store.read().revision
+            status = AgentStatus(
+                time.time(), draining=False, torchserve=server, versions=versions, plan_revision=revision
+            )
+            return 200, json.dumps(agent_status.dump(status)).encode()
 
         return serve(answer)
 
