@@ -214,12 +214,13 @@ def test_a_worker_that_torchserve_gives_up_is_replaced_while_the_others_serve(st
 
     until(lambda: stack.health().json()["status"] == "ok", 90)
     victim, served = workers()[0]["id"], set()
+    java = psutil.Process(stack.status()["torchserve"]["pid"])
 
     def replaced():
         (pid,) = (worker["pid"] for worker in workers() if worker["id"] == victim)
-        if pid > 0:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for child in java.children():  # TorchServe names dead processes too, whose number may be another one's by now
+            if child.pid == pid:
+                child.kill()
         served.add(stack.status()["versions"][0]["predict"]["ready"] > 0)
         return len(workers()) > 2 and stack.health().json()["status"] == "ok"
 

@@ -13,15 +13,13 @@ import logging
 import logging.handlers
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 from urllib.parse import quote
 
 import httpx
 
 from control.errors import ManagementError, ManagementUnreachable
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 READY = "READY"
 # 1 ms means "drain the backlog, then go": the yaml's and the API's 0 become 100 ms or batches of two.
@@ -31,10 +29,14 @@ _LOG_BYTES, _LOG_FILES = 8_000_000, 3
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker process as TorchServe sees it; `pid` is None until it has one."""
+    """One worker as TorchServe sees it: the process that it has or had last, `pid`, None until it had one.
+
+    `alive` is False when there is no such process, which TorchServe does not tell.
+    """
 
     pid: int | None
     ready: bool
+    alive: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Registered:
     @property
     def dead(self) -> int:
         """Workers without a process: TorchServe will start them again, or has given them up."""
-        return sum(worker.pid is None and not worker.ready for worker in self.workers)
+        return sum(not worker.alive and not worker.ready for worker in self.workers)
 
 
 class Management:
@@ -222,6 +224,12 @@ def _version_path(name: str, version: str) -> str:
     return f"/models/{quote(name)}/{quote(version)}"
 
 
+def _worker(item: dict[str, Any]) -> Worker:
+    # -1 until it had one. A worker whose process has gone keeps that process's number.
+    pid = item["pid"] if item.get("pid", -1) > 0 else None
+    return Worker(pid, item.get("status") == READY, alive=pid is not None and Path(f"/proc/{pid}").exists())
+
+
 def _registered(item: dict[str, Any]) -> Registered:
     queue = item.get("jobQueueStatus") or {}
     pending, remaining = queue.get("pendingRequests"), queue.get("remainingCapacity")
@@ -229,11 +237,7 @@ def _registered(item: dict[str, Any]) -> Registered:
         version=str(item["modelVersion"]),
         archive=str(item.get("modelUrl", "")),
         min_workers=int(item["minWorkers"]),
-        workers=tuple(
-            # A worker whose process has gone keeps its entry, with pid -1.
-            Worker(pid=worker["pid"] if worker.get("pid", -1) > 0 else None, ready=worker.get("status") == READY)
-            for worker in item.get("workers", [])
-        ),
+        workers=tuple(_worker(worker) for worker in item.get("workers", [])),
         pending=pending,
         capacity=None if pending is None or remaining is None else pending + remaining,
     )

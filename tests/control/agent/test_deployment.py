@@ -13,7 +13,7 @@ WANTED = Wanted("cifar10", "1.0.0", "stable", "cifar10-1.0.0.mar", "a" * 64, 2, 
 def entry(ready, loading=0, *, dead=0, pending=0, wanted=None, pid=100):
     workers = [Worker(pid + i, ready=True) for i in range(ready)]
     workers += [Worker(pid + 50 + i, ready=False) for i in range(loading)]
-    workers += [Worker(None, ready=False) for _ in range(dead)]
+    workers += [Worker(pid + 80 + i, ready=False, alive=False) for i in range(dead)]
     return Registered("1.0.0", "m.mar", len(workers) if wanted is None else wanted, tuple(workers), pending, 100)
 
 

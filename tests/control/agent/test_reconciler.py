@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import subprocess
 
 import httpx
 import pytest
@@ -23,10 +24,11 @@ PLAN = {
 
 
 class TorchServe:
-    """Its management API. The workers of an entry are a list of pids; -1 is one without a process."""
+    """Its management API. The workers of an entry are a list of pids; `dead` are those of processes that have gone."""
 
     def __init__(self):
         self.models = {}
+        self.dead = set()
         self.asked = []
 
     def add(self, entry, url, pids):
@@ -52,7 +54,7 @@ class TorchServe:
         return httpx.Response(200, json={"status": "done"})
 
     def describe(self, model):
-        workers = [{"pid": pid, "status": "READY" if pid > 0 else "UNLOADING"} for pid in model["pids"]]
+        workers = [{"pid": pid, "status": "UNLOADING" if pid in self.dead else "READY"} for pid in model["pids"]]
         return {**model, "minWorkers": len(workers), "workers": workers}
 
 
@@ -95,10 +97,13 @@ def run(tmp_path, torchserve):
 
 def test_a_dead_worker_gets_one_beside_it_once_and_no_other_is_touched(run, torchserve, monkeypatch):
     monkeypatch.setattr("control.agent.deployment._DEAD_S", 0.2)
-    reconciler = run(1.5, [41, -1])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    torchserve.dead.add(gone.pid)  # its number stays in the list, as with the real one
+    reconciler = run(1.5, [41, gone.pid])
     three = {"min_worker": "3", "max_worker": "3", "synchronous": "false"}
     assert torchserve.asked == [("PUT", "/models/cifar10/1.0.0", three)]
-    assert torchserve.models["cifar10"]["pids"] == [41, -1, 90]
+    assert torchserve.models["cifar10"]["pids"] == [41, gone.pid, 90]
     assert [found.state for found in reconciler.deployments.values()] == ["ready"]
 
 
