@@ -15,6 +15,7 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.storage.redis.redispy import RedispyBridge
 from limits.storage import storage_from_string
 
+from contracts.watched_file import WatchedFile
 from gateway.auth import keys
 from gateway.refusals import KeyExpired, KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
 from gateway.request_context import Quota, context_of
@@ -49,18 +50,17 @@ class Callers:
 
     def __init__(self, settings: Settings, *, waits_for_file: bool = False) -> None:
         self._asks = settings.asks_for_keys
-        self._file = settings.keys_file
-        self._file_seen: tuple[int, int, int] | None = None
-        self._complaint = ""
         try:
             self._fixed_keys = keys.check_names(keys.parse_entry(entry) for entry in settings.keys)
         except keys.KeyFileError as error:
             raise SettingsError(f"GATEWAY_KEYS: {error}") from error
-        self._keys = self._fixed_keys
-        if waits_for_file:
+        self._file: WatchedFile[tuple[keys.Key, ...]] | None = None
+        if self._asks and settings.keys_file is not None:
+            missing = "it does not exist, `gradserve keys` makes it"
+            self._file = WatchedFile(settings.keys_file, self._load, missing=missing)
             self.refresh_keys()
-        elif self._asks and self._file is not None:
-            self._read_first(self._file)
+            if self._file.error is not None and not waits_for_file:
+                raise SettingsError(f"GATEWAY_KEYS_FILE={settings.keys_file} cannot be used: {self._file.error}")
         self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
         self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
         # A key may bring a quota of its own at any time.
@@ -69,17 +69,17 @@ class Callers:
         self._store_rests_until = 0.0
 
     def refresh_keys(self) -> None:
-        """Reads the key file if it has changed; one that cannot be used leaves the keys as they are."""
-        if self._file is None or not self._asks:
-            return
-        complaint = ""
-        try:
-            self._read(self._file)
-        except (OSError, keys.KeyFileError) as error:
-            complaint = str(error) if isinstance(error, keys.KeyFileError) else "it cannot be read"
-            if complaint != self._complaint:
-                logger.error("key file not taken: %s", complaint)  # noqa: TRY400 — the sentence says it all
-        self._complaint = complaint
+        """Read the key file if it has changed; one that cannot be used leaves the keys as they are."""
+        if self._file is not None and self._file.refresh() and self._file.error is not None:
+            logger.error("key file not taken: %s", self._file.error)
+
+    @property
+    def _keys(self) -> tuple[keys.Key, ...]:
+        """Every key that is known."""
+        return self._fixed_keys if self._file is None or self._file.content is None else self._file.content
+
+    def _load(self, path: Path) -> tuple[keys.Key, ...]:
+        return keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
 
     async def admit(self, request: Request, scope: str) -> None:
         """Lets the call pass and notes the caller's name, and what is left of its quotas.
@@ -148,25 +148,6 @@ class Callers:
         context.quotas += (Quota(kind, quota.amount, quota.get_expiry(), max(0, quota.amount - count), left_s),)
         if count > quota.amount:
             raise QuotaExceeded(str(quota), left_s)
-
-    def _read_first(self, path: Path) -> None:
-        try:
-            self._read(path)
-        except FileNotFoundError as error:
-            raise SettingsError(f"GATEWAY_KEYS_FILE={path} does not exist: `gradserve keys` makes it") from error
-        except (OSError, keys.KeyFileError) as error:
-            raise SettingsError(f"GATEWAY_KEYS_FILE={path} cannot be used: {error}") from error
-
-    def _read(self, path: Path) -> None:
-        stat = path.stat()
-        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if seen != self._file_seen:
-            self._file_seen = seen
-            try:
-                self._keys = keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
-            except OSError:
-                self._file_seen = None  # tried again at each look: what is amiss may be a mode
-                raise
 
 
 def presented_key(request: Request) -> str:
