@@ -204,6 +204,18 @@ class Fields:
             raise self.refuse(name, items, f"{count} numbers")
         return tuple(self._number(item, f"{name}[{index}]", least, most) for index, item in enumerate(items))
 
+    def table(self, name: str, *, rows: int, columns: int, least: float, most: float) -> tuple[tuple[float, ...], ...]:
+        """Return a list of `rows` lists of `columns` numbers, each as `number` takes them.
+
+        Raises:
+            DocumentError: the field is none.
+        """
+        lines = self.items(name, most=rows)
+        if len(lines) != rows or not all(isinstance(line, list | tuple) and len(line) == columns for line in lines):
+            raise self.refuse(name, lines, f"{rows} lists of {columns} numbers")
+        inner = Fields({f"[{index}]": line for index, line in enumerate(lines)}, self._path(name), self._error)
+        return tuple(inner.numbers(f"[{index}]", count=columns, least=least, most=most) for index in range(rows))
+
     def items(self, name: str, *, most: int) -> list[object]:
         """Return a list of at most `most` items as they are.
 

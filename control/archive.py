@@ -5,7 +5,6 @@ Nothing is unpacked here. What TorchServe will unpack later is judged first: has
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shutil
@@ -15,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from contracts import model as model_contract
+from contracts import reference as archive_reference
 from control.errors import ArchiveError, NoModelSigning
 
 if TYPE_CHECKING:
@@ -22,21 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from contracts.model import Contract
+    from contracts.reference import Reference
     from control.signatures import TrustedKeys
 
-# A reference file of 32 images is far below; a zip bomb is not.
-_MAX_MEMBER_BYTES = 64_000_000
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Reference inputs (encoded images) with the probabilities training computed for them: (images, classes)."""
-
-    tolerance: float
-    images: tuple[bytes, ...]
-    probabilities: tuple[tuple[float, ...], ...]
-    fallback: Reference | None = None
-    """The same inputs with what the contract's fallback engine computes."""
+# A zip bomb is above it.
+_MAX_MEMBER_BYTES = archive_reference.MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def inspect_archive(
             _refuse_escaping_members(path, members)
             manifest = _read_json(path, members, "MAR-INF/MANIFEST.json")
             data = _read_json(path, members, "contract.json")
-            reference = _read_json(path, members, "reference.json")
+            reference = _read_json(path, members, archive_reference.FILE)
     except zipfile.BadZipFile as error:
         raise ArchiveError(path, "is no zip file, or a broken one") from error
     contract = _parse_contract(path, data, manifest)
@@ -201,15 +191,6 @@ def _parse_contract(path: Path, data: dict[str, Any], manifest: dict[str, Any]) 
 
 def _parse_reference(path: Path, data: dict[str, Any], classes: int) -> Reference:
     try:
-        images = tuple(base64.b64decode(image, validate=True) for image in data["images"])
-        probabilities = tuple(tuple(float(value) for value in row) for row in data["probabilities"])
-        tolerance = float(data["tolerance"])
-        other = data.get("fallback")
-        fallback = None if other is None else _parse_reference(path, {**other, "images": data["images"]}, classes)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(path, "its reference.json has the wrong form") from error
-    if not images or len(images) != len(probabilities) or any(len(row) != classes for row in probabilities):
-        raise ArchiveError(path, "its reference inputs and outputs do not match each other or the classes")
-    if not 0 < tolerance < 1:
-        raise ArchiveError(path, f"its reference tolerance {tolerance} is no probability between 0 and 1")
-    return Reference(tolerance, images, probabilities, fallback)
+        return archive_reference.parse(data, classes)
+    except archive_reference.BadReference as error:
+        raise ArchiveError(path, str(error)) from error

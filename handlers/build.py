@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BUILD = "build.json"
 
 
-class ArchiveError(RuntimeError):
+class BrokenArchive(RuntimeError):
     """An archive that must not be served; the message says which file and why."""
 
 
@@ -30,18 +30,18 @@ def verify_files(directory: Path) -> str:
     """The archive's identity, once every file has the hash that `build.json` gives.
 
     Raises:
-        ArchiveError: a file is missing or was changed, or `build.json` contradicts itself.
+        BrokenArchive: a file is missing or was changed, or `build.json` contradicts itself.
     """
     build = read_json(directory / BUILD)
     files = build.get("files")
     if not isinstance(files, dict) or build.get("identity") != identity(files):
-        raise ArchiveError(f"{BUILD} does not fit its own identity: pack the model again")
+        raise BrokenArchive(f"{BUILD} does not fit its own identity: pack the model again")
     for name, expected in files.items():
         path = directory / name
         if not path.is_file():
-            raise ArchiveError(f"{name} is missing from the archive: pack the model again")
+            raise BrokenArchive(f"{name} is missing from the archive: pack the model again")
         if digest(path) != expected:
-            raise ArchiveError(f"{name} is not what was packed: pack the model again")
+            raise BrokenArchive(f"{name} is not what was packed: pack the model again")
     return str(build["identity"])
 
 
@@ -61,12 +61,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of the archive.
 
     Raises:
-        ArchiveError: there is no such file, or no JSON object in it.
+        BrokenArchive: there is no such file, or no JSON object in it.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArchiveError(f"{path.name} cannot be read: {error}") from error
+        raise BrokenArchive(f"{path.name} cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise ArchiveError(f"{path.name} holds no JSON object")
+        raise BrokenArchive(f"{path.name} holds no JSON object")
     return data

@@ -20,7 +20,7 @@ from PIL import Image
 
 from contracts import model as model_contract
 from contracts import wire
-from handlers.build import ArchiveError, verify_files
+from handlers.build import BrokenArchive, verify_files
 from handlers.engines import MAX_BATCH, Engine, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
 from handlers.plain_png import read_plain_png
@@ -104,7 +104,7 @@ class ServedModel:
         """Runs every path that requests take, so that the first caller waits no longer than the hundredth.
 
         Raises:
-            ArchiveError: a path fails.
+            BrokenArchive: a path fails.
             ContractError: the explainer cannot be built.
         """
         size = self.contract.input
@@ -119,20 +119,20 @@ class ServedModel:
                 Row("explain", wire.Options(method=method), [pictures[1]]) for method in self.contract.explain.methods
             ]
         if any(HandlerFailed.code.encode() in answer.body for answer in self.answer(rows)):
-            raise ArchiveError("a warm-up request failed: the log says why")
+            raise BrokenArchive("a warm-up request failed: the log says why")
         self.answer([Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
 
     def check_reference(self, reference: Reference) -> None:
         """Does nothing if the engine computes what it computed when the version was packed.
 
         Raises:
-            ArchiveError: some probability is off by more than the reference's tolerance.
+            BrokenArchive: some probability is off by more than the reference's tolerance.
         """
         size = self.contract.input
         pixels = np.stack([prepare(decode_for_network(image, size).image, size) for image in reference.images])
         difference = np.abs(predict_all(self.engine, normalise(pixels, size)) - reference.probabilities).max()
         if not difference <= reference.tolerance:
-            raise ArchiveError(
+            raise BrokenArchive(
                 f"the reference inputs give probabilities that differ by {difference:.2g} from those of packing, "
                 f"more than {reference.tolerance:.2g}"
             )
@@ -265,7 +265,7 @@ def load_model(directory: Path, *, device: torch.device, explains: bool) -> Serv
         explains: whether explanations are to be ready now, or only when the first is asked for.
 
     Raises:
-        ArchiveError: files changed, weights that do not fit, or reference outputs that are not reached.
+        BrokenArchive: files changed, weights that do not fit, or reference outputs that are not reached.
         ContractError: the contract cannot be used.
         EngineError: the engine cannot run here, nor its fallback.
     """

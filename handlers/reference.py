@@ -1,14 +1,14 @@
-"""The reference inputs of an archive, by which any server sees whether it computes what training computed."""
+"""Read the reference inputs of an unpacked archive for the engine that runs here."""
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from handlers.build import ArchiveError, read_json
+from contracts import reference as archive_reference
+from handlers.build import BrokenArchive, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,35 +17,31 @@ if TYPE_CHECKING:
 
     from contracts.model import Contract
 
-REFERENCE = "reference.json"
-
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs with the outputs that the contract's engine gave when the version was packed.
+    """Inputs with the outputs that one engine gave when the version was packed.
 
     images: encoded images; probabilities: (N, K) float32; tolerance: how far a right engine may be off.
     """
 
-    images: list[bytes]
+    images: tuple[bytes, ...]
     probabilities: NDArray[np.float32]
     tolerance: float
 
 
 def load_reference(directory: Path, contract: Contract, *, of_fallback: bool = False) -> Reference:
-    """The archive's reference inputs with the outputs of its engine, or of its fallback.
+    """Return the archive's reference inputs with the outputs of its engine, or of its fallback.
 
     Raises:
-        ArchiveError: the file is missing, unreadable or does not fit the contract.
+        BrokenArchive: the file is missing, unreadable or does not fit the contract.
     """
-    data = read_json(directory / REFERENCE)
+    data = read_json(directory / archive_reference.FILE)
     try:
-        outputs = data["fallback"] if of_fallback else data
-        images = [base64.b64decode(image, validate=True) for image in data["images"]]
-        probabilities = np.asarray(outputs["probabilities"], dtype=np.float32)
-        reference = Reference(images, probabilities, float(outputs["tolerance"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArchiveError(f"{REFERENCE} has the wrong form: {error!r}") from error
-    if not images or probabilities.shape != (len(images), len(contract.classes)):
-        raise ArchiveError(f"{REFERENCE} does not hold one probability per image and class")
-    return reference
+        found = archive_reference.parse(data, len(contract.classes))
+    except archive_reference.BadReference as error:
+        raise BrokenArchive(str(error)) from error
+    outputs = found.fallback if of_fallback else found
+    if outputs is None:
+        raise BrokenArchive(f"{archive_reference.FILE} has no outputs of the fallback engine: pack the model again")
+    return Reference(outputs.images, np.asarray(outputs.probabilities, dtype=np.float32), outputs.tolerance)

@@ -16,7 +16,8 @@ import httpx
 from control.errors import VerificationError
 
 if TYPE_CHECKING:
-    from control.archive import Archive, Reference
+    from contracts.reference import Reference
+    from control.archive import Archive
 
 _FRAMES = "application/vnd.gradserve.images"
 # Below TorchServe's body limit of 6.5 MB; 32 reference images of CIFAR's size are 80 kB.

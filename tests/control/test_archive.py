@@ -107,9 +107,9 @@ def test_a_missing_file_is_a_sentence(tmp_path):
         ({"contract": {k: v for k, v in CONTRACT.items() if k != "classes"}}, "field classes is None, expected a list"),
         ({"contract": {**CONTRACT, "classes": ["cat"]}}, "two or more different names"),
         ({"contract": {**CONTRACT, "version": "2.0.0"}}, "differ"),
-        ({"reference": {**REFERENCE, "probabilities": [[1.0]]}}, "do not match"),
-        ({"reference": {**REFERENCE, "images": ["%%%"]}}, "wrong form"),
-        ({"reference": {**REFERENCE, "tolerance": 2}}, "no probability"),
+        ({"reference": {**REFERENCE, "probabilities": [[1.0]]}}, "expected 1 lists of 2 numbers"),
+        ({"reference": {**REFERENCE, "images": ["%%%"]}}, "expected images in base64"),
+        ({"reference": {**REFERENCE, "tolerance": 2}}, "tolerance is 2"),
         ({"manifest": []}, "no JSON object"),
     ],
 )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from contracts import model as model_contract
 from contracts.model import Engine
 from handlers.archive import load_network
-from handlers.build import ArchiveError, verify_files, write_build
+from handlers.build import BrokenArchive, verify_files, write_build
 from handlers.model import load_model
 from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.reference import load_reference
@@ -54,13 +54,13 @@ def test_a_changed_file_is_refused_and_named(unpacked, name):
     with (unpacked / name).open("r+b") as file:
         file.seek(-2, 2)
         file.write(b"x")
-    with pytest.raises(ArchiveError, match=name):
+    with pytest.raises(BrokenArchive, match=name):
         load(unpacked)
 
 
 def test_a_missing_file_is_refused_and_named(unpacked):
     (unpacked / "weights.safetensors").unlink()
-    with pytest.raises(ArchiveError, match=r"weights\.safetensors is missing"):
+    with pytest.raises(BrokenArchive, match=r"weights\.safetensors is missing"):
         load(unpacked)
 
 
@@ -68,7 +68,7 @@ def test_an_edited_list_of_hashes_is_refused(unpacked):
     build = json.loads((unpacked / "build.json").read_text())
     build["files"].pop("weights.safetensors")
     (unpacked / "build.json").write_text(json.dumps(build))
-    with pytest.raises(ArchiveError, match="identity"):
+    with pytest.raises(BrokenArchive, match="identity"):
         verify_files(unpacked)
 
 
@@ -78,18 +78,18 @@ def test_an_archive_that_computes_something_else_is_refused(unpacked):
     row[0], row[1] = row[0] + 0.01, row[1] - 0.01
     (unpacked / "reference.json").write_text(json.dumps(reference))
     write_build(unpacked)
-    with pytest.raises(ArchiveError, match=r"differ by 0\.01"):
+    with pytest.raises(BrokenArchive, match=r"differ by 0\.01"):
         load(unpacked)
 
 
 def test_a_reference_of_another_shape_is_refused(unpacked, contract):
     other = replace(contract, classes=("a", "b"))
-    with pytest.raises(ArchiveError, match="one probability per image and class"):
+    with pytest.raises(BrokenArchive, match="expected 32 lists of 2 numbers"):
         load_reference(unpacked, other)
 
 
 def test_weights_of_another_architecture_are_refused(unpacked, contract):
-    with pytest.raises(ArchiveError, match="does not load into resnet18:"):
+    with pytest.raises(BrokenArchive, match="does not load into resnet18:"):
         load_network(unpacked, replace(contract, architecture="resnet18"))
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from contracts.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, join_frames
-from handlers.build import ArchiveError
+from handlers.build import BrokenArchive
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import decode_for_network, normalise, prepare
@@ -227,7 +227,7 @@ def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_c
         def heatmaps(self, *_):
             raise RuntimeError("no heatmap today")
 
-    with pytest.raises(ArchiveError, match="warm-up"):
+    with pytest.raises(BrokenArchive, match="warm-up"):
         ServedModel(model.contract, model.engine, Broken).warm_up(explains=True)
 
 

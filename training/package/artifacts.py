@@ -10,7 +10,7 @@ import torch
 
 from contracts import model as model_contract
 from handlers.archive import load_network
-from handlers.build import ArchiveError, digest
+from handlers.build import BrokenArchive, digest
 from handlers.network import build_network
 from training.errors import ModelError
 from training.tracking.store import tracking_uri
@@ -62,7 +62,7 @@ def read_model(folder: Path) -> tuple[Contract, nn.Module]:
             return contract, load_network(folder, contract)
         network = build_network(contract.architecture, len(contract.classes))
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (ArchiveError, OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
+    except (BrokenArchive, OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
         raise ModelError(f"{path} does not fit its contract: {error}") from error
     return contract, network.eval()
 

@@ -7,7 +7,6 @@ here.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -24,6 +23,8 @@ from filelock import FileLock
 import contracts
 import handlers
 from contracts import model as model_contract
+from contracts import reference as archive_reference
+from contracts.reference import Reference
 from handlers.build import BUILD, digest, write_build
 from training.errors import ExportError
 
@@ -117,14 +118,10 @@ def write_reference(
     """
     if len(images) != REFERENCE_IMAGES:
         raise ExportError(f"a reference holds {REFERENCE_IMAGES} images, not {len(images)}")
-    data = {
-        "tolerance": tolerance,
-        "images": [base64.b64encode(image).decode("ascii") for image in images],
-        "probabilities": _rounded(predict(images)),
-    }
-    if fallback is not None:
-        data["fallback"] = {"tolerance": fallback[1], "probabilities": _rounded(fallback[0](images))}
-    path.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    inputs = tuple(images)
+    other = None if fallback is None else Reference(fallback[1], inputs, _rounded(fallback[0](images)))
+    reference = Reference(tolerance, inputs, _rounded(predict(images)), other)
+    path.write_text(json.dumps(archive_reference.dump(reference)) + "\n", encoding="utf-8")
 
 
 def _stage(source: Path, stage: Path) -> str:
@@ -186,5 +183,5 @@ def _identity_of(archive: Path) -> str | None:
         return None
 
 
-def _rounded(probabilities: NDArray[np.float32]) -> list[list[float]]:
-    return [[round(float(value), 7) for value in row] for row in probabilities]
+def _rounded(probabilities: NDArray[np.float32]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(value), 7) for value in row) for row in probabilities)

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 
 from contracts.model import Contract, Input
+from contracts.reference import Reference
 from control.agent.deployment import Deployment, Step, Wanted, next_step
 from control.agent.torchserve.management import Registered, Worker
-from control.archive import Archive, Reference
+from control.archive import Archive
 
 WANTED = Wanted("cifar10", "1.0.0", "stable", "cifar10-1.0.0.mar", "a" * 64, 2, 1)
 

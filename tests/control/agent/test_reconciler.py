@@ -8,10 +8,11 @@ import subprocess
 import httpx
 import pytest
 
+from contracts.reference import Reference
 from control.agent.reconciler import Reconciler
 from control.agent.torchserve.log import ServerLog
 from control.agent.torchserve.management import Management
-from control.archive import Archive, Reference
+from control.archive import Archive
 from control.settings import AgentSettings
 
 SHA256 = "a" * 64

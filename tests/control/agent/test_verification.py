@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from contracts.model import Contract, Input
+from contracts.reference import Reference
 from control.agent.verification import verify_explanation, verify_predictions
-from control.archive import Archive, Reference
+from control.archive import Archive
 from control.errors import VerificationError
 
 CONTRACT = Contract("cifar10", "1.0.0", ("cat", "dog"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
