@@ -17,8 +17,7 @@ ControlError
 ├── TorchServeFailed         the server process did not come up
 ├── NoJava, NoTorchServe, NoKill    something is not installed
 ├── TempTooLong, TempNoExec, TempUnusable    a folder where TorchServe cannot run
-├── UnknownSetting           a mistyped variable
-├── BadSetting               an impossible value
+├── BadSetting               a mistyped variable, or an impossible value
 ├── KeysUnusable             API keys that cannot be read or changed so
 ├── PortsTaken               somebody else listens where we would
 ├── PartFailed               a part of the local stack died three times within a minute
@@ -41,7 +40,6 @@ ControlError
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -227,14 +225,6 @@ class TempUnusable(ControlError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} cannot be written to ({problem}): set AGENT_TEMP to another folder")
-
-
-class UnknownSetting(ControlError):
-    """The environment holds `name`, which no setting reads; `known` are the names that exist."""
-
-    def __init__(self, name: str, known: Iterable[str]) -> None:
-        near = difflib.get_close_matches(name, list(known), n=1)
-        super().__init__(f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ""))
 
 
 class BadSetting(ControlError):

@@ -1,7 +1,4 @@
-"""The agent's settings: read from `AGENT_*` once, at start, and passed in.
-
-pydantic ignores a mistyped variable silently, so unknown `AGENT_*` names are refused here, with the nearest known one.
-"""
+"""The agent's settings: read from `AGENT_*` once, at start, and passed in."""
 
 from __future__ import annotations
 
@@ -9,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from control.errors import BadSetting, UnknownSetting
+from control.errors import BadSetting
+from gateway.settings import SettingsError, read_settings
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -111,22 +109,15 @@ class AgentSettings(BaseSettings):
 
 
 def read_agent_settings() -> AgentSettings:
-    """The agent's settings from the environment.
+    """Return the agent's settings that the process's environment gives.
 
     Raises:
-        UnknownSetting: an `AGENT_*` variable that nothing reads.
-        BadSetting: a value that cannot be.
+        BadSetting: an `AGENT_*` variable that nothing reads, or a value that a field cannot have.
     """
-    known = {PREFIX + name.upper() for name in AgentSettings.model_fields}
-    for name in os.environ:
-        if name.startswith(PREFIX) and name not in known:
-            raise UnknownSetting(name, known)
     try:
-        return AgentSettings()
-    except ValidationError as error:
-        raise BadSetting(
-            f"{PREFIX}{'_'.join(map(str, e['loc']))}".upper() + f": {e['msg']}" for e in error.errors()
-        ) from error
+        return read_settings(AgentSettings)
+    except SettingsError as error:
+        raise BadSetting([str(error)]) from error
 
 
 def local_url(host: str, port: int | str) -> str:

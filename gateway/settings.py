@@ -6,7 +6,7 @@ import difflib
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 PREFIX = "GATEWAY_"
 VERSION = "0.1.0"
 MIB = 1024 * 1024
+AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class SettingsError(ValueError):
-    """Settings with which the gateway does not start; the message says what to change."""
+    """Settings with which a process does not start; the message says what to change."""
 
 
 def _home_file(name: str) -> Path:
@@ -164,28 +165,40 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings() -> Settings:
-    """The settings that the process's environment gives.
+    """Return the gateway's settings that the process's environment gives.
 
     Raises:
         SettingsError: an unknown `GATEWAY_*` name, or a value that a field cannot have.
     """
-    known = {PREFIX + field.upper() for field in Settings.model_fields}
+    return read_settings(Settings)
+
+
+def read_settings(model: type[AnySettings]) -> AnySettings:
+    """Return the settings of `model` that the process's environment gives; control reads the agent's with it.
+
+    pydantic-settings ignores a mistyped variable, so names with the model's prefix that no field has are refused here.
+
+    Raises:
+        SettingsError: an unknown name with the model's prefix, or a value that a field cannot have.
+    """
+    prefix = model.model_config["env_prefix"]
+    known = {prefix + field.upper() for field in model.model_fields}
     for name in sorted(os.environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
+        if name.upper().startswith(prefix) and name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.0)[0]
-            raise SettingsError(f"{name} is no setting of the gateway; the nearest known one is {nearest}")
+            raise SettingsError(f"{name} is no setting; the nearest known one is {nearest}")
     try:
-        return Settings()
+        return model()
     except ValidationError as error:
-        raise SettingsError(_sentence(error)) from error
+        raise SettingsError(_sentence(error, prefix)) from error
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, prefix: str) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         reason = problem["msg"].removeprefix("Value error, ")
         field = ".".join(str(part) for part in problem["loc"][:1])
-        problems.append(f"{PREFIX}{field.upper()} = {problem['input']!r}: {reason}" if field else reason)
+        problems.append(f"{prefix}{field.upper()} = {problem['input']!r}: {reason}" if field else reason)
     return "; ".join(problems)
 
 
