@@ -1,27 +1,26 @@
-"""Whether a loaded version computes what training computed: its own reference inputs, through the real server.
-
-A third place that knows the private wire beside gateway and handler, and the smallest: framed rows of predictions, one
-explanation.
-"""
+"""Check that a loaded version computes what training computed: its own reference inputs, through the real server."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from contracts import wire
+from contracts.wire import Options
 from control.errors import VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from contracts.reference import Reference
+    from contracts.wire import Entry
     from control.archive import Archive
 
-_FRAMES = "application/vnd.gradserve.images"
 # Below TorchServe's body limit of 6.5 MB; 32 reference images of CIFAR's size are 80 kB.
-_MAX_ROW_BYTES = 4_000_000
+_MAX_BATCH_BYTES = 4_000_000
 _TIMEOUT_S = 60.0
 
 
@@ -36,9 +35,9 @@ async def verify_predictions(inference_url: str, archive: Archive, name: str) ->
     version = archive.version
     async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
         answers: list[Any] = []
-        for row in _rows(archive.reference.images):
-            options = {"id": f"verify-{version}", "top_k": len(archive.classes)}
-            answers += await _ask(client, "predictions", name, version, body=row, options=options)
+        options = Options(f"verify-{version}", top_k=len(archive.classes))
+        for batch in _batches(archive.reference.images):
+            answers += await _ask(client, "predictions", name, version, images=batch, options=options)
     return _is_engine(archive, answers, name)
 
 
@@ -51,9 +50,9 @@ async def verify_explanation(inference_url: str, archive: Archive, entry: str) -
     await verify_predictions(inference_url, archive, entry)
     version = archive.version
     async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
-        single = archive.reference.images[0]
-        options = {"id": f"verify-{version}", "format": "json"}
-        (explanation,) = await _ask(client, "explanations", entry, version, body=single, options=options)
+        options = Options(f"verify-{version}", format="json")
+        images = archive.reference.images[:1]
+        (explanation,) = await _ask(client, "explanations", entry, version, images=images, options=options)
         if "heatmap" not in explanation:
             raise VerificationError(entry, version, f"it does not explain: {_error_code(explanation)}")
         references = [reference for reference in (archive.reference, archive.reference.fallback) if reference]
@@ -62,39 +61,39 @@ async def verify_explanation(inference_url: str, archive: Archive, entry: str) -
             raise VerificationError(entry, version, f"it explains reference input 0 as {told}")
 
 
-def frame(images: tuple[bytes, ...]) -> bytes:
-    """The images as one row: each with its length before it, 4 bytes, big-endian."""
-    return b"".join(len(image).to_bytes(4, "big") + image for image in images)
-
-
-def _rows(images: tuple[bytes, ...]) -> list[bytes]:
-    """The images as few framed rows, none larger than TorchServe takes (unless one image alone is)."""
-    rows: list[bytes] = []
-    for image in map(frame, ((image,) for image in images)):
-        if rows and len(rows[-1]) + len(image) <= _MAX_ROW_BYTES:
-            rows[-1] += image
-        else:
-            rows.append(image)
-    return rows
+def _batches(images: Sequence[bytes]) -> list[list[bytes]]:
+    """Return the images in few upstream batches, none larger than TorchServe takes (unless one image alone is)."""
+    batches: list[list[bytes]] = []
+    size = 0
+    for image in images:
+        size += len(image) + wire.FRAME_HEAD_BYTES
+        if not batches or size > _MAX_BATCH_BYTES:
+            batches.append([])
+            size = len(image) + wire.FRAME_HEAD_BYTES
+        batches[-1].append(image)
+    return batches
 
 
 async def _ask(
-    client: httpx.AsyncClient, kind: str, entry: str, version: str, *, body: bytes, options: dict[str, Any]
-) -> list[Any]:
-    """The results that the server gives for one row; `kind` is the verb in TorchServe's path."""
-    content_type = "application/octet-stream" if kind == "explanations" else _FRAMES
-    header = json.dumps({**options, "deadline": int(1000 * (time.time() + _TIMEOUT_S))}, separators=(",", ":"))
-    path = f"/{kind}/{entry}/{version}"
+    client: httpx.AsyncClient, kind: str, entry: str, version: str, *, images: Sequence[bytes], options: Options
+) -> list[Entry]:
+    """Return the server's entries for one upstream batch; `kind` is `predictions` or `explanations`.
+
+    Raises:
+        VerificationError: there are none.
+    """
+    request = wire.dump_request(images, options._replace(deadline=int(1000 * (time.time() + _TIMEOUT_S))))
+    headers = {"content-type": request.content_type, wire.OPTIONS_HEADER: request.options}
     try:
-        response = await client.post(path, content=body, headers={"content-type": content_type, "x-gradserve": header})
-        results = response.json()["results"] if response.status_code == 200 else None
+        response = await client.post(f"/{kind}/{entry}/{version}", content=request.body, headers=headers)
     except httpx.HTTPError as error:
         raise VerificationError(entry, version, f"no answer to a reference input ({type(error).__name__})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise VerificationError(entry, version, "an unreadable answer to a reference input") from error
-    if not isinstance(results, list) or not results:
+    if response.status_code != 200:
         raise VerificationError(entry, version, f"status {response.status_code} to a reference input")
-    return results
+    try:
+        return wire.parse_results(response.content, len(images))
+    except wire.BadAnswer as error:
+        raise VerificationError(entry, version, f"an unreadable answer to a reference input: {error}") from error
 
 
 def _is_engine(archive: Archive, answers: list[Any], name: str) -> bool:
@@ -163,6 +162,5 @@ def _is_top(archive: Archive, reference: Reference, answer: dict[str, Any]) -> b
     return is_near_top and isinstance(got, float) and abs(got - expected) <= reference.tolerance
 
 
-def _error_code(answer: object) -> str:
-    error = answer.get("error") if isinstance(answer, dict) else None
-    return str(error.get("code", "an error")) if isinstance(error, dict) else "an unreadable answer"
+def _error_code(answer: Entry) -> str:
+    return wire.parse_error(answer)[0] or "an unreadable answer"

@@ -1,9 +1,9 @@
 import asyncio
-import json
 from pathlib import Path
 
 import pytest
 
+from contracts import wire
 from contracts.model import Contract, Input
 from contracts.reference import Reference
 from control.agent.verification import verify_explanation, verify_predictions
@@ -21,19 +21,33 @@ def archive(*, tolerance, has_fallback=True):
     return Archive(Path("cifar10-1.0.0.mar"), "0" * 64, CONTRACT, Reference(tolerance, IMAGES, ENGINE, fallback))
 
 
+def entries(probabilities):
+    return [wire.dump_prediction(list(zip(CONTRACT.classes, row, strict=True))) for row in probabilities]
+
+
 @pytest.fixture
 def verify(serve):
     """Whether a server that answers with these probabilities is held for the engine."""
 
     def verify(archive, probabilities):
-        results = [
-            {"top": [{"class": name, "confidence": p} for name, p in zip(CONTRACT.classes, row, strict=True)]}
-            for row in probabilities
-        ]
-        url = serve(lambda _: (200, json.dumps({"results": results}).encode()))
+        url = serve(lambda _: (200, wire.dump_results(entries(probabilities))))
         return asyncio.run(verify_predictions(url, archive, "cifar10"))
 
     return verify
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ((200, b"{}"), "an unreadable answer"),
+        ((200, wire.dump_results(entries(ENGINE)[:1])), "does not hold 2 entries"),
+        ((200, wire.dump_results([wire.dump_error("handler_failed", "", {})] * 2)), "input 0: handler_failed"),
+        ((503, b""), "status 503"),
+    ],
+)
+def test_a_server_that_does_not_answer_each_input_is_refused(serve, answer, problem):
+    with pytest.raises(VerificationError, match=problem):
+        asyncio.run(verify_predictions(serve(lambda _: answer), archive(tolerance=0.1), "cifar10"))
 
 
 def near(probabilities):
@@ -62,15 +76,13 @@ def verify_explainer(serve):
     """Verifies an entry whose predictions are `predictions` and whose explanation is of `label`, that probable."""
 
     def verify(predictions, label, confidence):
-        top = [
-            [{"class": n, "confidence": p} for n, p in zip(CONTRACT.classes, row, strict=True)] for row in predictions
-        ]
-        explanation = {"class": label, "confidence": confidence, "heatmap": [[1.0]]}
+        explanation = wire.dump_explanation(
+            (label, confidence), target=label, method="gradcam", layer="layer4", heatmap=[[1.0]]
+        )
 
         def answer(headers):
-            explains = '"format":"json"' in headers["x-gradserve"]
-            results = [explanation] if explains else [{"top": entries} for entries in top]
-            return 200, json.dumps({"results": results}).encode()
+            explains = wire.parse_options(headers[wire.OPTIONS_HEADER]).format == "json"
+            return 200, wire.dump_results([explanation] if explains else entries(predictions))
 
         asyncio.run(verify_explanation(serve(answer), archive(tolerance=0.02), "cifar10-explain"))
 
