@@ -1,4 +1,4 @@
-"""The application: `create_app` puts the parts together, passes them in and names the routes."""
+"""The application: `create_app` makes its state, passes it in and includes the routers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import asyncio
 import logging
 import math
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
 
-from gateway.api import docs_page, health, predictions, v2
+from gateway.api import health, predictions, v2
 from gateway.api.middleware import RequestMiddleware
+from gateway.api.openapi import document, page
 from gateway.api.problems import from_exception, problem_response
 from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
@@ -34,32 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import httpx
+    from fastapi.routing import APIRoute
     from starlette.requests import Request
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
 
     from gateway.telemetry.tracing import Tracer
 
 logger = logging.getLogger(__name__)
-ROUTES = (
-    ("POST", "/predict", predictions.predict),
-    ("POST", "/predict/batch", predictions.predict_batch),
-    ("POST", "/explain", predictions.explain),
-    ("GET", "/health", health.health),
-    ("GET", "/livez", health.livez),
-    ("GET", "/readyz", health.readyz),
-    ("GET", "/models", health.models),
-    ("GET", "/metrics", health.metrics),
-    ("GET", "/v2", v2.server),
-    ("GET", "/v2/health/live", v2.live),
-    ("GET", "/v2/health/ready", v2.ready),
-    ("GET", "/v2/models/{model}", v2.model_metadata),
-    ("GET", "/v2/models/{model}/ready", v2.model_ready),
-    ("POST", "/v2/models/{model}/infer", v2.infer),
-    ("GET", "/v2/models/{model}/versions/{version}", v2.model_metadata),
-    ("GET", "/v2/models/{model}/versions/{version}/ready", v2.model_ready),
-    ("POST", "/v2/models/{model}/versions/{version}/infer", v2.infer),
-)
 # What another site's page may read of an answer's headers.
 EXPOSED = (
     "x-request-id",
@@ -70,13 +52,7 @@ EXPOSED = (
     "x-model-version",
     *(f"x-{name}" for name in predictions.OVERLAY_FACTS),
 )
-# For people, so not in the OpenAPI document.
-PAGES = (
-    ("GET", "/openapi.json", docs_page.document),
-    ("GET", "/docs", docs_page.page),
-    ("GET", "/docs/swagger-ui-bundle.js", docs_page.script),
-    ("GET", "/docs/swagger-ui.css", docs_page.style),
-)
+ROUTERS = (predictions.router, health.router, v2.router, page.router)
 
 
 def create_app(
@@ -86,7 +62,7 @@ def create_app(
     agent: httpx.AsyncBaseTransport | None = None,
     tracer: Tracer | None = None,
 ) -> FastAPI:
-    """The gateway; settings come from the environment unless given, transports and tracer are passed in by tests.
+    """Return the gateway; settings come from the environment unless given, tests pass in transports and tracer.
 
     Raises:
         SettingsError: the environment's settings cannot be used.
@@ -108,7 +84,7 @@ def create_app(
         max_pixels=settings.max_pixels,
         pixels=PixelBudget(settings.max_caller_pixels),
     )
-    parts = AppState(
+    state = AppState(
         settings,
         agents,
         versions,
@@ -131,25 +107,25 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        if parts.tracer is None and settings.otlp_endpoint:
+        if state.tracer is None and settings.otlp_endpoint:
             # Not at the top: a gateway without traces does not pay for the import.
             from gateway.telemetry.tracing import exporting_tracer  # noqa: PLC0415
 
-            parts.tracer = exporting_tracer(settings.otlp_endpoint)
-        look(parts)
+            state.tracer = exporting_tracer(settings.otlp_endpoint)
+        look(state)
         await agents.poll_all(versions.revision)
-        watch = asyncio.create_task(keep_fresh(parts))
+        watch = asyncio.create_task(keep_fresh(state))
         yield
         watch.cancel()
         with suppress(asyncio.CancelledError):
             await watch
-        await parts.shadow.close()
-        if parts.tracer is not None:
-            await asyncio.to_thread(parts.tracer.close)
+        await state.shadow.close()
+        if state.tracer is not None:
+            await asyncio.to_thread(state.tracer.close)
         await agents.close()
         await torchserve.close()
-        await parts.callers.close()
-        tell_refused(parts)
+        await state.callers.close()
+        tell_refused(state)
 
     app = FastAPI(
         title="gradserve",
@@ -158,12 +134,12 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=operation_id,
         # Its own spans would stand beside ours (gateway/telemetry/tracing.py), and it looks for them at each request.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    app.state.parts = parts
-    direct = {path: endpoint for method, path, endpoint in ROUTES if method == "POST" and "{" not in path}
-    app.add_middleware(RequestMiddleware, parts=parts, direct=direct)
+    app.state.gateway = state
+    app.add_middleware(RequestMiddleware, state=state)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -174,7 +150,9 @@ def create_app(
         )
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
-    app.router.routes.extend(NotedRoute(path, endpoint, methods=[method]) for method, path, endpoint in ROUTES + PAGES)
+    app.openapi = partial(document.document, app, settings)  # type: ignore[method-assign]  # the way FastAPI documents
+    for router in ROUTERS:
+        app.include_router(router)
     return app
 
 
@@ -183,43 +161,39 @@ def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
     return ConcurrencyLimiter(for_one + math.ceil(for_one / 4), settings.admission_wait_s, per_caller=for_one)
 
 
-class NotedRoute(Route):
-    """A route that notes its own path, for logs and metrics."""
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, when the path fits."""
-        context_of(scope).route = self.path
-        await super().handle(scope, receive, send)
-
-
-def look(parts: AppState) -> None:
+def look(state: AppState) -> None:
     """One look at the plan, the keys and the places."""
-    parts.versions.refresh_plan()
-    parts.callers.refresh_keys()
-    parts.metrics.sample("predict", parts.service.predict_limiter)
-    parts.metrics.sample("explain", parts.service.explain_limiter)
-    tell_refused(parts)
+    state.versions.refresh_plan()
+    state.callers.refresh_keys()
+    state.metrics.sample("predict", state.service.predict_limiter)
+    state.metrics.sample("explain", state.service.explain_limiter)
+    tell_refused(state)
 
 
-def tell_refused(parts: AppState) -> None:
+def tell_refused(state: AppState) -> None:
     """Logs and counts the refusals for want of a place since the last time."""
-    for route, count in parts.refused_early.items():
-        parts.metrics.count_refused(route, count)
-    if refused := parts.saturated + parts.refused_early.total():
+    for route, count in state.refused_early.items():
+        state.metrics.count_refused(route, count)
+    if refused := state.saturated + state.refused_early.total():
         logger.warning("saturated", extra={"refused": refused})
-    parts.saturated = 0
-    parts.refused_early.clear()
+    state.saturated = 0
+    state.refused_early.clear()
 
 
-async def keep_fresh(parts: AppState) -> None:
+async def keep_fresh(state: AppState) -> None:
     """Looks again and again; a fault in one look must not end the looking."""
     while True:
-        await asyncio.sleep(parts.settings.poll_s)
+        await asyncio.sleep(state.settings.poll_s)
         try:
-            look(parts)
-            parts.agents.begin_polls(parts.versions.revision)  # after the plan: they report by which one is routed
+            look(state)
+            state.agents.begin_polls(state.versions.revision)  # after the plan: they report by which one is routed
         except Exception:
             logger.exception("a look at the plan and the agents failed")
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return a route's operation id: clients that are generated from the document name their functions by it."""
+    return route.name
 
 
 async def answer_problem(request: Request, exception: Exception) -> Response:

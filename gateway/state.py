@@ -45,5 +45,5 @@ class AppState:
 
 def state_of(request: Request) -> AppState:
     """The parts of the application that answers `request`."""
-    parts: AppState = request.app.state.parts
-    return parts
+    state: AppState = request.app.state.gateway
+    return state

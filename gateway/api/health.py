@@ -3,90 +3,119 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from contracts import model as model_contract
-from gateway.api.predictions import json_response
+from contracts.status import Pool, VersionStatus
+from gateway.api.dependencies import State, require
+from gateway.api.openapi import examples
+from gateway.api.openapi.responses import GUARD, JSON, PROBE, answers, problems
+from gateway.api.schemas import Health, Models
+from gateway.api.schemas import State as Probe
 from gateway.errors import Unavailable
-from gateway.state import AppState, state_of
+from gateway.state import AppState
 from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.telemetry.state_metrics import state_metrics
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from contracts.status import Pool, VersionStatus
+router = APIRouter(tags=["state"])
+UNAVAILABLE = {"description": "The stable version does not answer", "content": {JSON: {"example": examples.HEALTH}}}
 
 
-async def livez(request: Request) -> Response:  # noqa: ARG001 — a route's signature
-    """The process answers; whether TorchServe does is none of its business."""
-    return json_response({"status": "alive"})
+@router.get("/livez", summary="The process is alive", response_model=Probe)
+async def livez() -> dict[str, str]:
+    """Answer while the process can; TorchServe's state does not matter."""
+    return {"status": "alive"}
 
 
-async def readyz(request: Request) -> Response:
-    """Whether calls should be sent here."""
-    parts = state_of(request)
-    if parts.is_draining:
-        raise Unavailable("draining")
-    if not parts.versions.is_ready():
-        raise Unavailable("not_ready")
-    return json_response({"status": "ready"})
+@router.get("/readyz", summary="Calls can be sent here", response_model=Probe, responses=problems(*PROBE))
+async def readyz(state: State) -> dict[str, str]:
+    """Answer 200 while calls should be sent to this gateway."""
+    refuse_unready(state)
+    return {"status": "ready"}
 
 
-async def health(request: Request) -> Response:
-    """What serves, 200 while the stable version answers and 503 while it does not."""
-    report = health_report(state_of(request))
-    unavailable = report["status"] == "unavailable"
-    return json_response(
-        report, status=503 if unavailable else 200, headers={"retry-after": "1"} if unavailable else None
-    )
+@router.get(
+    "/health",
+    summary="What serves",
+    response_model=Health,
+    responses={**answers(examples.HEALTH), 503: {"model": Health, **UNAVAILABLE}},
+)
+async def health(state: State, response: Response) -> dict[str, Any]:
+    """Report what serves: 200 while the stable version answers and 503 while it does not."""
+    report = health_report(state)
+    if report["status"] == "unavailable":
+        response.status_code = 503
+        response.headers["retry-after"] = "1"
+    return report
 
 
-async def models(request: Request) -> Response:
-    """The versions that are loaded, with their roles, workers and contracts."""
-    parts = state_of(request)
-    await parts.callers.admit(request, "read")
-    plan = parts.versions.plan
-    merged = merge_versions(parts)
-    return json_response({"name": plan.model if plan else None, "versions": merged})
+@router.get(
+    "/models",
+    summary="The versions",
+    dependencies=[require("read")],
+    response_model=Models,
+    responses=answers(examples.MODELS, *GUARD),
+)
+async def models(state: State) -> dict[str, Any]:
+    """List the versions that are loaded, with their roles, workers and contracts."""
+    plan = state.versions.plan
+    return {"name": plan.model if plan else None, "versions": merge_versions(state)}
 
 
-async def metrics(request: Request) -> Response:
-    """What Prometheus reads."""
-    parts = state_of(request)
-    await parts.callers.admit(request, "read")
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    dependencies=[require("read")],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(*GUARD)},
+)
+async def metrics(state: State) -> Response:
+    """Return the metrics of all gateway processes in Prometheus's text format."""
     # Several processes' files are read, which blocks for milliseconds.
-    text = await asyncio.to_thread(parts.metrics.render, state_metrics(parts))
+    text = await asyncio.to_thread(state.metrics.render, state_metrics(state))
     return Response(text, media_type=CONTENT_TYPE)
 
 
-def health_report(parts: AppState) -> dict[str, Any]:
+def refuse_unready(state: AppState) -> None:
+    """Refuse a probe while calls should go elsewhere.
+
+    Raises:
+        Unavailable: the gateway is shutting down, or no stable version answers.
+    """
+    if state.is_draining:
+        raise Unavailable("draining")
+    if not state.versions.is_ready():
+        raise Unavailable("not_ready")
+
+
+def health_report(state: AppState) -> dict[str, Any]:
     """`ok`: every worker that the plan wants is ready; `degraded`: the stable version answers, but not all is well."""
-    versions = merge_versions(parts)
-    plan = parts.versions.plan
-    complaints = _complaints(parts, versions)
+    versions = merge_versions(state)
+    plan = state.versions.plan
+    complaints = _complaints(state, versions)
     status = "degraded" if complaints else "ok"
-    if parts.is_draining or not parts.versions.is_ready():
+    if state.is_draining or not state.versions.is_ready():
         status = "unavailable"
     return {
         "status": status,
         "model": plan.model if plan else None,
         "plan_revision": plan.revision if plan else None,
-        "replicas": {"known": len(parts.agents.replicas), "seen": len(parts.agents.current())},
+        "replicas": {"known": len(state.agents.replicas), "seen": len(state.agents.current())},
         "versions": [{key: value for key, value in version.items() if key != "contract"} for version in versions],
         "reasons": complaints,
     }
 
 
-def merge_versions(parts: AppState) -> list[dict[str, Any]]:
+def merge_versions(state: AppState) -> list[dict[str, Any]]:
     """Each version once, its workers summed over the replicas; the state is the worst that a replica reports."""
     merged: dict[str, dict[str, Any]] = {}
-    for _, _, seen in parts.versions.seen():
+    for _, _, seen in state.versions.seen():
         entry = merged.setdefault(seen.version, _blank(seen))
         entry["routable"] = entry["routable"] or seen.routable
-        entry["state"] = max(entry["state"], _state(seen), key=STATES.index)
+        entry["state"] = max(entry["state"], _known_state(seen), key=STATES.index)
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
             _add_pool(entry["workers"][kind], pool)
     return list(merged.values())
@@ -96,7 +125,7 @@ def merge_versions(parts: AppState) -> list[dict[str, Any]]:
 STATES = ("ready", "degraded", "verifying", "loading", "failed")
 
 
-def _state(seen: VersionStatus) -> str:
+def _known_state(seen: VersionStatus) -> str:
     return seen.state if seen.state in STATES else "failed"
 
 
@@ -104,7 +133,7 @@ def _blank(seen: VersionStatus) -> dict[str, Any]:
     return {
         "version": seen.version,
         "role": seen.role,
-        "state": _state(seen),
+        "state": _known_state(seen),
         "routable": False,
         "workers": {kind: {"ready": 0, "wanted": 0, "fallback": 0, "pending": None} for kind in ("predict", "explain")},
         "contract": model_contract.dump(seen.contract) if seen.contract is not None else {},
@@ -119,15 +148,15 @@ def _add_pool(total: dict[str, Any], pool: Pool) -> None:
         total["pending"] = (total["pending"] or 0) + pool.pending
 
 
-def _complaints(parts: AppState, versions: list[dict[str, Any]]) -> list[str]:
+def _complaints(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
     reasons = []
-    if parts.is_draining:
+    if state.is_draining:
         reasons.append("this gateway is shutting down")
-    if parts.versions.plan_error is not None:
-        reasons.append(parts.versions.plan_error)
-    unseen = len(parts.agents.replicas) - len(parts.agents.current())
+    if state.versions.plan_error is not None:
+        reasons.append(state.versions.plan_error)
+    unseen = len(state.agents.replicas) - len(state.agents.current())
     if unseen:
-        reasons.append(f"{unseen} of {len(parts.agents.replicas)} agents give no fresh status")
+        reasons.append(f"{unseen} of {len(state.agents.replicas)} agents give no fresh status")
     for version in versions:
         if version["role"] == "retiring":
             continue
@@ -145,8 +174,8 @@ def _complaints(parts: AppState, versions: list[dict[str, Any]]) -> list[str]:
         if version["state"] != "ready" and not missing:
             missing = [f"{version['version']} is {version['state']}"]
         reasons += missing
-    if parts.versions.plan is not None and parts.agents.current():
+    if state.versions.plan is not None and state.agents.current():
         known = {version["version"] for version in versions}
-        wanted = [release.version for release in parts.versions.plan.releases()]
+        wanted = [release.version for release in state.versions.plan.releases()]
         reasons += [f"{version} is in the plan, and no agent has it yet" for version in wanted if version not in known]
     return reasons

@@ -1,15 +1,12 @@
 """The outermost layer of every request: its id, its error answer, its headers, its log line and its metrics.
 
-Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task and two queues for each request. And the calls that are
-made most go from here to their endpoints: the framework's layers below would add nothing but a tenth of their time.
+Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task and two queues for each request.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-from starlette.requests import Request
+from typing import TYPE_CHECKING, Any
 
 from gateway.api.compression import MIN_BYTES, compress
 from gateway.api.problems import from_exception, problem_response
@@ -19,26 +16,21 @@ from gateway.request_context import RequestContext, request_id_of
 from gateway.server.load_shedding import LoadShedder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from gateway.state import AppState
 
-Endpoint: TypeAlias = "Callable[[Request], Awaitable[Response]]"
 logger = logging.getLogger(__name__)
 CLIENT_GONE = 499  # nginx's word in logs and metrics for a caller who left; nobody is answered with it
 
 
 class RequestMiddleware:
-    """Wraps `app`, the application that `parts` belong to; a POST to a path in `direct` does without it."""
+    """Wrap `app`, the application that `state` belongs to."""
 
-    def __init__(self, app: ASGIApp, *, parts: AppState, direct: Mapping[str, Endpoint]) -> None:
+    def __init__(self, app: ASGIApp, *, state: AppState) -> None:
         self._app = app
-        self._parts = parts
-        self._direct = direct
-        self._early = LoadShedder(parts)
+        self._state = state
+        self._early = LoadShedder(state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, whatever happens inside."""
@@ -47,7 +39,7 @@ class RequestMiddleware:
             return
         context = RequestContext(request_id_of(scope))
         scope["gradserve"] = context
-        tracer = self._parts.tracer
+        tracer = self._state.tracer
         span = tracer.begin(scope, context) if tracer is not None else None
 
         head: Message | None = None
@@ -68,7 +60,7 @@ class RequestMiddleware:
 
         try:
             self._refuse_early(scope, context)
-            await self._answer(scope, receive, send_enveloped)
+            await self._app(scope, receive, send_enveloped)
         except ClientGoneError:
             context.status = CLIENT_GONE
         except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
@@ -80,7 +72,7 @@ class RequestMiddleware:
 
     def _add_headers(self, headers: list[tuple[bytes, bytes]], context: RequestContext) -> None:
         # No image is needed any more, and the caller may take its time to read.
-        self._parts.body_budget.give_back(context.body_bytes)
+        self._state.body_budget.give_back(context.body_bytes)
         context.body_bytes = 0
         headers.append((b"x-request-id", context.request_id.encode("ascii")))
         headers.append((b"server-timing", context.server_timing().encode("ascii")))
@@ -88,17 +80,8 @@ class RequestMiddleware:
             policy, left = context.rate_limits()
             headers.append((b"ratelimit-policy", policy.encode("ascii")))
             headers.append((b"ratelimit", left.encode("ascii")))
-        if self._parts.is_draining:
+        if self._state.is_draining:
             headers.append((b"connection", b"close"))
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if scope["method"] == "POST" and path in self._direct:
-            scope["gradserve"].route = path
-            response = await self._direct[path](Request(scope, receive, send))
-            await response(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
 
     def _refuse_early(self, scope: Scope, context: RequestContext) -> None:
         """Lets the call pass, unless it would be refused for want of a place after all the work of getting there.
@@ -111,10 +94,12 @@ class RequestMiddleware:
             raise Unavailable("saturated")
 
     def _finish(self, scope: Scope, context: RequestContext) -> None:
-        self._parts.body_budget.give_back(context.body_bytes)
-        self._parts.metrics.finish(scope["method"], context)
+        if (route := scope.get("route")) is not None:
+            context.route = route.path
+        self._state.body_budget.give_back(context.body_bytes)
+        self._state.metrics.finish(scope["method"], context)
         if context.code == "saturated" and context.status == 503:
-            self._parts.saturated += 1  # told together: a line for each would take from those who are answered
+            self._state.saturated += 1  # told together: a line for each would take from those who are answered
         elif logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, context))
 

@@ -1,94 +1,32 @@
-"""What a caller may ask for beside the image: query parameters and headers, checked before anything is read or sent."""
+"""Query parameters and headers that a caller may send beside the image, as the types that the routes declare.
+
+A parameter that a route does not declare, that comes twice or that has an impossible value is refused with a sentence
+about that parameter, before any body is read.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Annotated, Any
 
-from starlette.datastructures import QueryParams
+from fastapi import Header
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from starlette.requests import Request
 
 from contracts.names import VERSION
 from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE, Options
 from gateway.refusals import BadParameter, UnknownParameter
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
 MAX_TOP_K = 1000
 MAX_NAME_CHARACTERS = 200
 MAX_TIMEOUT_MS = 10**9
-NO_PARAMETERS = QueryParams()
 
 
-def query_of(request: Request, known: tuple[str, ...]) -> QueryParams:
-    """The query's parameters.
-
-    Raises:
-        BadParameter, UnknownParameter: one of them is not in `known`, or comes twice.
-    """
-    if not request.scope["query_string"]:
-        return NO_PARAMETERS
-    query = request.query_params
-    for name, _ in query.multi_items():
-        if name not in known:
-            raise UnknownParameter(name, known)
-    if len(query.multi_items()) != len(query):
-        twice = next(name for name in query if len(query.getlist(name)) > 1)
-        raise BadParameter(twice, ", ".join(query.getlist(twice)), "a single value")
-    return query
-
-
-def top_k_of(query: QueryParams) -> int:
-    """How many classes to name, best first."""
-    return whole_number("top_k", query.get("top_k", "1"), least=1, most=MAX_TOP_K)
-
-
-def version_of(query: QueryParams) -> str | None:
-    """The version that was asked for by name."""
-    version = query.get("version")
-    return None if version is None else check_version(version)
-
-
-def check_version(version: str) -> str:
-    """The version, if it can be one."""
-    if not VERSION.fullmatch(version):
-        raise BadParameter("version", version, "a version, like 1.0.0")
-    return version
-
-
-def explain_options_of(query: QueryParams, *, as_json: bool) -> Options:
-    """Return the options of an explanation, such as were given.
+def whole_number(name: str, least: int, most: int, value: str) -> int:
+    """Return the number that `value` writes in plain digits.
 
     Raises:
-        BadParameter: one of them has an impossible value.
-    """
-    alpha, size = query.get("alpha"), query.get("size")
-    return Options(
-        target=_name("target", query.get("target")),
-        method=_name("method", query.get("method")),
-        alpha=DEFAULTS.alpha if alpha is None else _fraction("alpha", alpha),
-        size=None if size is None else whole_number("size", size, least=1, most=MAX_OVERLAY_SIDE),
-        format="json" if as_json else "png",
-    )
-
-
-def wants_json(accept: str) -> bool:
-    """Whether an Accept header asks for numbers: it names JSON and no image; in doubt the image is sent."""
-    return "application/json" in accept and "image/" not in accept
-
-
-def timeout_of(request: Request, longest_s: float) -> float:
-    """Seconds the caller wants to wait, from `x-timeout-ms`; `longest_s` without it, and at most."""
-    value = request.headers.get("x-timeout-ms")
-    if value is None:
-        return longest_s
-    return min(whole_number("x-timeout-ms", value, least=1, most=MAX_TIMEOUT_MS) / 1000, longest_s)
-
-
-def whole_number(name: str, value: str, *, least: int, most: int) -> int:
-    """The number that `value` writes in plain digits.
-
-    Raises:
-        BadParameter: it writes none from `least` to `most`.
+        BadParameter: `value` is no whole number from `least` to `most`.
     """
     # int() alone would take "1_0", " 7" and other scripts' digits.
     if value.isascii() and value.isdigit() and len(value) <= 12 and least <= int(value) <= most:
@@ -96,13 +34,12 @@ def whole_number(name: str, value: str, *, least: int, most: int) -> int:
     raise BadParameter(name, value, f"a whole number from {least} to {most}")
 
 
-def _name(parameter: str, value: str | None) -> str | None:
-    if value is not None and not 0 < len(value) <= MAX_NAME_CHARACTERS:
-        raise BadParameter(parameter, value, f"a name of 1 to {MAX_NAME_CHARACTERS} characters")
-    return value
+def check_fraction(name: str, value: str) -> float:
+    """Return the number from 0 to 1 that `value` writes.
 
-
-def _fraction(name: str, value: str) -> float:
+    Raises:
+        BadParameter: `value` is no such number.
+    """
     try:
         number = float(value) if value.isascii() and "_" not in value else -1.0
     except ValueError:
@@ -110,3 +47,108 @@ def _fraction(name: str, value: str) -> float:
     if not 0 <= number <= 1:
         raise BadParameter(name, value, "a number from 0 to 1")
     return number
+
+
+def check_name(name: str, value: str) -> str:
+    """Return `value` if a class or a method can be called so.
+
+    Raises:
+        BadParameter: `value` is empty or too long.
+    """
+    if not 0 < len(value) <= MAX_NAME_CHARACTERS:
+        raise BadParameter(name, value, f"a name of 1 to {MAX_NAME_CHARACTERS} characters")
+    return value
+
+
+def check_version(version: str) -> str:
+    """Return `version` if a version can be called so.
+
+    Raises:
+        BadParameter: no version is written like this.
+    """
+    if not VERSION.fullmatch(version):
+        raise BadParameter("version", version, "a version, like 1.0.0")
+    return version
+
+
+# The validators stand last, so that the OpenAPI document shows the bounds before them.
+TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(partial(whole_number, "top_k", 1, MAX_TOP_K))]
+Size = Annotated[
+    int, Field(ge=1, le=MAX_OVERLAY_SIDE), BeforeValidator(partial(whole_number, "size", 1, MAX_OVERLAY_SIDE))
+]
+Alpha = Annotated[float, Field(ge=0, le=1), BeforeValidator(partial(check_fraction, "alpha"))]
+_Length = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
+Target = Annotated[str, _Length, BeforeValidator(partial(check_name, "target"))]
+Method = Annotated[str, _Length, BeforeValidator(partial(check_name, "method"))]
+Version = Annotated[str, Field(pattern=f"^{VERSION.pattern}$"), BeforeValidator(check_version)]
+_Milliseconds = Annotated[
+    int, Field(ge=1, le=MAX_TIMEOUT_MS), BeforeValidator(partial(whole_number, "x-timeout-ms", 1, MAX_TIMEOUT_MS))
+]
+TimeoutMs = Annotated[_Milliseconds | None, Header(alias="x-timeout-ms", description="Milliseconds to wait, at most.")]
+
+
+class _Query(BaseModel):
+    """The query of one route; its fields are the parameters that the route takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in values:
+            if name not in cls.model_fields:
+                raise UnknownParameter(name, tuple(cls.model_fields))
+        return values
+
+
+class PredictQuery(_Query):
+    """Options of a prediction."""
+
+    top_k: TopK = 1
+    """Classes to name, best first."""
+    version: Version | None = None
+    """A version by name; by default the gateway chooses."""
+
+
+class ExplainQuery(_Query):
+    """Options of an explanation."""
+
+    target: Target | None = None
+    """Class to explain; default: the predicted one."""
+    method: Method | None = None
+    """CAM method; GET /models lists them."""
+    alpha: Alpha | None = None
+    """How strongly the heatmap covers the image."""
+    size: Size | None = None
+    """Pixels of the overlay's long side."""
+    version: Version | None = None
+    """A version by name; by default the gateway chooses."""
+
+    def options(self, *, as_json: bool) -> Options:
+        """Return the options as the handler takes them."""
+        return Options(
+            target=self.target,
+            method=self.method,
+            alpha=DEFAULTS.alpha if self.alpha is None else self.alpha,
+            size=self.size,
+            format="json" if as_json else "png",
+        )
+
+
+async def refuse_repeated(request: Request) -> None:
+    """Refuse a query parameter that comes twice: which one counts would be a guess.
+
+    Raises:
+        BadParameter: one comes twice.
+    """
+    if not request.scope["query_string"]:
+        return
+    query = request.query_params
+    if len(query.multi_items()) != len(query):
+        name = next(name for name in query if len(query.getlist(name)) > 1)
+        raise BadParameter(name, ", ".join(query.getlist(name)), "a single value")
+
+
+def wants_json(accept: str) -> bool:
+    """Return True if an Accept header asks for numbers: it names JSON and no image. In doubt the image is sent."""
+    return "application/json" in accept and "image/" not in accept

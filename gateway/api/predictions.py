@@ -1,54 +1,86 @@
-"""`/predict`, `/predict/batch` and `/explain`: HTTP to the data plane and back, nothing else."""
+"""`/predict`, `/predict/batch` and `/explain`: translate HTTP to the inference service and back, nothing else.
+
+These routes return ready responses: to validate each answer against its schema again would cost every caller. A test
+holds real answers to the schemas.
+"""
 
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import orjson
+from fastapi import APIRouter, Depends, Query
+from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts import wire
-from gateway.api import params
+from gateway.api.dependencies import CallDeadline, Context, State, require
+from gateway.api.openapi import examples
+from gateway.api.openapi.responses import (
+    BINARY,
+    BODY,
+    ENGINE,
+    EXPLAIN,
+    GUARD,
+    IMAGE,
+    OVERLAY_HEADERS,
+    answers,
+    batch_body,
+    image_body,
+)
+from gateway.api.params import ExplainQuery, PredictQuery, refuse_repeated, wants_json
+from gateway.api.schemas import BatchPrediction, Explanation, Prediction
 from gateway.api.uploads import read_image, read_images
 from gateway.inference.service import Ask
-from gateway.inference.torchserve import Deadline
-from gateway.request_context import context_of
-from gateway.state import AppState, state_of
+from gateway.request_context import RequestContext
+from gateway.state import AppState
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from gateway.request_context import RequestContext
+router = APIRouter(tags=["predictions"])
+OVERLAY_FACTS = ("class", "confidence", "target", "method")
+PRINTABLE = string.printable[:-6].replace("%", "") + " "
+SINGLE = (*GUARD, *BODY, *ENGINE, *IMAGE)
 
 OVERLAY_FACTS = ("class", "confidence", "target", "method")
 PRINTABLE = string.printable[:-6].replace("%", "") + " "
 
 
-async def predict(request: Request) -> Response:
-    """One image's class."""
-    parts, context = state_of(request), context_of(request.scope)
-    await parts.callers.admit(request, "predict")
-    query = params.query_of(request, ("top_k", "version"))
-    top_k = params.top_k_of(query)
-    ask = ask_of(request, parts, params.version_of(query))
-    image = await _image(request, parts, context)
-    entry = await parts.service.predict(image, top_k=top_k, ask=ask)
+@router.post(
+    "/predict",
+    summary="One image's class",
+    dependencies=[require("predict"), Depends(refuse_repeated)],
+    response_model=Prediction,
+    responses=answers(examples.PREDICTION, *SINGLE),
+    openapi_extra=image_body(),
+)
+async def predict(
+    request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
+) -> Response:
+    """Name the class of one image, with the model's calibrated confidence."""
+    ask = Ask(context, deadline, query.version)
+    image = await _image(request, state, context)
+    entry = await state.service.predict(image, top_k=query.top_k, ask=ask)
     context.entries = (entry,)
     response = json_response({**entry, **signature(context)})
-    parts.shadow.follow(response, (image,), (entry,), context)
+    state.shadow.follow(response, (image,), (entry,), context)
     return response
 
 
-async def predict_batch(request: Request) -> Response:
-    """Many images' classes, in order; an image that has none has its error in its place."""
-    parts, context = state_of(request), context_of(request.scope)
-    await parts.callers.admit(request, "predict")
-    query = params.query_of(request, ("top_k", "version"))
-    top_k = params.top_k_of(query)
-    ask = ask_of(request, parts, params.version_of(query))
-    settings = parts.settings
+@router.post(
+    "/predict/batch",
+    summary="The classes of many images, in order",
+    dependencies=[require("predict"), Depends(refuse_repeated)],
+    response_model=BatchPrediction,
+    responses=answers(examples.BATCH, *GUARD, *BODY, *ENGINE),
+    openapi_extra=batch_body(),
+)
+async def predict_batch(
+    request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
+) -> Response:
+    """Name the class of each image. An image without an answer has its error in its place."""
+    ask = Ask(context, deadline, query.version)
+    settings = state.settings
     with context.stage("body"):
         images = await read_images(
             request,
@@ -57,32 +89,35 @@ async def predict_batch(request: Request) -> Response:
             max_bytes=settings.max_batch_bytes,
             timeout_s=settings.body_timeout_s,
         )
-    results = await parts.service.predict_batch(images, top_k=top_k, ask=ask)
+    results = await state.service.predict_batch(images, top_k=query.top_k, ask=ask)
     context.entries = results
     response = json_response({"results": results, **signature(context)})
-    parts.shadow.follow(response, images, results, context)
+    state.shadow.follow(response, images, results, context)
     return response
 
 
-async def explain(request: Request) -> Response:
-    """Where the model looked: the heatmap over the image, or as numbers."""
-    parts, context = state_of(request), context_of(request.scope)
-    await parts.callers.admit(request, "explain")
-    query = params.query_of(request, ("target", "method", "alpha", "size", "version"))
-    asked = params.explain_options_of(query, as_json=params.wants_json(request.headers.get("accept", "")))
-    ask = ask_of(request, parts, params.version_of(query))
-    image = await _image(request, parts, context)
-    answer = await parts.service.explain(image, options=asked, ask=ask)
+@router.post(
+    "/explain",
+    summary="Where the model looked: the heatmap over the image, or as numbers with `Accept: application/json`",
+    dependencies=[require("explain"), Depends(refuse_repeated)],
+    response_model=Explanation,
+    responses=answers(
+        examples.EXPLANATION, *SINGLE, *EXPLAIN, other={"image/png": {"schema": BINARY}}, headers=OVERLAY_HEADERS
+    ),
+    openapi_extra=image_body(),
+)
+async def explain(
+    request: Request, state: State, context: Context, query: Annotated[ExplainQuery, Query()], deadline: CallDeadline
+) -> Response:
+    """Show where the model looked for a class: a PNG overlay, or the heatmap as numbers."""
+    options = query.options(as_json=wants_json(request.headers.get("accept", "")))
+    ask = Ask(context, deadline, query.version)
+    image = await _image(request, state, context)
+    answer = await state.service.explain(image, options=options, ask=ask)
     if isinstance(answer, bytes):
         headers = {"vary": "accept", **overlay_headers(wire.parse_about(answer)), "x-model-version": context.version}
         return Response(answer, media_type="image/png", headers=headers)
     return json_response({**answer, **signature(context)}, headers={"vary": "accept"})
-
-
-def ask_of(request: Request, parts: AppState, version: str | None) -> Ask:
-    """What the call carries beside its images."""
-    deadline = Deadline(params.timeout_of(request, parts.settings.timeout_s))
-    return Ask(context_of(request.scope), deadline, version)
 
 
 def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
@@ -91,17 +126,17 @@ def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
 
 
 def signature(context: RequestContext) -> dict[str, Any]:
-    """Who answered, and under which request id."""
+    """Return who answered, and under which request id."""
     return {"model": {"name": context.model, "version": context.version}, "request_id": context.request_id}
 
 
 def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
-    """`data` as compact JSON."""
+    """Return `data` as compact JSON."""
     return Response(orjson.dumps(data), status_code=status, headers=headers, media_type="application/json")
 
 
-async def _image(request: Request, parts: AppState, context: RequestContext) -> bytes:
+async def _image(request: Request, state: AppState, context: RequestContext) -> bytes:
     with context.stage("body"):
         return await read_image(
-            request, max_bytes=parts.settings.max_image_bytes, timeout_s=parts.settings.body_timeout_s
+            request, max_bytes=state.settings.max_image_bytes, timeout_s=state.settings.body_timeout_s
         )

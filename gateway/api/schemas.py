@@ -1,13 +1,12 @@
-"""The public answers as types: what the OpenAPI document shows and what tests hold real answers to.
-
-Nothing here runs while a request is answered; there orjson writes plain dictionaries.
-"""
+"""The public answers as types: FastAPI documents them, and a test holds real answers to them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.api.params import MAX_TOP_K
 
 
 class _Answer(BaseModel):
@@ -153,3 +152,33 @@ class State(_Answer):
     """The answer of the probes."""
 
     status: str
+
+
+class InferTensor(_Answer):
+    """The input of a V2 call: the images, in JSON as base64."""
+
+    name: Literal["image"]
+    datatype: Literal["BYTES"]
+    shape: list[Annotated[int, Field(ge=1)]] = Field(min_length=1, max_length=1)
+    data: list[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]] = Field(min_length=1)
+
+
+class InferOutput(BaseModel):
+    """An output that a V2 call asks for."""
+
+    name: Literal["class", "confidence"]
+
+
+class InferOptions(BaseModel):
+    """The parameters of a V2 call."""
+
+    top_k: int = Field(default=1, ge=1, le=MAX_TOP_K)
+
+
+class InferCall(BaseModel):
+    """A V2 call in JSON."""
+
+    id: str = ""
+    inputs: list[InferTensor] = Field(min_length=1, max_length=1)
+    outputs: list[InferOutput] = []
+    parameters: InferOptions = InferOptions()

@@ -7,87 +7,130 @@ Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from fastapi import APIRouter, Depends, Path
+from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api import params, v2_tensors
-from gateway.api.predictions import ask_of, json_response
+from gateway.api import v2_tensors
+from gateway.api.dependencies import CallDeadline, Context, State, require
+from gateway.api.health import refuse_unready
+from gateway.api.openapi import examples
+from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MODEL, answers, infer_body, problems
+from gateway.api.params import Version
 from gateway.api.uploads import read_body
 from gateway.errors import Unavailable
+from gateway.inference.service import Ask
 from gateway.refusals import ModelUnknown, VersionUnknown
-from gateway.request_context import context_of
+from gateway.request_context import RequestContext
 from gateway.settings import VERSION
-from gateway.state import AppState, state_of
+from gateway.state import AppState
 
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-
-async def server(request: Request) -> Response:
-    """The server's metadata."""
-    await state_of(request).callers.admit(request, "predict")
-    return json_response({"name": "gradserve", "version": VERSION, "extensions": ["binary_tensor_data"]})
-
-
-async def live(request: Request) -> Response:  # noqa: ARG001 — a route's signature
-    """The process answers."""
-    return json_response({"live": True})
+router = APIRouter(prefix="/v2", tags=["v2"])
+MODEL, OF_VERSION = "/models/{model}", "/models/{model}/versions/{version}"
+INFER: dict[str, Any] = {
+    "summary": "V2: the images' classes",
+    "dependencies": [require("predict")],
+    "response_model": dict[str, Any],
+    "responses": answers(examples.INFERRED, *V2_INFER, other={"application/octet-stream": {"schema": BINARY}}),
+    "openapi_extra": infer_body(examples.INFER),
+}
+ABOUT: dict[str, Any] = {"dependencies": [require("predict")], "responses": problems(*V2_MODEL)}
+PathVersion = Annotated[Version, Path()]
 
 
-async def ready(request: Request) -> Response:
-    """Whether the stable version answers."""
-    parts = state_of(request)
-    if parts.is_draining:
-        raise Unavailable("draining")
-    if not parts.versions.is_ready():
+async def _model(state: State, model: str) -> str:
+    if state.versions.plan is None:
         raise Unavailable("not_ready")
-    return json_response({"ready": True})
+    if model != state.versions.plan.model:
+        raise ModelUnknown(model)
+    return model
 
 
-async def model_metadata(request: Request) -> Response:
-    """The model's name, versions, input and outputs."""
-    parts = state_of(request)
-    await parts.callers.admit(request, "predict")
-    name = _model(request, parts)
-    version = _version(request)
-    versions = sorted({seen.version for _, _, seen in parts.versions.seen()})
-    if version is not None and version not in versions:
+async def _ask(context: Context, deadline: CallDeadline) -> Ask:
+    return Ask(context, deadline)
+
+
+async def _ask_version(context: Context, deadline: CallDeadline, version: PathVersion) -> Ask:
+    return Ask(context, deadline, version)
+
+
+Model = Annotated[str, Depends(_model)]  # the one in the path, if the plan serves it
+
+
+@router.get(
+    "", name="v2_server", summary="V2: the server", dependencies=[require("predict")], responses=problems(*GUARD)
+)
+async def server() -> dict[str, Any]:
+    """Return the server's metadata."""
+    return {"name": "gradserve", "version": VERSION, "extensions": ["binary_tensor_data"]}
+
+
+@router.get("/health/live", name="v2_live", summary="V2: the process is alive")
+async def live() -> dict[str, bool]:
+    """Answer while the process can."""
+    return {"live": True}
+
+
+@router.get("/health/ready", name="v2_ready", summary="V2: calls can be sent here", responses=problems(*PROBE))
+async def ready(state: State) -> dict[str, bool]:
+    """Answer 200 while the stable version answers."""
+    refuse_unready(state)
+    return {"ready": True}
+
+
+@router.get(MODEL, name="v2_model", summary="V2: the model", **ABOUT)
+async def model_metadata(state: State, model: Model) -> dict[str, Any]:
+    """Return the model's name, versions, input and outputs."""
+    return _metadata(model, _versions(state))
+
+
+@router.get(OF_VERSION, name="v2_version", summary="V2: one version", **ABOUT)
+async def version_metadata(state: State, model: Model, version: PathVersion) -> dict[str, Any]:
+    """Return the same of one version."""
+    if version not in _versions(state):
         raise VersionUnknown(version)
-    return json_response(
-        {
-            "name": name,
-            "versions": versions if version is None else [version],
-            "platform": "torchserve",
-            "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-            "outputs": [
-                {"name": "class", "datatype": "BYTES", "shape": [-1]},
-                {"name": "confidence", "datatype": "FP32", "shape": [-1]},
-            ],
-        }
-    )
+    return _metadata(model, [version])
 
 
-async def model_ready(request: Request) -> Response:
-    """Whether the model, or the version in the path, answers."""
-    parts = state_of(request)
-    await parts.callers.admit(request, "predict")
-    name = _model(request, parts)
-    target = parts.versions.choose("predict", _version(request))
-    return json_response({"name": name, "version": target.version, "ready": True})
+@router.get(f"{MODEL}/ready", name="v2_model_ready", summary="V2: the model answers", **ABOUT)
+async def model_ready(state: State, model: Model) -> dict[str, Any]:
+    """Answer 200 while the model answers."""
+    return _readiness(state, model, None)
 
 
-async def infer(request: Request) -> Response:
-    """The classes of the images in the input tensor; one image without an answer fails the call."""
-    parts, context = state_of(request), context_of(request.scope)
-    await parts.callers.admit(request, "predict")
-    name = _model(request, parts)
-    ask = ask_of(request, parts, _version(request))
-    asked = await _read(request, parts)
-    entries = await parts.service.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
+@router.get(f"{OF_VERSION}/ready", name="v2_version_ready", summary="V2: the version answers", **ABOUT)
+async def version_ready(state: State, model: Model, version: PathVersion) -> dict[str, Any]:
+    """Answer 200 while this version answers."""
+    return _readiness(state, model, version)
+
+
+@router.post(f"{MODEL}/infer", name="v2_infer", **INFER)
+async def infer(request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask)]) -> Response:
+    """Name the classes of the images in the input tensor; one image without an answer fails the call.
+
+    `shape` is the number of images. As octet-stream the body is the JSON, then the binary tensor, with the JSON's
+    length in the header Inference-Header-Content-Length.
+    """
+    return await _infer(request, state, model, ask)
+
+
+@router.post(f"{OF_VERSION}/infer", name="v2_version_infer", **INFER)
+async def infer_by(
+    request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask_version)]
+) -> Response:
+    """Do the same with one version."""
+    return await _infer(request, state, model, ask)
+
+
+async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Response:
+    context = ask.context
+    asked = await _read(request, state, context)
+    entries = await state.service.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
     v2_tensors.raise_for_failed(entries)
     context.entries = entries
-    head: dict[str, Any] = {"model_name": name, "model_version": context.version}
+    head: dict[str, Any] = {"model_name": model, "model_version": context.version}
     if asked.id:
         head["id"] = asked.id
     content, header_length = v2_tensors.write_response(head, entries, asked)
@@ -99,14 +142,14 @@ async def infer(request: Request) -> Response:
             media_type="application/octet-stream",
             headers={"inference-header-content-length": str(header_length)},
         )
-    parts.shadow.follow(response, asked.images, entries, context)
+    state.shadow.follow(response, asked.images, entries, context)
     return response
 
 
-async def _read(request: Request, parts: AppState) -> v2_tensors.InferRequest:
-    """What is asked; the body is let go, because the images are copies of its parts."""
-    settings = parts.settings
-    with context_of(request.scope).stage("body"):
+async def _read(request: Request, state: AppState, context: RequestContext) -> v2_tensors.InferRequest:
+    """Return what is asked; the body is let go, because the images are copies of its parts."""
+    settings = state.settings
+    with context.stage("body"):
         body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
     return v2_tensors.read_request(
         body,
@@ -116,15 +159,23 @@ async def _read(request: Request, parts: AppState) -> v2_tensors.InferRequest:
     )
 
 
-def _model(request: Request, parts: AppState) -> str:
-    name = str(request.path_params["model"])
-    if parts.versions.plan is None:
-        raise Unavailable("not_ready")
-    if name != parts.versions.plan.model:
-        raise ModelUnknown(name)
-    return name
+def _versions(state: AppState) -> list[str]:
+    return sorted({seen.version for _, _, seen in state.versions.seen()})
 
 
-def _version(request: Request) -> str | None:
-    version = request.path_params.get("version")
-    return None if version is None else params.check_version(version)
+def _readiness(state: AppState, model: str, version: str | None) -> dict[str, Any]:
+    target = state.versions.choose("predict", version)
+    return {"name": model, "version": target.version, "ready": True}
+
+
+def _metadata(name: str, versions: list[str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "versions": versions,
+        "platform": "torchserve",
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "class", "datatype": "BYTES", "shape": [-1]},
+            {"name": "confidence", "datatype": "FP32", "shape": [-1]},
+        ],
+    }

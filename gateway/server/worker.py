@@ -487,7 +487,7 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
     }
 
     async def _serve(self) -> None:
-        parts: AppState = self.wsgi.state.parts
+        parts: AppState = self.wsgi.state.gateway
         settings = parts.settings
         self.config.app = self.wsgi
         self.config.http = type(

@@ -110,7 +110,7 @@ def test_an_agent_with_another_clock_counts_once_its_look_moves_on(
 
 
 def test_a_draining_gateway_is_not_ready_but_answers_and_closes_connections(stand: Stand) -> None:
-    stand.app.state.parts.is_draining = True
+    stand.app.state.gateway.is_draining = True
     refused = stand.client.get("/readyz")
     assert (refused.status_code, refused.json()["code"]) == (503, "draining")
     answer = stand.client.post("/predict", content=b"x")

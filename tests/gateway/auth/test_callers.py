@@ -121,7 +121,7 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_are(make_stand: Callable[...
     stand = make_stand(keys_file=path)
     for content in ("{", json.dumps({"schema": 1, "keys": "none"})):
         path.write_text(content, encoding="utf-8")
-        stand.client.portal.call(stand.app.state.parts.callers.refresh_keys)
+        stand.client.portal.call(stand.app.state.gateway.callers.refresh_keys)
         assert stand.client.get("/models", headers={"x-api-key": secret}).status_code == 200
 
 

@@ -40,7 +40,7 @@ def test_every_poll_names_the_process_and_the_plan_in_force(
     first.plan.write_text(json.dumps(make_plan(revision=2)), encoding="utf-8")
     first.wait_until(lambda: first.agent.heard["revision"] == 2)
     first.plan.write_text("{", encoding="utf-8")
-    first.wait_until(lambda: first.app.state.parts.versions.plan_error is not None)
+    first.wait_until(lambda: first.app.state.gateway.versions.plan_error is not None)
     first.agent.heard = {}
     first.wait_until(lambda: bool(first.agent.heard))
     assert first.agent.heard["revision"] == 2, "it goes on routing by that one"
@@ -69,7 +69,7 @@ def test_a_batch_is_told_until_its_last_row_is_answered(make_stand: Callable[...
     told = []
 
     async def note(request: httpx.Request) -> httpx.Response:
-        told.append(stand.app.state.parts.agents.replicas[0].in_flight["1.0.0"])
+        told.append(stand.app.state.gateway.agents.replicas[0].in_flight["1.0.0"])
         await asyncio.sleep(0)
         return stand.torchserve(request)
 

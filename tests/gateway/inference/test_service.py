@@ -65,7 +65,7 @@ def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(
 
     shared = SharedState()
     counters = shared.places
-    stand.app.state.parts.service.join(shared, 0)
+    stand.app.state.gateway.service.join(shared, 0)
     assert rows_of_a_batch() == [10, 10]
     assert counters.sum_of_others(1) == 0, "what the batch took is given back"
     for busy in (1, 16):
@@ -198,14 +198,14 @@ def test_a_batch_never_has_more_rows_in_flight_than_places(make_stand: Callable[
     stand = make_stand(upstream=count, chunk_images=1, in_flight_predict=3)
     assert post_batch(stand, [b"image-of-cat"] * 12).status_code == 200
     assert most == 3
-    assert stand.app.state.parts.service.predict_limiter.taken == 0
+    assert stand.app.state.gateway.service.predict_limiter.taken == 0
 
 
 def test_calls_that_are_read_together_are_refused_early_beyond_places_and_line(
     make_stand: Callable[..., Stand],
 ) -> None:
     stand = make_stand(in_flight_predict=2)
-    early = LoadShedder(stand.app.state.parts)
+    early = LoadShedder(stand.app.state.gateway)
     call = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
 
     def let_in() -> int:
@@ -237,7 +237,7 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
         return stand.torchserve(request)
 
     stand = make_stand(upstream=slow, in_flight_predict=1, admission_wait_s=0.01)
-    places = stand.app.state.parts.service.predict_limiter
+    places = stand.app.state.gateway.service.predict_limiter
 
     async def scene() -> None:
         """One raw ASGI call whose caller leaves while TorchServe works."""
@@ -265,7 +265,7 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
         gone = asyncio.create_task(stand.app(scope, receive, send))
         await asyncio.sleep(0.05)
         assert places.taken == 1
-        assert stand.app.state.parts.agents.replicas[0].in_flight["1.0.0"] == 1, "and the agent is told of it"
+        assert stand.app.state.gateway.agents.replicas[0].in_flight["1.0.0"] == 1, "and the agent is told of it"
         refused = await stand.client.http.post("/predict", content=b"y")
         assert refused.status_code == 503
         finish.set()
@@ -277,7 +277,7 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
 
 def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(max_buffered_bytes=1000)
-    budget = stand.app.state.parts.body_budget
+    budget = stand.app.state.gateway.body_budget
     refused = stand.client.post("/predict", content=b"x" * 1001)
     assert (refused.status_code, refused.json()["code"]) == (503, "saturated")
     for _ in range(3):
@@ -286,7 +286,7 @@ def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable
 
 
 def test_a_caller_who_does_not_read_the_answer_holds_no_body(stand: Stand) -> None:
-    budget = stand.app.state.parts.body_budget
+    budget = stand.app.state.gateway.body_budget
     held: list[int] = []
 
     async def receive() -> dict[str, Any]:
@@ -357,7 +357,7 @@ def test_a_caller_who_floods_keeps_no_other_caller_out(make_stand: Callable[...,
 
     keys = tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in ("flood", "stranger"))
     stand = make_stand(upstream=upstream, keys=keys, in_flight_predict=4, chunk_images=1)
-    early = LoadShedder(stand.app.state.parts)
+    early = LoadShedder(stand.app.state.gateway)
 
     def post(name: str) -> Awaitable[httpx.Response]:
         return stand.client.http.post("/predict", content=b"image-of-cat", headers={"x-api-key": name})

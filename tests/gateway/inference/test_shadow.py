@@ -139,7 +139,7 @@ def test_mirrors_on_their_way_are_let_go_at_the_end(shadowed: Callable[..., Stan
     stand = shadowed(upstream=hang, timeout_s=60)
     stand.client.post("/predict", content=b"image-of-cat")
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"2.0.0": 1})
-    stand.client.portal.call(stand.app.state.parts.shadow.close)
+    stand.client.portal.call(stand.app.state.gateway.shadow.close)
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
     assert counted(stand) == {}, "nobody's failure"
 

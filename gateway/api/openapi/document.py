@@ -1,0 +1,66 @@
+"""Complete FastAPI's OpenAPI document with what FastAPI cannot know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from gateway.api.schemas import InferCall, Problem
+from gateway.settings import VERSION
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from gateway.settings import Settings
+
+TAGS = [
+    {"name": "predictions", "description": "Classes of images, and where the model looked."},
+    {"name": "state", "description": "What serves, and how it fares."},
+    {"name": "v2", "description": "The Open Inference Protocol V2, for Triton's and KServe's clients."},
+]
+_UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors; ours are problem documents
+
+
+def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document of a gateway with these settings.
+
+    A gateway without keys refuses nobody for a key, and its document has no way to send one.
+    """
+    found = get_openapi(
+        title="gradserve",
+        version=VERSION,
+        description="Classifies images and shows where the model looked. Errors are RFC 9457 problem documents.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        routes=app.routes,
+        tags=TAGS,
+    )
+    schemas = found["components"]["schemas"]
+    _, referred = models_json_schema(
+        [(model, "serialization") for model in (Problem, InferCall)], ref_template="#/components/schemas/{model}"
+    )
+    schemas |= referred["$defs"]
+    for name in _UNUSED:
+        schemas.pop(name, None)
+    for operation in (operation for methods in found["paths"].values() for operation in methods.values()):
+        responses = operation["responses"]
+        for parameter in operation.get("parameters", ()):
+            _drop_null(parameter)
+        if _UNUSED[0] in str(responses.get("422")):
+            del responses["422"]
+        if not settings.asks_for_keys:
+            operation.pop("security", None)
+            for status in ("401", "403"):
+                responses.pop(status, None)
+    if not settings.asks_for_keys:
+        found["components"].pop("securitySchemes", None)
+    return found
+
+
+def _drop_null(parameter: dict[str, Any]) -> None:
+    """Take null out of what a parameter may be: an optional one is left out, not sent as the text "null"."""
+    choices = parameter["schema"].pop("anyOf", [])
+    for choice in choices:
+        if choice != {"type": "null"}:
+            parameter["schema"] |= choice
