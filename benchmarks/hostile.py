@@ -165,7 +165,7 @@ def measure(running: Stack, loads: dict[str, Load], rounds: int, seconds: float,
             attackers[name].update(statuses)
             print(f"{name:36s} {told(beside[name][-1])}  attackers: {dict(statuses)}", flush=True)
             wait_until_usual(stranger)
-    median = statistics.median(row.latency_ms(0.5) or 0.0 for row in alone)
+    median = statistics.median(quantile_ms(row, 0.5) for row in alone)
     print(f"{'alone':36s} {median:.1f} ms")
     rows = {name: summary(found, median, LOADS[name], attackers[name]) for name, found in beside.items()}
     return {"alone_ms": round(median, 2), "stranger_per_s": STRANGER_PER_S, "loads": rows}
@@ -182,16 +182,16 @@ def wait_until_usual(stranger: Address) -> None:
 
 def summary(found: list[Measurement], alone_ms: float, load: Load, statuses: Counter[str]) -> dict[str, Any]:
     """One load's figures over all rounds."""
-    medians = [row.latency_ms(0.5) for row in found]
-    median = statistics.median(value if value is not None else float("inf") for value in medians)
+    medians = [quantile_ms(row, 0.5) for row in found]
+    median = statistics.median(medians)
     good = sum(len([a for a in row.answers if a[2] == 200 and a[0] >= row.warm_up_s]) for row in found)
     asked = sum(len([a for a in row.answers if a[0] >= row.warm_up_s]) + row.not_sent for row in found)
     times, answered = median / alone_ms, good / max(1, asked)
     return {
         "of": load.what,
-        "p50_ms": round(median, 2) if medians else None,
-        "p50_ms_of_each_round": [round(value, 2) if value is not None else None for value in medians],
-        "p99_ms": round(statistics.median(row.latency_ms(0.99) or 0.0 for row in found), 1),
+        "p50_ms": round(median, 2),
+        "p50_ms_of_each_round": [round(value, 2) for value in medians],
+        "p99_ms": round(statistics.median(quantile_ms(row, 0.99) for row in found), 1),
         "times_alone": round(times, 2),
         "answered": round(answered, 4),
         "statuses": dict(sum((Counter(row.statuses()) for row in found), Counter())),
@@ -200,9 +200,15 @@ def summary(found: list[Measurement], alone_ms: float, load: Load, statuses: Cou
     }
 
 
+def quantile_ms(row: Measurement, quantile: float) -> float:
+    """Milliseconds from due to answered, of all good answers to what was due after the warm-up, however late; or 0."""
+    times = sorted(answered - due for due, answered, status in row.answers if status == 200 and due >= row.warm_up_s)
+    return 1000 * times[min(len(times) - 1, int(len(times) * quantile))] if times else 0.0
+
+
 def told(row: Measurement) -> str:
     """A measurement in a line."""
-    return f"p50 {row.latency_ms(0.5) or -1:8.1f} ms  p99 {row.latency_ms(0.99) or -1:8.1f} ms  {row.statuses()}"
+    return f"p50 {quantile_ms(row, 0.5):8.1f} ms  p99 {quantile_ms(row, 0.99):8.1f} ms  {row.statuses()}"
 
 
 def request(path: str, body: bytes | None, key: str) -> bytes:
