@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 # Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
-# While single images come, batches have one row a worker, of so few images that a single one waits for a moment only.
-# And large images have half of the workers, if there is more than one. A single image counts for so many seconds.
+# While single images come, neither rows of batches nor large images get the last worker, and rows have so few images
+# that where there is but one worker, a single image waits for a moment only. A single image counts for so many seconds.
 SHORT_ROW_IMAGES = 8
 SINGLES_LAST_S = 2
 # Large images that wait for a turn in one process: they hold places meanwhile.
@@ -216,8 +216,8 @@ class InferenceService:
                 with ask.context.stage("model"):
                     if pixels <= LARGE_PIXELS:
                         return await self._send("explain", target, send, ask)
-                    most = half_of(self._versions.workers("explain", target.version))
-                    async with self._large_turns["explain"].turn(most, ask.deadline):
+                    workers = partial(self._versions.workers, "explain", target.version)
+                    async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), ask.deadline):
                         return await self._send("explain", target, send, ask)
             finally:
                 self.explain_limiter.give_back(1, client)
@@ -235,14 +235,16 @@ class InferenceService:
         self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, ask: Ask
     ) -> list[Entry]:
         """Send a batch's row, or a large image, when it is its turn."""
-        singles_come = self._singles_come()
-        workers = self._versions.workers("predict", target.version)
-        if pixels > LARGE_PIXELS:
-            turns, most = self._large_turns["predict"], half_of(workers) if singles_come else workers
-        else:
-            turns, most = self._row_turns, workers if singles_come else workers * ROWS_PER_WORKER
+        is_large = pixels > LARGE_PIXELS
+        turns = self._large_turns["predict"] if is_large else self._row_turns
+        most = partial(self._most_on_their_way, target.version, 1 if is_large else ROWS_PER_WORKER)
         async with turns.turn(most, ask.deadline):
             return await self._row(target, images, top_k, ask)
+
+    def _most_on_their_way(self, version: str, a_worker: int) -> int:
+        """Return how many rows, or large images, may be at TorchServe: one worker is for single images, if some come."""
+        workers = self._versions.workers("predict", version)
+        return max(1, workers - 1) if self._singles_come() else workers * a_worker
 
     def _singles_come(self) -> bool:
         """Return True if some gateway process has lately got a single image that is not large."""
@@ -276,11 +278,6 @@ class InferenceService:
         free = max(1, target.workers - self.predict_limiter.taken - self._taken_elsewhere())
         most = min(self._chunk_images, SHORT_ROW_IMAGES) if self._singles_come() else self._chunk_images
         return min(most, math.ceil(count / free))
-
-
-def half_of(workers: int) -> int:
-    """Return the workers that large images may keep busy."""
-    return max(1, workers // 2)
 
 
 def cut_rows(images: Sequence[bytes], pixels: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

@@ -31,7 +31,7 @@ class Turns:
     def __init__(self, longest_line: float = math.inf) -> None:
         self._longest_line = longest_line
         self._taken = 0
-        self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], Callable[[], int]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._rests_until = -math.inf
         self._tell_taken: Callable[[int], None] = lambda _count: None
@@ -45,8 +45,8 @@ class Turns:
         self._tell_waiting, self._waiting_elsewhere = partial(waiting.tell, seat), partial(waiting.sum_of_others, seat)
 
     @asynccontextmanager
-    async def turn(self, most: int, deadline: Deadline) -> AsyncIterator[None]:
-        """Hold a turn, one of at most `most` over all processes.
+    async def turn(self, most: Callable[[], int], deadline: Deadline) -> AsyncIterator[None]:
+        """Hold a turn, one of at most `most()` over all processes; that is asked whenever one could be given.
 
         Raises:
             Unavailable: too many wait already.
@@ -67,9 +67,9 @@ class Turns:
         finally:
             self._give_back()
 
-    def _is_free(self, most: int) -> bool:
+    def _is_free(self, most: Callable[[], int]) -> bool:
         is_resting = asyncio.get_running_loop().time() < self._rests_until
-        return not is_resting and self._taken + self._taken_elsewhere() < most
+        return not is_resting and self._taken + self._taken_elsewhere() < most()
 
     def _change(self, by: int) -> None:
         self._taken += by
@@ -83,7 +83,7 @@ class Turns:
         else:
             self._look()
 
-    async def _wait(self, most: int) -> None:
+    async def _wait(self, most: Callable[[], int]) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (waiter, most)
         self._waiting.append(entry)

@@ -132,7 +132,7 @@ def test_pixels_of_a_call_and_of_a_callers_calls_together_are_bounded(make_stand
     assert stand.client.post("/predict", content=AT_THE_BOUND).status_code == 200
 
 
-def test_large_images_leave_half_of_the_workers_to_single_ones(make_stand: Callable[..., Stand]) -> None:
+def test_large_images_leave_a_worker_to_single_ones(make_stand: Callable[..., Stand]) -> None:
     now, most_seen = 0, 0
 
     async def upstream(request: httpx.Request) -> httpx.Response:
@@ -158,7 +158,7 @@ def test_large_images_leave_half_of_the_workers_to_single_ones(make_stand: Calla
     assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"saturated"}
 
 
-def test_batches_have_short_rows_one_for_each_worker_while_single_images_come(stand: Stand) -> None:
+def test_batches_have_short_rows_while_single_images_come(stand: Stand) -> None:
     assert stand.client.post("/predict", content=b"image-of-cat").status_code == 200
     stand.torchserve.calls.clear()
     post_batch(stand, [b"image-of-cat"] * 40)

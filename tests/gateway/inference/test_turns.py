@@ -30,7 +30,7 @@ def test_no_more_have_a_turn_than_may_over_all_processes_and_every_process_gets_
 
         async def call(process: int) -> None:
             nonlocal now, most_seen
-            async with made[process].turn(2, Deadline(60)):
+            async with made[process].turn(lambda: 2, Deadline(60)):
                 now += 1
                 most_seen = max(most_seen, now)
                 await asyncio.sleep(0.04)
@@ -49,10 +49,10 @@ def test_no_more_have_a_turn_than_may_over_all_processes_and_every_process_gets_
 def test_more_than_the_line_are_refused_and_a_wait_ends_at_the_deadline(run: Run) -> None:
     async def scene() -> None:
         (turns,) = joined(1, longest_line=1)
-        async with turns.turn(1, Deadline(60)):
+        async with turns.turn(lambda: 1, Deadline(60)):
 
             async def wait() -> None:
-                async with turns.turn(1, Deadline(0.5)):
+                async with turns.turn(lambda: 1, Deadline(0.5)):
                     pass
 
             waiting = asyncio.create_task(wait())
@@ -73,7 +73,7 @@ def test_a_cancelled_wait_passes_its_turn_on(run: Run) -> None:
         holds = asyncio.Event()
 
         async def call(*, until: asyncio.Event | None = None) -> None:
-            async with turns.turn(1, Deadline(60)):
+            async with turns.turn(lambda: 1, Deadline(60)):
                 if until is not None:
                     await until.wait()
 
