@@ -242,7 +242,7 @@ class InferenceService:
             return await self._row(target, images, top_k, ask)
 
     def _most_on_their_way(self, version: str, a_worker: int) -> int:
-        """Return how many rows, or large images, may be at TorchServe: one worker is for single images, if some come."""
+        """Return how many rows, or large images, may be at TorchServe: one worker is left to single ones."""
         workers = self._versions.workers("predict", version)
         return max(1, workers - 1) if self._singles_come() else workers * a_worker
 
