@@ -112,6 +112,16 @@ def load(path: Path) -> Plan:
     return parse(read_json(path.read_bytes(), PlanError, most_bytes=MAX_BYTES))
 
 
+def schema_of(path: Path) -> int:
+    """Return the schema of the plan in the file `path`.
+
+    Raises:
+        PlanError: the file is no JSON or no plan.
+        OSError: the file cannot be read.
+    """
+    return Fields(read_json(path.read_bytes(), PlanError, most_bytes=MAX_BYTES), "", PlanError).schema(READABLE)
+
+
 def dump(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON-able data, such that `parse(dump(plan)) == plan`."""
     return {"schema": SCHEMA, **as_json(plan)}

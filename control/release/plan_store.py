@@ -46,7 +46,10 @@ class PlanStore:
             PlanUnusable: it cannot be read.
         """
         try:
-            return traffic_plan.load(self.path)
+            plan = traffic_plan.load(self.path)
+            if traffic_plan.schema_of(self.path) > 1:
+                return plan
+            return replace(plan, previous=self._stable_before(plan))
         except FileNotFoundError as error:
             raise NoPlan(self.path) from error
         except (OSError, traffic_plan.PlanError) as error:
@@ -103,6 +106,16 @@ class PlanStore:
         self.home.mkdir(parents=True, exist_ok=True)
         with self.audit_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def _stable_before(self, plan: traffic_plan.Plan) -> tuple[traffic_plan.Release, ...]:
+        """Return the versions that were stable before, by the history: plans of schema 1 do not list them."""
+        found: dict[str, traffic_plan.Release] = {}
+        for path in sorted((self.home / "history").glob("plan-*.json"), reverse=True):
+            with contextlib.suppress(OSError, traffic_plan.PlanError):
+                earlier = traffic_plan.load(path)
+                if earlier.model == plan.model and earlier.stable.version != plan.stable.version:
+                    found.setdefault(earlier.stable.version, earlier.stable)
+        return tuple(found.values())[: traffic_plan.MAX_PREVIOUS]
 
     def _history(self, plan: traffic_plan.Plan) -> Path:
         return self.home / "history" / f"plan-{plan.revision:06d}.json"

@@ -92,3 +92,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, "\ud800")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_and_a_history_of_the_first_release_tell_the_versions_to_go_back_to(store):
+    def write(path, revision, version):
+        release = {"version": version, "archive": f"m-{version}.mar", "sha256": version[0] * 64, "workers": None}
+        data = {"schema": 1, "revision": revision, "model": "m", "stable": release}
+        data |= {"canary": None, "shadow": None, "retained": []}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data))
+
+    for revision, version in enumerate(("1.0", "2.0", "2.0", "1.0", "3.0"), start=1):
+        write(store.home / "history" / f"plan-{revision:06d}.json", revision, version)
+    write(store.path, 5, "3.0")
+    assert [release.version for release in store.read().previous] == ["1.0", "2.0"]
+    with store.lock("test"):
+        written = store.write(replace(store.read(), previous=store.read().previous[1:]), "go back")
+    assert written.revision == 6
+    assert [release.version for release in store.read().previous] == ["2.0"]
