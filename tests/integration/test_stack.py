@@ -166,7 +166,7 @@ def test_loading_is_503_ready_is_said_when_both_printed_lines_work_and_term_leav
     other.process.send_signal(signal.SIGTERM)
     assert other.process.wait(40) == 0
     assert other.processes() == {}
-    assert list(Path(other.environment["AGENT_TEMP"]).glob("*")) == []
+    assert list(Path(other.environment["AGENT_TEMP"]).glob("ts-*")) == []
 
 
 def test_nothing_is_orphaned_when_up_itself_is_killed(make_stack, model_source, until):
