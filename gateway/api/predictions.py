@@ -42,9 +42,6 @@ OVERLAY_FACTS = ("class", "confidence", "target", "method")
 PRINTABLE = string.printable[:-6].replace("%", "") + " "
 SINGLE = (*GUARD, *BODY, *ENGINE, *IMAGE)
 
-OVERLAY_FACTS = ("class", "confidence", "target", "method")
-PRINTABLE = string.printable[:-6].replace("%", "") + " "
-
 
 @router.post(
     "/predict",

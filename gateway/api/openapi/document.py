@@ -45,6 +45,9 @@ def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas.pop(name, None)
     for operation in (operation for methods in found["paths"].values() for operation in methods.values()):
         responses = operation["responses"]
+        # What is sent to who asks for nothing comes first: a generated client takes the first for the answer's type.
+        content = responses["200"].get("content", {})
+        responses["200"]["content"] = dict(sorted(content.items(), key=lambda item: not item[0].startswith("image/")))
         for parameter in operation.get("parameters", ()):
             _drop_null(parameter)
         if _UNUSED[0] in str(responses.get("422")):

@@ -31,6 +31,10 @@ def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None
     assert len(described) == 17
 
 
+def test_the_type_that_is_sent_unasked_stands_first(document: dict[str, Any]) -> None:
+    assert next(iter(document["paths"]["/explain"]["post"]["responses"]["200"]["content"])) == "image/png"
+
+
 def test_every_operation_has_a_name_of_its_own_and_a_described_group(document: dict[str, Any]) -> None:
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
