@@ -33,7 +33,7 @@ from gateway.api.openapi.responses import (
 from gateway.api.params import ExplainQuery, PredictQuery, refuse_repeated, wants_json
 from gateway.api.schemas import BatchPrediction, Explanation, Prediction
 from gateway.api.uploads import read_image, read_images
-from gateway.inference.service import Ask
+from gateway.inference.service import Answer, Ask
 from gateway.request_context import RequestContext
 from gateway.state import AppState
 
@@ -57,10 +57,10 @@ async def predict(
     """Name the class of one image, with the model's calibrated confidence."""
     ask = Ask(context, deadline, query.version)
     image = await _image(request, state, context)
-    entry = await state.service.predict(image, top_k=query.top_k, ask=ask)
-    context.entries = (entry,)
-    response = json_response({**entry, **signature(context)})
-    state.shadow.follow(response, (image,), (entry,), context)
+    answer = await state.service.predict(image, top_k=query.top_k, ask=ask)
+    context.entries = answer.entries
+    response = json_response({**answer.entries[0], **signature(answer, context)})
+    state.shadow.follow(response, (image,), answer, context.request_id)
     return response
 
 
@@ -86,10 +86,10 @@ async def predict_batch(
             max_bytes=settings.max_batch_bytes,
             timeout_s=settings.body_timeout_s,
         )
-    results = await state.service.predict_batch(images, top_k=query.top_k, ask=ask)
-    context.entries = results
-    response = json_response({"results": results, **signature(context)})
-    state.shadow.follow(response, images, results, context)
+    answer = await state.service.predict_batch(images, top_k=query.top_k, ask=ask)
+    context.entries = answer.entries
+    response = json_response({"results": answer.entries, **signature(answer, context)})
+    state.shadow.follow(response, images, answer, context.request_id)
     return response
 
 
@@ -111,10 +111,11 @@ async def explain(
     ask = Ask(context, deadline, query.version)
     image = await _image(request, state, context)
     answer = await state.service.explain(image, options=options, ask=ask)
-    if isinstance(answer, bytes):
-        headers = {"vary": "accept", **overlay_headers(wire.parse_about(answer)), "x-model-version": context.version}
-        return Response(answer, media_type="image/png", headers=headers)
-    return json_response({**answer, **signature(context)}, headers={"vary": "accept"})
+    if answer.overlay is not None:
+        about = overlay_headers(wire.parse_about(answer.overlay))
+        headers = {"vary": "accept", **about, "x-model-version": answer.version}
+        return Response(answer.overlay, media_type="image/png", headers=headers)
+    return json_response({**answer.entries[0], **signature(answer, context)}, headers={"vary": "accept"})
 
 
 def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
@@ -122,9 +123,9 @@ def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
     return {f"x-{name}": quote(str(about[name]), safe=PRINTABLE) for name in OVERLAY_FACTS if name in about}
 
 
-def signature(context: RequestContext) -> dict[str, Any]:
+def signature(answer: Answer, context: RequestContext) -> dict[str, Any]:
     """Return who answered, and under which request id."""
-    return {"model": {"name": context.model, "version": context.version}, "request_id": context.request_id}
+    return {"model": {"name": answer.model, "version": answer.version}, "request_id": context.request_id}
 
 
 def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401

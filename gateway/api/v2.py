@@ -127,13 +127,13 @@ async def infer_by(
 async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Response:
     context = ask.context
     asked = await _read(request, state, context)
-    entries = await state.service.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
-    v2_tensors.raise_for_failed(entries)
-    context.entries = entries
-    head: dict[str, Any] = {"model_name": model, "model_version": context.version}
+    answer = await state.service.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
+    v2_tensors.raise_for_failed(answer.entries)
+    context.entries = answer.entries
+    head: dict[str, Any] = {"model_name": model, "model_version": answer.version}
     if asked.id:
         head["id"] = asked.id
-    content, header_length = v2_tensors.write_response(head, entries, asked)
+    content, header_length = v2_tensors.write_response(head, answer.entries, asked)
     if header_length is None:
         response = Response(content, media_type="application/json")
     else:
@@ -142,7 +142,7 @@ async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Res
             media_type="application/octet-stream",
             headers={"inference-header-content-length": str(header_length)},
         )
-    state.shadow.follow(response, asked.images, entries, context)
+    state.shadow.follow(response, asked.images, answer, context.request_id)
     return response
 
 

@@ -12,13 +12,16 @@ import binascii
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway.api.params import MAX_TOP_K
 from gateway.errors import GatewayError
 from gateway.refusals import BadJson, BadParameter, BodyTooLarge, EmptyBody, TooManyFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OUTPUTS = ("class", "confidence")
 MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON
@@ -80,7 +83,7 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
     return InferRequest(identity, images, top_k, _outputs(head, parameters))
 
 
-def raise_for_failed(entries: list[dict[str, Any]]) -> None:
+def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
     """Does nothing when every image has an answer.
 
     Raises:
@@ -92,7 +95,7 @@ def raise_for_failed(entries: list[dict[str, Any]]) -> None:
 
 
 def write_response(
-    head: dict[str, Any], entries: list[dict[str, Any]], asked: InferRequest
+    head: dict[str, Any], entries: Sequence[dict[str, Any]], asked: InferRequest
 ) -> tuple[bytes, int | None]:
     """The body, and the length of its JSON part where binary tensors follow (None: there are none)."""
     wide = asked.top_k > 1

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gateway.inference.torchserve import Deadline, TorchServe
     from gateway.request_context import RequestContext
 
-Answer = TypeVar("Answer")
+Received = TypeVar("Received")
 # Rows of a batch in flight for each ready worker: one that it works on, and the next.
 ROWS_PER_WORKER = 2
 # While single images come, neither rows of batches nor large images get the last worker, and rows have so few images
@@ -59,6 +59,23 @@ class Ask:
     context: RequestContext
     deadline: Deadline
     version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one version of a model answered to a call.
+
+    Attributes:
+        model: the model's name.
+        version: its version.
+        entries: one per image, in order, as a caller gets them; none beside an overlay.
+        overlay: the PNG bytes of an explanation that was asked for as an image.
+    """
+
+    model: str
+    version: str
+    entries: Sequence[Entry] = ()
+    overlay: bytes | None = None
 
 
 class InferenceService:
@@ -106,8 +123,8 @@ class InferenceService:
             turns.join(*shared.turns[kind], seat)
         self._last_single, self._seat = shared.last_single, seat
 
-    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Entry:
-        """The prediction for one image: `class`, `confidence` and `top`.
+    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Answer:
+        """Return the prediction for one image: `class`, `confidence` and `top` in its only entry.
 
         Raises:
             GatewayError: there is none.
@@ -126,7 +143,7 @@ class InferenceService:
             finally:
                 self.predict_limiter.give_back(1, client)
         raise_for_error(entry)
-        return entry
+        return Answer(target.model, target.version, (entry,))
 
     async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, ask: Ask) -> Entry:
         self._last_single.tell(self._seat, int(time.monotonic()))
@@ -135,8 +152,8 @@ class InferenceService:
         )
         return await self._send("predict", target, send, ask)
 
-    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> list[Entry]:
-        """One entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
+    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> Answer:
+        """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
         The images travel in rows that keep all ready workers busy. A row that fails costs its own images only, and an
         image that is too large only itself.
@@ -161,7 +178,7 @@ class InferenceService:
         # For the log and the metrics: the call is answered, but the version has failed it.
         faults = (entry["error"] for entry in entries if "error" in entry)
         ask.context.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
-        return entries
+        return Answer(target.model, target.version, entries)
 
     async def _predict_batch(
         self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, ask: Ask
@@ -194,8 +211,8 @@ class InferenceService:
             raise failures[0]
         return entries
 
-    async def explain(self, image: bytes, *, options: Options, ask: Ask) -> bytes | Entry:
-        """The overlay's PNG bytes, or with the option `format: json` the heatmap's entry.
+    async def explain(self, image: bytes, *, options: Options, ask: Ask) -> Answer:
+        """Return the overlay, or with the option `format: json` the heatmap's entry.
 
         Raises:
             GatewayError: there is none.
@@ -215,12 +232,16 @@ class InferenceService:
             try:
                 with ask.context.stage("model"):
                     if pixels <= LARGE_PIXELS:
-                        return await self._send("explain", target, send, ask)
-                    workers = partial(self._versions.workers, "explain", target.version)
-                    async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), ask.deadline):
-                        return await self._send("explain", target, send, ask)
+                        received = await self._send("explain", target, send, ask)
+                    else:
+                        workers = partial(self._versions.workers, "explain", target.version)
+                        async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), ask.deadline):
+                            received = await self._send("explain", target, send, ask)
             finally:
                 self.explain_limiter.give_back(1, client)
+        if isinstance(received, bytes):
+            return Answer(target.model, target.version, overlay=received)
+        return Answer(target.model, target.version, (received,))
 
     def _choose(self, kind: Kind, ask: Ask) -> Target:
         left_s = ask.deadline.left_s()
@@ -257,7 +278,9 @@ class InferenceService:
         with target:  # once more for each row: a batch weighs as much as it has
             return await self._send("predict", target, send, ask)
 
-    async def _send(self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Answer]], ask: Ask) -> Answer:
+    async def _send(
+        self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]], ask: Ask
+    ) -> Received:
         """Return what `send` gets from `target`; from another replica where this one refused before any work began.
 
         Raises:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from contracts.wire import Entry
     from gateway.inference.admission import ConcurrencyLimiter
     from gateway.inference.routing import Router
+    from gateway.inference.service import Answer
     from gateway.inference.torchserve import TorchServe
-    from gateway.request_context import RequestContext
     from gateway.telemetry.metrics import Metrics
 
 # Copies on their way at a time, in one process. Each holds one row's images, at most 6.5 MB: this bounds memory too.
@@ -58,18 +58,16 @@ class Shadow:
         self._row_images = row_images
         self._mirrors: set[asyncio.Task[None]] = set()
 
-    def follow(
-        self, response: Response, images: Sequence[bytes], entries: Sequence[Entry], context: RequestContext
-    ) -> None:
-        """Has the call mirrored when `response` is sent, where the plan names a shadow; of a batch, its first row."""
+    def follow(self, response: Response, images: Sequence[bytes], answer: Answer, request_id: str) -> None:
+        """Have the call mirrored when `response` is sent, where the plan names a shadow; of a batch, its first row."""
         plan = self._versions.plan
-        if plan is None or plan.shadow is None or context.version != plan.stable.version:
+        if plan is None or plan.shadow is None or answer.version != plan.stable.version:
             return
         first_row = images[: self._row_images]
         _, last = next(cut_rows(first_row, [0] * len(first_row), self._row_images))
-        pairs = [pair for pair in zip(images[:last], entries[:last], strict=True) if "class" in pair[1]]
+        pairs = [pair for pair in zip(images[:last], answer.entries[:last], strict=True) if "class" in pair[1]]
         if pairs:
-            response.background = BackgroundTask(self._begin, plan.shadow.version, pairs, context.request_id)
+            response.background = BackgroundTask(self._begin, plan.shadow.version, pairs, request_id)
 
     async def close(self) -> None:
         """Lets go of the copies on their way."""
