@@ -87,7 +87,7 @@ def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
         skipped.append(f"trainings and MLflow: what the registry refers to is unknown ({error})")
     if plan is not None:
         known.archives.update(release.sha256 for release in (*plan.releases(), *plan.previous))
-    known.runs.update(_runs_of(_read_contract(folders.released / "contract.json")))
+    known.runs.update(_runs_of(_read_object(folders.released / "contract.json")))
     unused = [*_archives(plan, folders, known, before), *_revisions(store, plan, before)]
     if not skipped:
         unused += _trainings(folders.runs, known, before)
@@ -106,7 +106,7 @@ def _plan(store: PlanStore) -> Plan | None:
 
 def _archives(plan: Plan | None, folders: Folders, known: _References, before: float) -> Iterator[Unused]:
     """Yield the archives of ours that nothing refers to; the runs of the others are noted as referred to."""
-    released = _read_contract(folders.released / "contract.json")
+    released = _read_object(folders.released / "contract.json")
     names = {release.archive for release in (*plan.releases(), *plan.previous)} if plan else set()
     names.add(f"{released.get('name')}-{released.get('version')}.mar")
     for path in sorted(folders.model_store.glob("*.mar")):
@@ -123,8 +123,10 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
 
 
 def _revisions(store: PlanStore, plan: Plan | None, before: float) -> Iterator[Unused]:
-    """Yield the old revisions of the plan but the last twenty."""
+    """Yield the old revisions of the plan but the last twenty; all stay that a plan of schema 1 is rolled back by."""
     history = store.home / "history"
+    if plan is not None and _read_object(store.path).get("schema") == 1:
+        return
     paths = sorted(path for path in history.glob("plan-*.json") if _REVISION.fullmatch(path.name))
     old = [path for path in paths[:-_REVISIONS_KEPT] if path.stat().st_mtime <= before]
     if plan is not None:
@@ -139,7 +141,7 @@ def _trainings(runs: Path, known: _References, before: float) -> Iterator[Unused
     folders = [path for path in sorted(runs.glob("*")) if any((path / name).is_file() for name in _RUN_FILES)]
     candidates = []
     for folder in folders:
-        contract = _read_contract(folder / "contract.json")
+        contract = _read_object(folder / "contract.json")
         if _touched_at(folder) > before or _is_in_use(folder):
             known.runs.update(_runs_of(contract))
         else:
@@ -162,7 +164,7 @@ def _runs_of(contract: dict[str, Any]) -> list[str]:
     return found
 
 
-def _read_contract(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         contract = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

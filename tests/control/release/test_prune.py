@@ -145,6 +145,12 @@ def test_the_last_revisions_and_the_one_in_force_stay(archive, store):
     for _ in range(30):
         plan(store, release)
     age(store.home / "history", 90)
+    today = store.path.read_text()
+    old = json.loads(today) | {"schema": 1}
+    del old["previous"]
+    store.path.write_text(json.dumps(old))
+    assert found() == set(), "a plan of schema 1 is rolled back by its history"
+    store.path.write_text(today)
     said = prune("--yes").stdout
     assert "plan-000001 … plan-000010 (10 revisions)" in said
     assert len(list((store.home / "history").iterdir())) == 20
