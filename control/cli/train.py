@@ -213,6 +213,10 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     explain_images: Annotated[
         int, typer.Option(help="Test images on which heatmaps are measured; 0: none.", min=0)
     ] = 500,
+    corrupted_images: Annotated[
+        int,
+        typer.Option(help="Test images to corrupt, each in 75 ways, 1000 for a release; 0: none.", min=0),
+    ] = 0,
     cache: Cache = DEFAULT_CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
@@ -233,7 +237,9 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
         own = Path(model) if Path(model).is_dir() else Path(model).parent if Path(model).is_file() else RUNS
         output = RESULTS if is_released else own / "evaluation"
     with _translate_errors():
-        report = evaluation.evaluate(model, data, cache, output, looks=looks, card=card, explained=explain_images)
+        report = evaluation.evaluate(
+            model, data, cache, output, looks=looks, card=card, explained=explain_images, corrupted=corrupted_images
+        )
     if as_json:
         print(json.dumps(report))  # noqa: T201 - for programs
         return
@@ -248,6 +254,11 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
             f"heatmaps ({heat['method']}, {heat['layer']}) on {heat['images']} images: "
             f"insertion {heat['insertion_area']:.3f}, deletion {heat['deletion_area']:.3f}; random order: "
             f"{heat['random']['insertion_area']:.3f}, {heat['random']['deletion_area']:.3f}"
+        )
+    if rough := report.get("corrupted"):
+        console.print(
+            f"corrupted: accuracy [bold]{rough['accuracy']:.2%}[/bold], calibration error "
+            f"{rough['expected_calibration_error']:.4f} ({rough['images']:,} images, each in 75 ways)"
         )
     console.print(f"{report['seconds']:.0f} s; written to {output}")
 

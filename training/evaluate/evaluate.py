@@ -20,6 +20,7 @@ from training.data.images import divide, has_test_part, load_test_images, load_t
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, reliability
 from training.evaluate.card import write_card
+from training.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from training.evaluate.explanations import explain, measure_explanation
 from training.evaluate.figures import (
     SAMPLES,
@@ -97,6 +98,7 @@ def evaluate(
     looks: Path,
     card: Path | None = None,
     explained: int = EXPLAINED_IMAGES,
+    corrupted: int = 0,
 ) -> dict[str, Any]:
     """Measures the model `source` on the test images of `data`, and its explanations on some of them.
 
@@ -110,6 +112,7 @@ def evaluate(
         looks: gets a line about this look at the test images.
         card: where to write a model card with the figures, if anywhere.
         explained: how many images to measure explanations on; 0 leaves them out.
+        corrupted: how many images to corrupt, each in 75 ways; 0 leaves that out.
 
     Returns:
         The report as in `metrics.json`, and under `explanation` that of `explanations.json`.
@@ -156,6 +159,8 @@ def evaluate(
     plot_confusion(report["confusion"], contract.classes, output / "confusion.png")
     _draw(probabilities, images, contract, network.to(device), output)
     explanation = _measure_explanation(network, contract, engine, images, explained) if explained else {}
+    if corrupted:
+        report["corrupted"] = measure_corrupted(engine, images.sample(corrupted), contract)
     report["seconds"] = round(time.perf_counter() - started, 1)
     _write(output / "metrics.json", report)
     if explanation:
@@ -167,6 +172,23 @@ def evaluate(
     if identity["model"]["run_id"]:
         _log(report, images, data, output)
     return report
+
+
+def measure_corrupted(engine: Engine, images: Images, contract: Contract) -> dict[str, Any]:
+    """Return accuracy and calibration error on `images` corrupted in 15 kinds and five severities, mean and by kind."""
+    kinds: dict[str, dict[str, float]] = {}
+    for kind in CORRUPTIONS:
+        found = []
+        for severity in SEVERITIES:
+            pixels = corrupt(images.images, kind, severity)
+            probabilities = predict_all(engine, normalise(pixels, contract.input))
+            error = expected_calibration_error(probabilities, images.labels)
+            found.append((float((probabilities.argmax(axis=1) == images.labels).mean()), error))
+        accuracy, error = np.mean(found, axis=0).round(4).tolist()
+        kinds[kind] = {"accuracy": accuracy, "expected_calibration_error": error}
+        logger.info("%s: accuracy %.3f, calibration error %.3f", kind, accuracy, error)
+    means = {name: round(float(np.mean([of_kind[name] for of_kind in kinds.values()])), 4) for name in kinds["fog"]}
+    return {"images": len(images), **means, "kinds": kinds}
 
 
 def _choose_images(contract: Contract, data: str, cache: Path) -> tuple[Images, str]:
@@ -286,6 +308,9 @@ def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> Non
     if "explanation" in report:
         for name in ("score", "deletion_area", "insertion_area"):
             metrics[f"{prefix}_explanation_{name}"] = report["explanation"][name]
+    if "corrupted" in report:
+        for name in ("accuracy", "expected_calibration_error"):
+            metrics[f"{prefix}_corrupted_{name}"] = report["corrupted"][name]
     files = [output / name for name in (FILES if "explanation" in report else FILES[:-2])]
     if warn_on_failure(lambda: _attach(report, images, data, metrics)):
         warn_on_failure(lambda: _attach_files(report["model"]["run_id"], files))
