@@ -93,8 +93,9 @@ def run(tmp_path_factory, cache) -> Path:
     return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache, registers=False)
 
 
-def evaluated(source: Path | str, output: Path, cache: Path, *, explained: int = 0, card: Path | None = None) -> dict:
-    return evaluate(str(source), DATA, cache, output, looks=output / "looks.jsonl", card=card, explained=explained)
+def evaluated(source: Path | str, output: Path, cache: Path, *, card: Path | None = None, **counts: int) -> dict:
+    counts = {"explained": 0, **counts}
+    return evaluate(str(source), DATA, cache, output, looks=output / "looks.jsonl", card=card, **counts)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def evaluation(run, tmp_path_factory, cache) -> Evaluation:
     number = register(run, run_id)
     MlflowClient(tracking_uri()).set_terminated(run_id, "KILLED")
     folder: Path = tmp_path_factory.mktemp("results")
-    return Evaluation(evaluated(run, folder, cache, explained=4, card=folder / "card.md"), folder, run_id, number)
+    return Evaluation(
+        evaluated(run, folder, cache, explained=4, corrupted=2, card=folder / "card.md"), folder, run_id, number
+    )
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,7 @@ def test_explanations_are_measured_for_file_and_card(run, evaluation):
     card = (evaluation.folder / "card.md").read_text()
     assert f"accuracy **{report['accuracy']:.2%}**" in card
     assert "| training images | `80` |" in card
+    assert f"| frost | {report['corrupted']['kinds']['frost']['accuracy']:.3f} |" in card
     (where,) = json.loads((run / "contract.json").read_text())["accepted"]["provenance"]["environments"]
     assert f"| git commit | `{where['git_commit']}` |" in card
     assert f"| heatmaps | {report['explanation']['deletion_area']:.3f} |" in card
