@@ -101,7 +101,6 @@ class Recipe:
     seed: int = 0
     # machine
     precision: str = "auto"
-    compile: bool = False  # on a GPU: faster after a minute for each image size
     workers: int = 1
 
     def phases(self) -> tuple[Phase, ...]:

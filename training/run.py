@@ -305,8 +305,6 @@ class Run:
         self.optimiser = self._make_optimiser(phase)
         self._trained: nn.Module = self.network  # lets go of the last phase's wrapper and its hooks
         self._trained = self.team.average_gradients(self.network)
-        if self.recipe.compile and self.device.type == "cuda":
-            self._trained.compile(dynamic=False)  # a program for each image size is faster than one for all
 
     def _step(self, images: Tensor, labels: Tensor, size: int, rate: float, radius: float) -> Tensor:
         """Trains on one batch and returns its sums of losses, hits and images."""

@@ -110,10 +110,6 @@ def train(  # noqa: PLR0917 - every option is an argument
         typer.Option(help="resnet18, resnet18_small (3×3 stem), or auto, by the image size.", show_default="auto"),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", show_default="auto")] = None,
-    compile: Annotated[  # noqa: A002 - the option's name
-        bool | None,
-        typer.Option(help="On a GPU: faster steps, after a minute for each image size.", show_default="no-compile"),
-    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of split, weights, order and augmentation.", show_default="0")
     ] = None,
@@ -142,8 +138,7 @@ def train(  # noqa: PLR0917 - every option is an argument
     given = {
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
         "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
-        "workers": workers, "architecture": architecture, "precision": precision, "compile": compile, "seed": seed,
-        "name": name,
+        "workers": workers, "architecture": architecture, "precision": precision, "seed": seed, "name": name,
         "unfreeze": [name.strip() for name in unfreeze.split(",")] if unfreeze else None,
     }  # fmt: skip
     with _translate_errors():
