@@ -23,7 +23,6 @@ from contracts import wire
 from handlers.build import BrokenArchive, verify_files
 from handlers.engines import MAX_BATCH, Engine, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
-from handlers.plain_png import read_plain_png
 from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
 from handlers.reference import Reference, load_reference
 from handlers.wire import Answer, Row
@@ -147,13 +146,10 @@ class ServedModel:
         size = self.contract.input
         if job.row.kind == "explain":
             job.target, job.method = self._choices(job.row.options)
-        else:
-            job.pixels = read_plain_png(job.data, size)
-        if job.pixels is None:
-            picture = decode_for_network(job.data, size)
-            job.pixels = prepare(picture.image, size)
-            if job.row.kind == "explain":
-                job.picture = picture  # kept for the overlay only
+        picture = decode_for_network(job.data, size)
+        job.pixels = prepare(picture.image, size)
+        if job.row.kind == "explain":
+            job.picture = picture  # kept for the overlay only
 
     def _choices(self, options: wire.Options) -> tuple[int, str]:
         """The target's index, or -1 for the top class, and the method."""

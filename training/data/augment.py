@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from handlers import network  # noqa: F401 - makes torchvision importable beside a CPU-only torch
 from handlers.preprocess import normalise
-from training.data.randaugment import ArrayRandAugment
 
-# After training.data.randaugment, which makes torchvision importable beside a CPU-only torch.
-from torchvision.transforms import RandomErasing  # isort: skip
+# After handlers.network, which makes torchvision importable beside a CPU-only torch.
+from torchvision.transforms import RandAugment, RandomErasing  # isort: skip
 from torchvision.transforms.v2 import CutMix  # isort: skip
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
         grey = [round(255 * mean) for mean in size.mean]
-        self._randaugment = ArrayRandAugment(
-            augmentation.operations, augmentation.magnitude, size=images.images.shape[1:3], fill=grey
-        )
+        self._randaugment = RandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
         self._erase = RandomErasing(1.0, scale=(0.02, 0.25), value=0)
         self._cutmix = CutMix(num_classes=len(images.classes))
         self._epoch = -1
@@ -90,18 +89,16 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _varied(
         self, pictures: NDArray[np.uint8], flips: NDArray[np.bool_], seeds: NDArray[np.unsignedinteger]
     ) -> NDArray[np.uint8]:
-        """Cut-outs (N, H, W, 3) of the padded images, flipped or not, after RandAugment."""
-        count, height, width, channels = pictures.shape
-        varied = np.empty((count, channels, height, width), np.uint8)
-        drawn = []
+        """Return cut-outs (N, H, W, 3) of the padded images, flipped or not, after RandAugment."""
+        _, height, width, _ = pictures.shape
+        varied = np.empty_like(pictures)
         for place, (padded, is_flipped, seed) in enumerate(zip(_padded(pictures), flips, seeds.tolist(), strict=True)):
             torch.default_generator.manual_seed(seed)
             down, right = torch.randint(0, 2 * CROP_PADDING + 1, (2,)).tolist()
-            cut = padded[down : down + height, right : right + width].transpose(2, 0, 1)
-            varied[place] = cut[..., ::-1] if is_flipped else cut
-            drawn.append(self._randaugment.draw())
-        self._randaugment.vary(varied, drawn)
-        return varied.transpose(0, 2, 3, 1)
+            cut = padded[down : down + height, right : right + width]
+            image = Image.fromarray(np.ascontiguousarray(cut[:, ::-1] if is_flipped else cut))
+            varied[place] = self._randaugment(image)
+        return varied
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

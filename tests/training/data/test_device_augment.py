@@ -4,13 +4,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training.data import device_augment
 from training.data.augment import EpochBatches
 from training.data.device_augment import DeviceLoader, randaugment_operations
 from training.data.fractals import draw_fractals
 from training.data.images import CIFAR10_INPUT, Images
-from training.data.randaugment import ArrayRandAugment
+
+# After training.data.device_augment, which makes torchvision importable beside a CPU-only torch.
+from torchvision.transforms import InterpolationMode, RandAugment  # isort: skip
+from torchvision.transforms.autoaugment import _apply_op  # isort: skip
 from training.recipe import Augmentation
 
 CPU = torch.device("cpu")
@@ -88,13 +92,23 @@ def test_operations_are_those_that_augment_on_processors():
         .repeat(8, 3)
         .astype(np.uint8)
     )
-    arrays = ArrayRandAugment(1, 9, size=(32, 32), fill=fill)
     wanted = []
-    for name, magnitude, signed in arrays._space:
+    for name, (magnitudes, signed) in RandAugment()._augmentation_space(31, (32, 32)).items():
+        magnitude = float(magnitudes[9]) if magnitudes.ndim else 0.0
         for sign in (1, -1) if signed else (1, 1):
-            varied = images.copy()
-            arrays.vary(varied, [[(name, sign * magnitude)]] * len(images))
-            wanted.append((name, varied))
+            varied = [
+                np.asarray(
+                    _apply_op(
+                        Image.fromarray(image.transpose(1, 2, 0)),
+                        name,
+                        sign * magnitude,
+                        interpolation=InterpolationMode.NEAREST,
+                        fill=fill,
+                    )
+                ).transpose(2, 0, 1)
+                for image in images
+            ]
+            wanted.append((name, np.stack(varied)))
     operations = randaugment_operations(9, (32, 32), [float(value) for value in fill])
     for (name, varied), operation in zip(wanted, operations, strict=True):
         difference = np.abs(operation(torch.from_numpy(images)).numpy().astype(int) - varied)
