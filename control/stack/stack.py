@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ import httpx
 
 from control.agent.torchserve.process import check_installed
 from control.agent.torchserve.run_folder import run_base
+from control.agents import ask_agent
 from control.archive import inspect_archive
 from control.errors import NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
@@ -229,7 +229,7 @@ def _wait_for_answers(
     with httpx.Client(base_url=_gateway_url(options), timeout=10.0, trust_env=False) as client:
         while not stop.is_set():
             check_all(parts)
-            if failure := _stable_failure(client, settings):
+            if failure := _stable_failure(settings):
                 raise NotAnswering(time.monotonic() - began, failure)
             with contextlib.suppress(httpx.HTTPError):
                 answered, reason = _ask(client, image)
@@ -255,14 +255,11 @@ def _ask(client: httpx.Client, image: Path) -> tuple[Answered | None, str]:
     return Answered(asks_for_keys=False), ""
 
 
-def _stable_failure(client: httpx.Client, settings: AgentSettings) -> str | None:
-    """Why the stable version cannot be loaded, if the agent has given it up."""
-    try:
-        status = client.get(f"{local_url(settings.host, settings.port)}/status").json()
-    except (httpx.HTTPError, json.JSONDecodeError):
-        return None
-    failed = [v for v in status["versions"] if v["role"] == "stable" and v["state"] == "failed"]
-    return str(failed[0]["reason"]) if failed else None
+def _stable_failure(settings: AgentSettings) -> str | None:
+    """Return why the stable version cannot be loaded, if the agent has given it up."""
+    status = ask_agent(local_url(settings.host, settings.port)).status
+    versions = status.versions if status is not None else ()
+    return next((found.reason for found in versions if found.role == "stable" and found.state == "failed"), None)
 
 
 def _gateway_url(options: StackOptions) -> str:

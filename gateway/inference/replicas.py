@@ -35,6 +35,7 @@ class Replica:
     `in_flight` counts by version what this process has given to that TorchServe and is not over: calls, also those that
     still wait for a place or whose caller has gone, and the rows of batches. `clock_ahead_s` is how far its clock is
     ahead of ours, as far as can be told: 0 where they may agree. `avoid_until` (monotonic): it has refused a call.
+    `complaint` is why its last answer was no status.
     """
 
     url: str
@@ -42,6 +43,7 @@ class Replica:
     fresh_at: float = 0.0
     clock_ahead_s: float = 0.0
     avoid_until: float = 0.0
+    complaint: str = ""
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
     poll: asyncio.Task[None] | None = field(default=None, compare=False)
 
@@ -128,8 +130,11 @@ class Agents:
             logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
             return
         except StatusError as error:
-            logger.debug("agent %s gave no status: %s", replica.url, error)
+            if str(error) != replica.complaint:  # once, not at each poll
+                logger.warning("agent %s gave no status: %s", replica.url, error)
+            replica.complaint = str(error)
             return
+        replica.complaint = ""
         now = self._wall()
         if status.told_at is not None:
             # The agent's clock may be another machine's. It was read between our question and its answer, so what it is

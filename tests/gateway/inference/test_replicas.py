@@ -31,6 +31,15 @@ def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
     assert agents.current() == []
 
 
+def test_an_answer_that_is_no_status_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, content=b'{"schema": 9}'))
+    agents = Agents(("http://a",), max_age_s=3, transport=answer)
+    for _ in range(3):
+        asyncio.run(agents.poll_all(None))
+    (line,) = caplog.messages
+    assert line.startswith("agent http://a gave no status: agent status field schema is 9, expected 1 or 2")
+
+
 def test_every_poll_names_the_process_and_the_plan_in_force(
     make_stand: Callable[..., Stand], make_plan: Callable[..., dict[str, Any]]
 ) -> None:
