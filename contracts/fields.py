@@ -27,6 +27,9 @@ MAX_INTEGER = 2**53
 
 MAX_NUMBER = 1e300
 
+MAX_DEPTH = 20
+"""Levels of a document in a document; what writes it again takes two frames of Python's stack for each."""
+
 _QUOTE = Repr()
 _QUOTE.maxlevel, _QUOTE.maxstring, _QUOTE.maxother, _QUOTE.maxdict, _QUOTE.maxlist = 2, 80, 80, 3, 3
 
@@ -250,11 +253,17 @@ class Fields:
         """Return the JSON object in the field `name` as it is: a document of its own, which another reader knows.
 
         Raises:
-            DocumentError: there is no object.
+            DocumentError: there is no object, or it is nested deeper than `MAX_DEPTH`.
         """
         value = self.take(name)
         if not isinstance(value, dict):
             raise self.refuse(name, value, "a JSON object")
+        level: list[Any] = [value]
+        for _ in range(MAX_DEPTH):
+            items = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+            level = [item for item in items if isinstance(item, dict | list | tuple)]
+        if level:
+            raise self.refuse(name, value, f"at most {MAX_DEPTH} levels of objects and lists")
         return value
 
     def all_texts(self) -> dict[str, str]:

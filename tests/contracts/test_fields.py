@@ -94,6 +94,18 @@ def test_lists_are_bounded_and_their_items_are_named():
         fields({"t": [{}, "b"]}).inners("t", most=2)
 
 
+@pytest.mark.parametrize(("levels", "is_taken"), [(1, True), (20, True), (21, False), (5000, False)])
+def test_a_document_in_a_document_is_taken_as_it_is_unless_it_is_nested_deeply(levels, is_taken):
+    value: object = 1
+    for level in range(levels):
+        value = {"a": value} if level % 2 or level == levels - 1 else [value]
+    if is_taken:
+        assert fields({"recipe": value}).json("recipe") == value
+        return
+    with pytest.raises(NoteError, match="at most 20 levels"):
+        fields({"recipe": value}).json("recipe")
+
+
 def test_end_refuses_what_was_not_taken():
     left = fields({"a": 1, "b": 2})
     left.integer("a")
