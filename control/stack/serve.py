@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -82,11 +83,11 @@ def refuse_other_model(store: PlanStore, name: str, what: Path) -> None:
 
 def serve_command(home: Path, name: str, what: Path) -> str:
     """Return the command that serves `what`, of the model `name`; in a home of its own beside another model's plan."""
-    command = f"gradserve serve {what}"
+    command = f"gradserve serve {shlex.quote(str(what))}"
     store = PlanStore(home)
     if not store.exists() or store.read().model == name:
         return command
-    own = f"GRADSERVE_HOME={os.path.relpath(home)}-{name} {command}"
+    own = f"GRADSERVE_HOME={shlex.quote(f'{os.path.relpath(home)}-{name}')} {command}"
     running = find_running(home)
     return f"{own} --port {(urlsplit(running.gateway).port or 8000) + 1}" if running else own
 

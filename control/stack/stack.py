@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -269,10 +270,11 @@ def _gateway_url(options: StackOptions) -> str:
 def _greeting(options: StackOptions, image: Path, answered: Answered, mlflow_at: int | None) -> str:
     address = _gateway_url(options)
     curl = "curl -f -H 'x-api-key: YOUR_KEY'" if answered.asks_for_keys else "curl -f"
+    field = shlex.quote(f"file=@{image}")
     lines = [
         f"ready: {address}",
-        f"  {curl} -F file=@{image} {address}/predict",
-        f"  {curl} -F file=@{image} {address}/explain -o heatmap.png",
+        f"  {curl} -F {field} {address}/predict",
+        f"  {curl} -F {field} {address}/explain -o heatmap.png",
         *([f"  MLflow: http://127.0.0.1:{mlflow_at}"] if mlflow_at is not None else []),
         "Ctrl-C stops everything.",
     ]
