@@ -1,9 +1,23 @@
-"""What the documents say is what the reports say."""
+"""Tables in the documents are those of the reports, and links and paths lead to files that exist."""
 
 import importlib.util
+import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_store/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FOLDERS_OF_CODE = ("contracts", "control", "gateway", "gradserve", "handlers", "training")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+FOLDERS = "benchmarks|config|contracts|control|docs|gateway|gradserve|handlers|model_store|requirements|results|tests|training"
+# `control/agent/reconciler.py` or `benchmarks/once/`; neither patterns (`model_store/*.mar`) nor placeholders (`runs/ID`).
+REPOSITORY_PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
+MADE_AT_RUN_TIME = ("model_store/cifar10-",)
 
 
 def load(path: Path):
@@ -23,3 +37,50 @@ def test_tables_are_those_of_the_committed_reports():
     for path in documents:
         before = path.read_text(encoding="utf-8")
         assert tables.renewed(before) == before, f"{path.name} differs from the reports: make docs-tables"
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that GitHub gives to the headings."""
+    headings = HEADING.findall(document.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(document):
+    for link in LINK.findall(document.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name) if name else document
+        assert target.exists(), f"{document.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{document.name} links to the heading {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_in_backticks_exist(document):
+    for path in REPOSITORY_PATH.findall(document.read_text(encoding="utf-8")):
+        if not path.startswith(MADE_AT_RUN_TIME):
+            assert (ROOT / path).exists(), f"{document.name} names {path}"
+
+
+def process_diagram(document: Path) -> str:
+    """The first code block of a document that has the gateway in it."""
+    blocks = re.findall(r"^```\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return next(block for block in blocks if "gateway" in block)
+
+
+def test_process_diagram_is_the_same_in_readme_and_architecture():
+    assert process_diagram(ROOT / "README.md") == process_diagram(ROOT / "docs" / "architecture.md")
+
+
+def test_readme_reaches_the_first_answer_before_line_25():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines, 1) if line.startswith("$ curl") and "/predict" in line)
+    assert first < 25
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_folder_table_names_every_package(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for package in FOLDERS_OF_CODE:
+        assert re.search(rf"^\| \[{package}/\]", text, re.MULTILINE), f"{document} has no row for {package}/"
