@@ -14,14 +14,14 @@ DOCUMENTS = [
 FOLDERS_OF_CODE = ("contracts", "control", "gateway", "gradserve", "handlers", "training")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-FOLDERS = "benchmarks|config|contracts|control|docs|gateway|gradserve|handlers|model_store|requirements|results|tests|training"
-# `control/agent/reconciler.py` or `benchmarks/once/`; neither patterns (`model_store/*.mar`) nor placeholders (`runs/ID`).
-REPOSITORY_PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
+OTHER_FOLDERS = ("benchmarks", "config", "docs", "model_store", "requirements", "results", "tests")
+# Matches `control/agent/reconciler.py` and `benchmarks/once/`, but no pattern (`model_store/*.mar`) and no `runs/ID`.
+REPOSITORY_PATH = re.compile(rf"`((?:{'|'.join((*FOLDERS_OF_CODE, *OTHER_FOLDERS))})/[\w./-]*)`")
 MADE_AT_RUN_TIME = ("model_store/cifar10-",)
 
 
 def load(path: Path):
-    """The script as a module."""
+    """Return the script as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -40,7 +40,7 @@ def test_tables_are_those_of_the_committed_reports():
 
 
 def anchors(document: Path) -> set[str]:
-    """The names that GitHub gives to the headings."""
+    """Return the names that GitHub gives to the headings."""
     headings = HEADING.findall(document.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -64,9 +64,9 @@ def test_paths_in_backticks_exist(document):
 
 
 def process_diagram(document: Path) -> str:
-    """The first code block of a document that has the gateway in it."""
-    blocks = re.findall(r"^```\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    return next(block for block in blocks if "gateway" in block)
+    """Return the first code block of the document that draws an arrow to the gateway."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return next(block for block in blocks if "──▶ gateway" in block)
 
 
 def test_process_diagram_is_the_same_in_readme_and_architecture():
