@@ -17,7 +17,7 @@ from control.errors import RegistryUnusable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from training.tracking.releases import Release
+    from training.tracking.releases import RegisteredVersion
     from training.tracking.retention import UnusedRun
 
 _REFERENCE = re.compile(rf"(?P<name>{NAME.pattern})(?:@(?P<alias>{NAME.pattern})|/(?P<number>[0-9]+))")
@@ -44,7 +44,7 @@ def is_used() -> bool:
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").is_file()
 
 
-def find(reference: Reference) -> Release:
+def find(reference: Reference) -> RegisteredVersion:
     """The registered release.
 
     Raises:
@@ -64,7 +64,7 @@ def find(reference: Reference) -> Release:
     return release
 
 
-def fetch(release: Release, folder: Path) -> Path:
+def fetch(release: RegisteredVersion, folder: Path) -> Path:
     """The release's archive, downloaded into `folder`.
 
     Raises:

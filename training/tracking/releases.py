@@ -32,7 +32,7 @@ NOTE_WITHIN_S, TRANSFER_WITHIN_S = 5, 60
 
 
 @dataclass(frozen=True)
-class Release:
+class RegisteredVersion:
     """A model version that was packed: `number` is MLflow's, `version` ours, `archive` a path among the run's files."""
 
     name: str
@@ -45,7 +45,7 @@ class Release:
 
 def log_release(
     name: str, version: str, run_id: str, archive: Path, sha256: str, *, files: Sequence[Path], facts: Mapping[str, str]
-) -> Release:
+) -> RegisteredVersion:
     """Logs archive and files to the run, and notes hash and `facts` on the run's model version.
 
     A model version stands for one release. Where the run's own stands for another already, a new one is made of it.
@@ -58,14 +58,14 @@ def log_release(
         number = _number_for(client, name, version, run_id)
         for path in (archive, *files):
             client.log_artifact(run_id, str(path), folder)
-        release = Release(name, number, version, run_id, f"{folder}/{archive.name}", sha256)
+        release = RegisteredVersion(name, number, version, run_id, f"{folder}/{archive.name}", sha256)
         tags = {**facts, RELEASE: version, ARCHIVE: release.archive, SHA256: sha256}
         for key, value in tags.items():
             client.set_model_version_tag(name, number, key, value)
         return release
 
 
-def find_release(name: str, *, alias: str | None = None, number: str | None = None) -> Release:
+def find_release(name: str, *, alias: str | None = None, number: str | None = None) -> RegisteredVersion:
     """The release that has this alias, or this number.
 
     Raises:
@@ -78,7 +78,7 @@ def find_release(name: str, *, alias: str | None = None, number: str | None = No
         return _release(found)
 
 
-def fetch_archive(release: Release, folder: Path) -> Path:
+def fetch_archive(release: RegisteredVersion, folder: Path) -> Path:
     """Download the release's archive into `folder`, and its signature if it has one; whoever loads it checks both.
 
     Raises:
@@ -92,7 +92,7 @@ def fetch_archive(release: Release, folder: Path) -> Path:
         return Path(client.download_artifacts(release.run_id, release.archive, str(folder)))
 
 
-def set_champion(name: str, sha256: str, facts: Mapping[str, str]) -> Release:
+def set_champion(name: str, sha256: str, facts: Mapping[str, str]) -> RegisteredVersion:
     """Moves the alias `champion` to the release whose archive has this hash, `previous` to the champion of before.
 
     `facts` (where, when, by whom) become tags of the new champion.
@@ -127,7 +127,7 @@ def _number_for(client: MlflowClient, name: str, version: str, run_id: str) -> s
     return str(client.create_model_version(name, newest.source or "", run_id, model_id=newest.model_id).version)
 
 
-def _release(found: ModelVersion) -> Release:
+def _release(found: ModelVersion) -> RegisteredVersion:
     tags = found.tags
     missing = [key for key in (RELEASE, ARCHIVE, SHA256) if key not in tags]
     if missing:
@@ -136,7 +136,9 @@ def _release(found: ModelVersion) -> Release:
     path = PurePosixPath(tags[ARCHIVE])
     if path.is_absolute() or ".." in path.parts:
         raise RegistryError(f"models:/{found.name}/{found.version} names the archive {tags[ARCHIVE]!r}")
-    return Release(found.name, str(found.version), tags[RELEASE], found.run_id or "", tags[ARCHIVE], tags[SHA256])
+    return RegisteredVersion(
+        found.name, str(found.version), tags[RELEASE], found.run_id or "", tags[ARCHIVE], tags[SHA256]
+    )
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> str | None:
