@@ -17,7 +17,6 @@ HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 OTHER_FOLDERS = ("benchmarks", "config", "docs", "model_store", "requirements", "results", "tests")
 # Matches `control/agent/reconciler.py` and `benchmarks/once/`, but no pattern (`model_store/*.mar`) and no `runs/ID`.
 REPOSITORY_PATH = re.compile(rf"`((?:{'|'.join((*FOLDERS_OF_CODE, *OTHER_FOLDERS))})/[\w./-]*)`")
-MADE_AT_RUN_TIME = ("model_store/cifar10-",)
 
 
 def load(path: Path):
@@ -59,8 +58,7 @@ def test_links_lead_to_files_and_headings_that_exist(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_paths_in_backticks_exist(document):
     for path in REPOSITORY_PATH.findall(document.read_text(encoding="utf-8")):
-        if not path.startswith(MADE_AT_RUN_TIME):
-            assert (ROOT / path).exists(), f"{document.name} names {path}"
+        assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
 def process_diagram(document: Path) -> str:
