@@ -16,6 +16,7 @@ from contracts.fields import DocumentError, Fields, as_json, read_json
 from contracts.names import NAME, SHA256, VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SCHEMA = 2
@@ -354,7 +355,7 @@ def _provenance(fields: Fields | None) -> Provenance | None:
     return read
 
 
-def _ancestor(fields: Fields | None, left: int, read_accepted: Any) -> Ancestor | None:  # noqa: ANN401 - a function
+def _ancestor(fields: Fields | None, left: int, read_accepted: Callable[[Fields, int], Accepted]) -> Ancestor | None:
     if fields is None:
         return None
     if not left:
