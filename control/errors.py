@@ -20,7 +20,7 @@ ControlError
 ├── BadSetting               a mistyped variable, or an impossible value
 ├── KeysUnusable             API keys that cannot be read or changed so
 ├── PortsTaken               somebody else listens where we would
-├── PartFailed               a part of the local stack died three times within a minute
+├── ProcessFailed             a part of the local stack died three times within a minute
 ├── MetricsUnreadable        a gateway does not tell what it has counted
 ├── NotAnswering             the stack came up and answers no image
 ├── NoModel                  there is nothing to serve
@@ -174,7 +174,7 @@ class PortsTaken(ControlError):
         self.ports = dict(ports)
 
 
-class PartFailed(ControlError):
+class ProcessFailed(ControlError):
     """The part `name` died `deaths` times within a minute; `log` is its log and `tail` the end of it."""
 
     def __init__(self, name: str, deaths: int, log: Path, tail: str) -> None:

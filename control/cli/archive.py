@@ -30,8 +30,7 @@ def sign(
 ) -> None:
     """Sign an archive: write PATH.mar.sig, in the format of OpenSSF Model Signing.
 
-    The archive and the checksum beside it are checked first. The key's password, if it has one, is read from
-    GRADSERVE_SIGNING_PASSWORD.
+    The archive and the checksum beside it are checked first. A key with a password needs GRADSERVE_SIGNING_PASSWORD.
 
     Example: gradserve archive sign model_store/cifar10-1.0.1.mar --key release.key
 
@@ -47,14 +46,14 @@ def verify(
     path: File,
     key: Annotated[
         list[Path] | None,
-        typer.Option(help="A public key that is trusted, PEM; repeat it.", show_default="AGENT_TRUSTED_KEYS"),
+        typer.Option(help="File of a trusted public key, PEM. Can be repeated.", show_default="AGENT_TRUSTED_KEYS"),
     ] = None,
 ) -> None:
-    """Check that a trusted key has signed these bytes; nothing of the archive is parsed before.
+    """Check that a trusted key signed the archive. Its content is parsed only after that.
 
     Example: gradserve archive verify model_store/cifar10-1.0.1.mar --key release.pub
 
-    Exit codes: 0 signed by the key that is named, 1 not (the reason is printed).
+    Exit codes: 0 signed by a trusted key (its name is printed), 1 not signed by one (the reason is printed).
     """
     trusted = load_trusted_keys(key or trusted_key_files())
     if trusted is None:
@@ -64,11 +63,11 @@ def verify(
 
 
 def check_key(key: Path) -> None:
-    """Do nothing if `key` can sign, so that a mistake is found before an hour of packing.
+    """Raise if the private key `key` cannot sign. Call it before packing, which takes minutes.
 
     Raises:
-        SigningKeyError: it cannot.
-        NoModelSigning: what signs is not installed.
+        SigningKeyError: the key cannot be used.
+        NoModelSigning: the package model-signing is not installed.
     """
     try:
         from control.signatures import read_private_key
@@ -82,7 +81,7 @@ def sign_with(key: Path, path: Path) -> None:
 
     Raises:
         SigningKeyError: the key cannot be used.
-        NoModelSigning: what signs is not installed.
+        NoModelSigning: the package model-signing is not installed.
     """
     check_key(key)
     from control.signatures import sign_archive

@@ -1,4 +1,4 @@
-"""What `gradserve doctor` looks at. Each check gives findings: how bad, what, and what to do about it."""
+"""The checks of `gradserve doctor`. Each returns findings: the severity, what was found, and the remedy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _EXPIRES_SOON = timedelta(days=14)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: `good`, `note` or `bad`, what was found, and the remedy where there is something to do."""
+    """The result of one check: its severity, what was found, and the remedy if there is something to do."""
 
     severity: Literal["good", "note", "bad"]
     about: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine(home: Path, agents: Sequence[str], gateways: Sequence[str], model_store: Path) -> list[Finding]:
-    """Every finding, in the order in which a request would meet the trouble."""
+    """Return every finding, in the order in which a request would meet the problem."""
     seen = ask_agents(agents)
     plan, plan_finding = _plan(home)
     return [
@@ -65,7 +65,7 @@ def examine(home: Path, agents: Sequence[str], gateways: Sequence[str], model_st
 
 
 def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
-    """Prints the findings on stdout."""
+    """Print the findings on stdout."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))  # noqa: T201 (the command's output)
         return
@@ -78,11 +78,11 @@ def print_findings(findings: Iterable[Finding], *, as_json: bool) -> None:
 
 
 def _installed() -> Iterable[Finding]:
-    """Java, TorchServe and kill: without them there is no agent on this machine (gateways need none of them)."""
+    """Yield findings on Java, TorchServe and kill, which the agent needs and the gateway does not."""
     checks: list[tuple[str, Callable[[], object]]] = [("Java", find_java), ("TorchServe", torchserve_home)]
-    for about, look in checks:
+    for about, find in checks:
         try:
-            yield Finding("good", about, str(look()))
+            yield Finding("good", about, str(find()))
         except ControlError as error:
             yield Finding("bad", about, "not found", str(error))
     if shutil.which("kill") is None:
@@ -101,21 +101,23 @@ def _settings(seen: Sequence[AskedAgent]) -> Iterable[Finding]:
     except ControlError as error:
         yield Finding("bad", "temporary files", str(error), "set AGENT_TEMP to a short path on a local disk")
     if any(agent.status is not None for agent in seen):
-        return  # they hold their ports themselves
+        return  # the running agent itself listens on the ports
     try:
-        # `up` finds others for those that are not set.
+        # `up` finds free ports for those that are not set.
         named = {getattr(settings, field) for field in PORTS if field in settings.model_fields_set}
         refuse_taken_ports({port: use for port, use in settings.ports().items() if port in named})
         yield Finding("good", "ports", "free")
     except ControlError as error:
-        yield Finding("bad", "ports", str(error), "stop what listens there, or set the variable to another port")
+        yield Finding("bad", "ports", str(error), "stop the program that uses it, or set the variable to another port")
 
 
 def _plan(home: Path) -> tuple[traffic_plan.Plan | None, Finding]:
     try:
         plan = PlanStore(home).read()
     except ControlError as error:
-        return None, Finding("bad", "plan", str(error), "gradserve up writes one; earlier ones are in the history")
+        return None, Finding(
+            "bad", "plan", str(error), "gradserve up writes the first plan; earlier ones are in the history folder"
+        )
     return plan, Finding("good", "plan", f"revision {plan.revision}, stable {plan.stable.version}")
 
 
@@ -123,47 +125,51 @@ def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
     try:
         trusted = load_trusted_keys(trusted_key_files())
     except ControlError as error:
-        yield Finding("bad", "signatures", str(error), "correct AGENT_TRUSTED_KEYS: no agent starts with it")
+        yield Finding("bad", "signatures", str(error), "correct AGENT_TRUSTED_KEYS: no agent starts with this value")
         return
     for release in plan.releases():
         try:
             archive = inspect_archive(model_store / release.archive, release.sha256, trusted=trusted)
         except ControlError as error:
             severity: Literal["note", "bad"] = "bad" if release == plan.stable else "note"
-            yield Finding(severity, "archive", str(error), "bring the file back, or pack it again and deploy it")
+            yield Finding(severity, "archive", str(error), "restore the file, or pack it again and deploy it")
             continue
         classes = len(archive.classes)
         text = f"{release.archive}: hash and contract hold, {classes} classes, signed: {archive.signed}"
         yield Finding("good", "archive", text)
     if trusted is None:
-        text = "not asked for: who can change plan and archive, or MLflow's registry before a deploy, can run code here"
+        text = "not required: anyone who can change the plan and an archive, or MLflow's registry, can run code here"
         yield Finding("note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/security.md)")
 
 
 def _agent(plan: traffic_plan.Plan | None, agent: AskedAgent) -> Iterable[Finding]:
     about = f"agent {agent.url}"
     if agent.status is None:
-        yield Finding("bad", about, agent.error, "start it: gradserve up, or gradserve agent; --agents names others")
+        yield Finding(
+            "bad", about, agent.error, "start it: gradserve up or gradserve agent; or pass its address by --agents"
+        )
         return
     differences = list(drift(plan, agent))
     for line in differences:
-        yield Finding("note" if agent.serves else "bad", about, line, "the agent repairs it; its log says how")
+        yield Finding("note" if agent.serves else "bad", about, line, "the agent repairs this; its log has the details")
     ahead = agent.status.observed_at - time.time()
     if ahead > _CLOCK_OFF_S:
         text = f"its clock is {ahead:.0f} s ahead of this machine's"
         yield Finding("bad", about, text, "synchronise the clocks: the times in their logs cannot be compared")
     if not differences:
-        yield Finding("good", about, "as the plan says")
+        yield Finding("good", about, "follows the plan")
 
 
 def _gateway(gateway: dict[str, Any]) -> Finding:
     about = f"gateway {gateway['url']}"
     if "error" in gateway:
-        return Finding("bad", about, gateway["error"], "start it: gradserve up; --gateways names others")
+        return Finding("bad", about, gateway["error"], "start it with gradserve up, or pass its address by --gateways")
     if gateway["status"] == "ok":
         return Finding("good", about, "ok")
     severity: Literal["note", "bad"] = "bad" if gateway["status"] == "unavailable" else "note"
-    return Finding(severity, about, "; ".join([gateway["status"], *gateway["reasons"]]), "the agents' findings say why")
+    return Finding(
+        severity, about, "; ".join([gateway["status"], *gateway["reasons"]]), "see the findings about the agents"
+    )
 
 
 def _disk(home: Path) -> Finding:
@@ -171,7 +177,7 @@ def _disk(home: Path) -> Finding:
     free = shutil.disk_usage(folder).free
     text = f"{free / 1e9:.1f} GB free at {folder}"
     if free < _LITTLE_DISK_BYTES:
-        return Finding("bad", "disk", text, "make room: gradserve prune shows what nothing refers to")
+        return Finding("bad", "disk", text, "free some space: gradserve prune lists unused files")
     return Finding("good", "disk", text)
 
 
@@ -183,14 +189,16 @@ def _mlflow() -> Finding:
         httpx.get(f"{uri.rstrip('/')}/health", timeout=3.0).raise_for_status()
     except httpx.HTTPError as error:
         text = f"{urlsplit(uri).hostname} does not answer ({type(error).__name__})"
-        return Finding("note", "MLflow", text, "all goes on without it; `train --resume` sends what it lacks")
+        return Finding(
+            "note", "MLflow", text, "serving and training work without it; `train --resume` sends the missing records"
+        )
     return Finding("good", "MLflow", f"{urlsplit(uri).hostname} answers")
 
 
 def _keys() -> Iterable[Finding]:
     named, entries = os.environ.get("GATEWAY_KEYS_FILE"), os.environ.get("GATEWAY_KEYS")
     if not named and not entries:
-        yield Finding("note", "keys", "none: the gateway serves loopback only, or everyone if told so")
+        yield Finding("note", "keys", "none: the gateway serves loopback only, unless its settings allow everyone")
         return
     if not named:
         yield Finding("good", "keys", "configured")
@@ -199,16 +207,16 @@ def _keys() -> Iterable[Finding]:
     try:
         keys = read_keys(file)
     except ControlError as error:
-        yield Finding("bad", "keys", str(error), "bring back a copy, or make the keys anew: gradserve keys make")
+        yield Finding("bad", "keys", str(error), "restore a copy, or make new keys: gradserve keys make")
         return
     if not file.is_file():
-        yield Finding("bad", "keys", f"{file} is not there", "make it, or correct GATEWAY_KEYS_FILE")
+        yield Finding("bad", "keys", f"{file} does not exist", "run gradserve keys make, or correct GATEWAY_KEYS_FILE")
         return
     if file.stat().st_mode & 0o007:
-        yield Finding("note", "keys", f"{file} is open to every user of this machine", f"chmod 640 {file}")
-    lasting = {key.name for key in keys if not key.is_expired(datetime.now(UTC) + _EXPIRES_SOON)}
+        yield Finding("note", "keys", f"every user of this machine can read or write {file}", f"chmod 640 {file}")
+    still_valid = {key.name for key in keys if not key.is_expired(datetime.now(UTC) + _EXPIRES_SOON)}
     for key in keys:
-        if key.expires and key.name not in lasting:
+        if key.expires and key.name not in still_valid:
             verb, remedy = ("expired", "make") if key.is_expired() else ("expires", "rotate")
             text = f"{key.name} {verb} at {key.expires}"
             yield Finding("note", "keys", text, f"gradserve keys {remedy} {key.name} --expires 90d")
@@ -217,5 +225,10 @@ def _keys() -> Iterable[Finding]:
 
 def _proxies() -> Iterable[Finding]:
     if trusts_everyone(os.environ.get("GATEWAY_TRUSTED_PROXIES", "").split(",")):
-        text = "GATEWAY_TRUSTED_PROXIES=*: every caller can say that he comes from any address"
-        yield Finding("bad", "proxies", text, "name the addresses of your proxies: quotas and logs go by what they say")
+        text = "GATEWAY_TRUSTED_PROXIES trusts everyone: every caller can claim any address"
+        yield Finding(
+            "bad",
+            "proxies",
+            text,
+            "set the addresses of your proxies: quotas and logs use the address that a proxy reports",
+        )

@@ -1,5 +1,5 @@
-"""The gateway's commands: `gradserve keys make|rotate|edit|list|revoke` and `gradserve config`."""
-# ruff: noqa: PLC0415 (each command imports what it needs, see cli.py)
+"""The commands for the gateway: `gradserve keys make|rotate|edit|list|revoke` and `gradserve config`."""
+# ruff: noqa: PLC0415 (each command imports what it needs, see main.py)
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ keys = typer.Typer(help="Make, rotate, edit, list and revoke the gateway's API k
 File = Annotated[
     Path | None,
     typer.Option(
-        "--file", envvar="GATEWAY_KEYS_FILE", help="The key file; default: keys.json in GRADSERVE_HOME.", metavar="PATH"
+        "--file", envvar="GATEWAY_KEYS_FILE", help="The key file. Default: keys.json in GRADSERVE_HOME.", metavar="PATH"
     ),
 ]
-Name = Annotated[str, typer.Argument(help="Whose key it is; the name stands in the gateway's logs.")]
+Name = Annotated[str, typer.Argument(help="Name of the caller; the gateway's logs contain it.")]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", help="What it may do: predict, explain, read. Repeat it.", metavar="SCOPE"),
+    typer.Option("--scope", help="Permission of the key: predict, explain or read. Can be repeated.", metavar="SCOPE"),
 ]
 Expires = Annotated[
     str | None,
-    typer.Option(help="From when on it is refused: 90d, 12h, 30m, or an ISO date and time (UTC).", metavar="WHEN"),
+    typer.Option(help="Time at which the key expires: 90d, 12h, 30m, or an ISO date and time (UTC).", metavar="WHEN"),
 ]
 QuotaOfKey = Annotated[
     str | None,
-    typer.Option("--quota", help="How often it may call, instead of GATEWAY_RATE_PER_KEY.", metavar="600/minute"),
+    typer.Option("--quota", help="Rate limit of this key, instead of GATEWAY_RATE_PER_KEY.", metavar="600/minute"),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the `gradserve` command."""
+    """Add the commands to the `gradserve` command."""
     app.add_typer(keys, name="keys", rich_help_panel="Serve")
     app.command(rich_help_panel="Serve")(config)
 
@@ -58,9 +58,9 @@ def register(app: typer.Typer) -> None:
 def make(
     name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
 ) -> None:
-    """Make a key and print its secret, once: only the SHA-256 of it is stored. Without --scope: predict and explain.
+    """Make a key and print its secret once: only its SHA-256 is stored. Default scopes: predict and explain.
 
-    The secret goes to stdout and everything else to stderr, so that `KEY=$(gradserve keys make alice)` holds it.
+    The secret goes to stdout and everything else to stderr, so `KEY=$(gradserve keys make alice)` works.
 
     Example: gradserve keys make alice --expires 90d --quota 600/minute
     """
@@ -70,32 +70,31 @@ def make(
     with changing(path) as stored:
         if any(key.name == name and not key.is_expired() for key in stored):
             raise KeysUnusable(
-                path, f"there is a key named {name} already: `gradserve keys rotate {name}`, or choose another name"
+                path, f"a key named {name} already exists: run `gradserve keys rotate {name}`, or choose another name"
             )
         secret, key = make_key(
             name, scope or ["predict", "explain"], created=_today(), expires=_moment(path, expires), quota=quota or ""
         )
         stored[:] = [*(other for other in stored if other.name != name), key]
     typer.echo(secret)
-    typer.echo(f"stored in {path} for {', '.join(key.scopes)}; the secret is shown this once", err=True)
+    typer.echo(f"stored in {path} for {', '.join(key.scopes)}; the secret is not shown again", err=True)
     if not os.environ.get("GATEWAY_KEYS_FILE"):
-        typer.echo(f"the gateway asks for keys when it is started with GATEWAY_KEYS_FILE={path}", err=True)
+        typer.echo(f"the gateway requires keys if it is started with GATEWAY_KEYS_FILE={path}", err=True)
 
 
 @keys.command()
 def rotate(
     name: Name,
     overlap: Annotated[
-        str, typer.Option(help="For how long the old key still works: 7d, 12h, 30m; 0d ends it now.", metavar="TIME")
+        str, typer.Option(help="Time for which the old key still works: 7d, 12h, 30m; 0d ends it now.", metavar="TIME")
     ] = "7d",
     expires: Expires = None,
     file: File = None,
 ) -> None:
     """Make a second key of the same name, scopes and quota, print its secret, and let the old one expire.
 
-    Without --expires the new one expires when the old one would have without this.
-
-    Both work until then. The metric gateway_caller_requests_total tells by `key` whether the old one is still used.
+    Both keys work until --overlap has passed. The metric gateway_caller_requests_total shows by its label `key` if the
+    old key is still used. Without --expires the new key expires when the old one would have expired.
 
     Example: gradserve keys rotate alice --overlap 12h
     """
@@ -118,16 +117,16 @@ def rotate(
     typer.echo(secret)
     for other in old:
         typer.echo(f"the old key {other.id} works until {other.expires}", err=True)
-    typer.echo(f"the new key {key.id} is stored in {path}; the secret is shown this once", err=True)
+    typer.echo(f"the new key {key.id} is stored in {path}; the secret is not shown again", err=True)
 
 
 @keys.command()
 def edit(
     name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
 ) -> None:
-    """Change what a key may do, how often, or until when; `none` takes expiry or quota away. Its secret stays.
+    """Change the scopes, the quota or the expiry of a key; `none` removes expiry or quota. The secret stays.
 
-    Of a key that is being rotated the new one is changed.
+    If the key is being rotated, the new key is changed.
 
     Example: gradserve keys edit alice --quota 100/second --expires none
     """
@@ -157,11 +156,11 @@ def list_keys(
         bool,
         typer.Option(
             "--json",
-            help="Print a JSON array: of each key name, id, scopes, created, expires, quota and expired; no digest.",
+            help="Print a JSON array: name, id, scopes, created, expires, quota and expired of each key; no digest.",
         ),
     ] = False,
 ) -> None:
-    """List the keys: name, id, the day each was made, scopes, quota, and when it expires.
+    """List the keys: name, id, date of creation, scopes, quota and expiry.
 
     Example: gradserve keys list --json
     """
@@ -181,11 +180,11 @@ def list_keys(
 def revoke(
     name: Name,
     only: Annotated[
-        str | None, typer.Option("--id", help="Only the key with this id, of two that have the name.")
+        str | None, typer.Option("--id", help="Revoke only the key with this id, if two keys have the name.")
     ] = None,
     file: File = None,
 ) -> None:
-    """Take a key back; running gateways refuse it within a second.
+    """Revoke a key; running gateways refuse it within a second.
 
     Example: gradserve keys revoke alice
     """
@@ -208,10 +207,10 @@ def _today() -> str:
 
 
 def _moment(path: Path, when: str | None, *, may_be_now: bool = False) -> str:
-    """Return the moment that `when` names, a duration from now or an ISO date (time, UTC); empty for none.
+    """Return the time that `when` names, a duration from now or an ISO date and time (UTC); empty for `none`.
 
     Raises:
-        KeysUnusable: it names none, or one that has passed.
+        KeysUnusable: it names no time, or one that has passed.
     """
     if when in {None, _NONE}:
         return ""
@@ -230,15 +229,15 @@ def _moment(path: Path, when: str | None, *, may_be_now: bool = False) -> str:
 
 
 def key_file(file: Path | None) -> Path:
-    """The file that is meant."""
+    """Return the path of the key file: `file`, else keys.json in GRADSERVE_HOME."""
     return (file or home_directory() / "keys.json").resolve()
 
 
 def read_keys(path: Path) -> list[Key]:
-    """The keys in the file; none where there is no file yet.
+    """Return the keys in the file; an empty list if the file does not exist.
 
     Raises:
-        KeysUnusable: it cannot be read or is no key file.
+        KeysUnusable: the file cannot be read or is no key file.
     """
     from gateway.auth.keys import KeyFileError, load_keys
 
@@ -252,10 +251,10 @@ def read_keys(path: Path) -> list[Key]:
 
 @contextlib.contextmanager
 def changing(path: Path) -> Iterator[list[Key]]:
-    """The file's keys, written back when the block has changed the list; two changes at once wait for each other.
+    """Yield the file's keys under a lock and write the list back when the block ends.
 
     Raises:
-        KeysUnusable: the keys cannot be read, cannot be as they are now, or cannot be written.
+        KeysUnusable: the keys cannot be read, are invalid after the change, or cannot be written.
     """
     from gateway.auth.keys import KeyFileError, save_keys
 
@@ -273,10 +272,10 @@ def changing(path: Path) -> Iterator[list[Key]]:
 def config(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False
 ) -> None:
-    """Print every setting in effect and where it comes from: the environment, .env, or its default. Secrets are masked.
+    """Print every setting in effect and its source: the environment, .env, or the default. Secrets are masked.
 
-    `gradserve up` itself sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway it starts, and AGENT_PLAN
-    and, unless it is set, AGENT_MANAGEMENT_LOG for the agent.
+    `gradserve up` sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway that it starts. For the agent it
+    sets AGENT_PLAN and, unless you set it, AGENT_MANAGEMENT_LOG.
     """
     rows = settings_in_effect()
     if as_json:
@@ -288,10 +287,10 @@ def config(
 
 
 def settings_in_effect() -> list[tuple[str, str, str]]:
-    """Name, value (secrets masked) and source of each of the gateway's and the agent's settings.
+    """Return name, value (secrets masked) and source of each setting of the gateway and the agent.
 
     Raises:
-        ControlError: some cannot be used; the text says which.
+        ControlError: some settings cannot be used; the text names them.
     """
     from dotenv import dotenv_values
 
@@ -307,7 +306,7 @@ def settings_in_effect() -> list[tuple[str, str, str]]:
     for field in type(agent).model_fields:
         source = "environment" if field in agent.model_fields_set else "default"
         rows.append((PREFIX + field.upper(), written(getattr(agent, field)), source))
-    # `gradserve` has put .env's lines into the environment; what was set there before has won.
+    # `gradserve` has read .env into the environment, where a variable that was set before took precedence.
     in_file = dotenv_values(".env") if Path(".env").is_file() else {}
     return [
         (name, value, ".env" if source == "environment" and in_file.get(name) == os.environ.get(name) else source)

@@ -1,6 +1,6 @@
 """The `gradserve` command.
 
-Importing this module must stay quick (`gradserve status` in a shell prompt): each command imports what it needs.
+Importing this module must be fast (`gradserve status` in a shell prompt): each command imports what it needs.
 """
 # ruff: noqa: PLC0415
 
@@ -29,7 +29,7 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print one JSON object: ok, plan, plan_error, agents (each one's status), gateways (each one's health), "
+        help="Print one JSON object: ok, plan, plan_error, agents (status of each), gateways (health of each), "
         "drift (sentences), counted (by version), counted_error.",
     ),
 ]
@@ -58,21 +58,23 @@ def up(
         int, typer.Option(envvar=["PORT", "GATEWAY_PORT"], min=1, max=65535, help="Public port of the gateway.")
     ] = 8000,
     source: Annotated[
-        Path, typer.Option(help="Folder with the model to pack and serve when there is no plan yet.")
+        Path, typer.Option(help="Folder with the model to pack and serve if there is no plan yet.")
     ] = Path("model_store/released"),
     mlflow: Annotated[  # noqa: FBT002 - a flag
-        bool, typer.Option("--mlflow", help="Start MLflow's page as well, on MLFLOW_PORT, else 5000 or a free one.")
+        bool, typer.Option("--mlflow", help="Also start MLflow's page, on MLFLOW_PORT, else 5000 or a free port.")
     ] = False,
     log_mb: Annotated[
-        int, typer.Option(envvar="GRADSERVE_LOG_MB", min=4, help="Megabytes of logs kept of each part, in four files.")
+        int,
+        typer.Option(envvar="GRADSERVE_LOG_MB", min=4, help="Megabytes of logs kept for each process, in four files."),
     ] = 256,
 ) -> None:
-    """Start everything on this machine and look after it until Ctrl-C.
+    """Start all processes on this machine and supervise them until Ctrl-C.
 
-    Packs the released model if its archive is missing or was built from other bytes, writes the first traffic plan,
-    starts the agent (with TorchServe) and the gateway, and prints `ready:` with the address and two curl lines once
-    both lines work. Private ports that are taken are replaced unless AGENT_*_PORT names them. A part that dies is
-    started again; three deaths within a minute end everything with the reason. Logs are rotated.
+    The command packs the released model if its archive is missing or was built from other bytes, and writes the first
+    traffic plan. It starts the agent (with TorchServe) and the gateway. Once a prediction and an explanation work it
+    prints `ready:`, the address and two curl lines. A private port that is taken is replaced unless AGENT_*_PORT sets
+    it. A process that exits is restarted; if one exits three times within a minute, the command stops everything and
+    prints the reason. Logs are rotated.
 
     Example: gradserve up --port 8080
 
@@ -94,9 +96,9 @@ def up(
 def prepare(
     source: Annotated[Path, typer.Option(help="Folder with the model to pack.")] = Path("model_store/released"),
 ) -> None:
-    """Pack the released model and write the first traffic plan, as `up` does before it starts anything.
+    """Pack the released model and write the first traffic plan, as `up` does before it starts the processes.
 
-    Packs only what has changed, and leaves a plan that is there in force. Containers run this once before the agent.
+    The model is packed only if it changed. An existing plan stays in force. Containers run this once before the agent.
     """
     from control.release.plan_store import PlanStore
     from control.settings import read_agent_settings
@@ -107,10 +109,10 @@ def prepare(
 
 @app.command(rich_help_panel="Serve")
 def agent() -> None:
-    """Run the agent: start TorchServe, bring it to the traffic plan, tell `/status` on a private port.
+    """Run the agent: start TorchServe, keep it at the traffic plan, and serve `/status` on a private port.
 
-    `gradserve up` and the container image start this; it takes everything from `AGENT_*` (see .env.example). TERM
-    drains before it stops, a second TERM does not wait.
+    `gradserve up` and the container image start this command. Its settings are `AGENT_*` (see .env.example). On SIGTERM
+    it drains, then stops; a second SIGTERM stops it at once.
     """
     import asyncio
     import logging
@@ -125,9 +127,9 @@ def agent() -> None:
 
 @app.command(rich_help_panel="Serve")
 def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = False) -> None:
-    """Show the traffic plan, what each agent makes of it, and what the gateways have counted by version.
+    """Show the traffic plan, the state of each agent, and the gateways' request counts by version.
 
-    Without --agents and --gateways those of the `gradserve up` that runs with this GRADSERVE_HOME are asked.
+    Without --agents and --gateways the command asks those of the `gradserve up` that runs with this GRADSERVE_HOME.
 
     Example: gradserve status --json
 
@@ -144,7 +146,7 @@ def status(agents: Agents = "", gateways: Gateways = "", *, as_json: Json = Fals
 
 
 def _read_env_file(path: Path) -> None:
-    """Adds the settings in `.env` to the environment; what is set there already wins."""
+    """Add the settings in `.env` to the environment; a variable that is set there already stays."""
     if path.is_file():
         from dotenv import load_dotenv
 
@@ -160,7 +162,7 @@ keys.register(app)
 
 
 def main() -> NoReturn:
-    """Runs the command; a foreseeable mistake is one sentence on stderr and exit code 1."""
+    """Run the command; a `ControlError` becomes one sentence on stderr and exit code 1."""
     _read_env_file(Path(".env"))
     try:
         app()

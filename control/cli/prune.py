@@ -1,4 +1,4 @@
-"""The `prune` command: shows what nothing refers to any more, and removes it when told to."""
+"""The `prune` command: list unused files, and remove them with `--yes`."""
 # ruff: noqa: PLC0415 (imports only what it needs, see main.py)
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ def register(app: typer.Typer) -> None:
 
 
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Keep everything that is younger.")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="Keep everything younger than this many days.")] = 30.0,
     *,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this nothing is removed.")] = False,
-    source: Annotated[Path, typer.Option(help="The folder that `up` packs; its archive is kept.")] = Path(
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the unused files; without this nothing is removed.")
+    ] = False,
+    source: Annotated[Path, typer.Option(help="Folder that `up` packs; its archive is kept.")] = Path(
         "model_store/released"
     ),
-    runs: Annotated[Path, typer.Option(help="Folder with a folder for each training.")] = Path(".gradserve/training"),
+    runs: Annotated[Path, typer.Option(help="Folder with one folder for each training.")] = Path(".gradserve/training"),
     as_json: Annotated[
         bool,
         typer.Option(
@@ -44,15 +46,16 @@ def prune(
 ) -> None:
     """Show the trainings, archives, old revisions of the plan and MLflow artifacts that nothing refers to.
 
-    Kept are: what is younger than --days; the archives that the plan names, also to roll back to; what an alias in
-    MLflow's registry points to (champion, previous, challenger, your own); the trainings that made a kept archive, and
-    those that kept ones began with; trainings that run; the last 20 revisions. MLflow keeps the figures of every run.
+    The command keeps everything younger than --days; the archives that the plan names, also those to roll back to;
+    versions with an alias in MLflow's registry (champion, previous, challenger, your own); the trainings that made a
+    kept archive, and the trainings that those started from; running trainings; the last 20 revisions. MLflow keeps the
+    figures of every run.
 
-    Only the plan in GRADSERVE_HOME is looked at: where another stack uses the same model store, prune by hand.
+    Only the plan in GRADSERVE_HOME is read: if another stack uses the same model store, prune by hand.
 
     Example: gradserve prune --days 7, then the same with --yes
 
-    Exit codes: 0 shown or removed, 1 something could not be looked at or removed (it is told).
+    Exit codes: 0 shown or removed, 1 something could not be read or removed (it is named on stderr).
     """
     from control.cli.release import model_store
     from control.release.plan_store import PlanStore
@@ -79,13 +82,13 @@ def prune(
 
 
 def _remove(unused: Iterable[Unused]) -> list[str]:
-    """Remove each, and return what went wrong."""
+    """Remove each item and return the failures, as sentences."""
     failures = []
     for item in unused:
         try:
             item.remove()
         except (ControlError, OSError) as error:
-            failures.append(f"{item.name} is not removed, or not all of it: {error}")
+            failures.append(f"{item.name} could not be removed completely: {error}")
     return failures
 
 

@@ -1,5 +1,5 @@
 """The commands that move versions: `deploy`, `promote`, `rollback`, `retire`, `scale`, `versions`, `doctor`."""
-# ruff: noqa: PLC0415 (each command imports what it needs, see cli.py)
+# ruff: noqa: PLC0415 (each command imports what it needs, see main.py)
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VersionsJson = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Print a JSON array; of each version: version, role, agents (its state on each), archive, and of an "
+        help="Print a JSON array. Each entry has version, role, agents (its state on each), archive, and for an "
         "archive in the model store sha256 and accepted (the figures of its contract).",
     ),
 ]
@@ -44,7 +44,7 @@ FindingsJson = Annotated[
 Agents = Annotated[
     str,
     typer.Option(
-        "--agents", envvar="GATEWAY_AGENTS", help="Status addresses of the agents, with commas.", metavar="URLS"
+        "--agents", envvar="GATEWAY_AGENTS", help="Status addresses of the agents, separated by commas.", metavar="URLS"
     ),
 ]
 Gateways = Annotated[
@@ -52,25 +52,25 @@ Gateways = Annotated[
     typer.Option(
         "--gateways",
         envvar="GRADSERVE_GATEWAYS",
-        help="Addresses of the gateways, with commas; GRADSERVE_KEY holds a key with the scope read where they ask.",
+        help="Addresses of the gateways, separated by commas. If they require a key, set GRADSERVE_KEY (scope read).",
         metavar="URLS",
     ),
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option("--allow-missing", help="Go on with the agents that answer, at least one."),
+    typer.Option("--allow-missing", help="Continue with the agents that answer, at least one."),
 ]
 Version = Annotated[str, typer.Argument(help="A version in the plan; `gradserve versions` lists them.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the `gradserve` command."""
+    """Add the commands to the `gradserve` command."""
     for command in (deploy, promote, rollback, retire, scale, versions, doctor):
         app.command(rich_help_panel=PANEL)(command)
 
 
 def agent_addresses(agents: str) -> list[str]:
-    """Return the agents' addresses in `agents`, else that of the stack that runs here, else this machine's own."""
+    """Return the agents' addresses: `agents`, else the agent of the running stack, else this machine's."""
     from control.stack.running import find_running
 
     running = find_running(home_directory())
@@ -79,7 +79,7 @@ def agent_addresses(agents: str) -> list[str]:
 
 
 def gateway_addresses(gateways: str) -> list[str]:
-    """Return the gateways' addresses in `gateways`, else that of the stack that runs here, else this machine's own."""
+    """Return the gateways' addresses: `gateways`, else the gateway of the running stack, else this machine's."""
     from control.stack.running import find_running
 
     running = find_running(home_directory())
@@ -97,40 +97,55 @@ def deploy(
         str,
         typer.Argument(
             metavar="VERSION | PATH.mar | NAME@ALIAS | NAME/NUMBER",
-            help="A version in the model store, a file, or a registered version of MLflow's.",
+            help="A version in the model store, a file, or a version in MLflow's registry.",
         ),
     ],
     canary: Annotated[
-        float | None, typer.Option(min=0, max=100, help="Give it so many per cent of the calls.", metavar="PERCENT")
+        float | None,
+        typer.Option(min=0, max=100, help="Make it the canary with this share of the requests.", metavar="PERCENT"),
     ] = None,
     *,
     shadow: Annotated[
-        bool, typer.Option("--shadow", help="Mirror calls to it; its answers are only compared.")
+        bool,
+        typer.Option(
+            "--shadow", help="Make it the shadow: requests are mirrored to it, and its answers are only compared."
+        ),
     ] = False,
     stable: Annotated[bool, typer.Option("--stable", help="Make it the stable version at once.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Accept what would break callers (classes, input).")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Accept changes that would break callers (classes, input).")
+    ] = False,
     gate: Annotated[
         Path | None,
-        typer.Option(exists=True, file_okay=False, help="Labelled images, one folder a class, to compare it by."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of labelled images, one folder for each class, on which it must pass.",
+        ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, max=100, help="With --gate: points of accuracy it may lose to the stable version.")
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            help="With --gate: percentage points of accuracy that it may lose against the stable version.",
+        ),
     ] = 0.5,
     allow_missing: AllowMissing = False,
     gateways: Gateways = "",
     agents: Agents = "",
     as_json: Json = False,
 ) -> None:
-    """Bring a version in: check its archive, load it, verify it on every agent, and only then route to it.
+    """Deploy a version: check its archive, load it, verify it on every agent, and only then route to it.
 
     Without --canary, --shadow or --stable it is loaded and gets no traffic (call it by `version=…`, promote it later).
-    If anything is wrong, the version is unloaded, the plan is as before, and the reason is told.
+    If a step fails, the command unloads the version, restores the plan and prints the reason.
 
-    With --gate it and the stable version first classify the folder's images, through the gateway. Files that are no
-    images are skipped and named.
+    With --gate the new and the stable version first classify the folder's images, through the gateway. Files that are
+    no images are skipped and named.
 
-    Every agent must load it. One that does not answer is named every five seconds; with --allow-missing the command
-    goes on without it after five, and it follows the plan when it is back.
+    Every agent must load it. An agent that does not answer is named every five seconds. With --allow-missing the
+    command continues without it after five seconds; that agent follows the plan when it is back.
 
     Example: gradserve deploy 1.0.1 --canary 10
 
@@ -149,19 +164,26 @@ def deploy(
 def promote(
     version: Annotated[str | None, typer.Argument(help="Default: the canary, else the shadow.")] = None,
     *,
-    auto: Annotated[bool, typer.Option("--auto", help="Watch it beside the stable version, then decide.")] = False,
-    window: Annotated[float, typer.Option(min=1, help="With --auto: seconds to watch.")] = 600.0,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="Compare it with the stable version for a while, then promote it or roll it back."),
+    ] = False,
+    window: Annotated[float, typer.Option(min=1, help="With --auto: seconds of comparison.")] = 600.0,
     requests: Annotated[
-        int, typer.Option(min=1, help="With --auto: requests (pairs, of a shadow) that both need for a verdict.")
+        int,
+        typer.Option(min=1, help="With --auto: requests (of a shadow: pairs) that each version needs for a verdict."),
     ] = 500,
     significance: Annotated[
-        float, typer.Option(min=1e-9, max=0.5, help="With --auto: how improbable by chance a difference must be.")
+        float, typer.Option(min=1e-9, max=0.5, help="With --auto: largest p-value at which a difference counts.")
     ] = 0.01,
     slower: Annotated[
-        float, typer.Option(min=1, help="With --auto: how many times the stable version's p99 is allowed.")
+        float, typer.Option(min=1, help="With --auto: allowed factor on the stable version's p99 latency.")
     ] = 1.5,
     disagreement: Annotated[
-        float, typer.Option(min=0.001, max=99, help="With --auto: per cent of a shadow's pairs that may differ.")
+        float,
+        typer.Option(
+            min=0.001, max=99, help="With --auto: percentage of a shadow's pairs that may have another class."
+        ),
     ] = 10.0,
     allow_missing: AllowMissing = False,
     gateways: Gateways = "",
@@ -170,14 +192,14 @@ def promote(
 ) -> None:
     """Make a loaded version the stable one. The old stable version stays loaded until it is retired.
 
-    It gets as many workers as the stable version has before it gets the traffic; no request is dropped. Every agent
-    must have it ready, or with --allow-missing those that answer.
+    Before it gets the traffic it gets as many workers as the stable version; no request is dropped. Every agent must
+    have it ready, or with --allow-missing those that answer.
 
-    With --auto the canary (else the shadow) is watched for a while, by what the gateways count. It is rolled back when
-    it fails more than the stable version (Fisher's exact test), when more than 1 % of its answers take longer than the
-    stable version's p99 times --slower (exact binomial test), or, as a shadow, when it names another class more often
-    than --disagreement (exact binomial test); at once when that is beyond doubt (p below 0.001). Otherwise it is
-    promoted at the end. The verdict is printed, and written to the audit log with its figures.
+    With --auto the gateways' counts of the canary (else the shadow) are compared with those of the stable version. The
+    version is rolled back if it fails more often than the stable version (Fisher's exact test), if more than 1 % of its
+    answers take longer than the stable version's p99 times --slower (exact binomial test), or, as a shadow, if it names
+    another class more often than --disagreement (exact binomial test); before the end of --window only if p is below
+    0.001. Otherwise it is promoted at the end. The verdict is printed and written to the audit log with its figures.
 
     Example: gradserve promote --auto --window 300
 
@@ -200,11 +222,11 @@ def promote(
 
 
 def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False) -> None:
-    """Take the canary (or shadow) out of traffic; without one, go back to the stable version of before.
+    """Take the canary (or shadow) out of traffic; without one, go back to the previous stable version.
 
-    A second one goes one stable version further back, never to the version that was left. It takes less than two
-    seconds while that version is still loaded, without those agents that do not answer. Otherwise the version is
-    loaded and verified first, by every agent, or with --allow-missing by those that answer.
+    A second rollback goes one stable version further back, never to the version that was left. While that version is
+    still loaded a rollback takes less than two seconds and does not wait for agents that do not answer. Otherwise the
+    version is loaded and verified first, by every agent, or with --allow-missing by those that answer.
 
     Example: gradserve rollback --allow-missing
     """
@@ -214,7 +236,7 @@ def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_jso
 def retire(
     version: Version, *, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False
 ) -> None:
-    """Unload a version that is not stable: no more traffic, then drained, then unregistered. Its archive stays.
+    """Unload a version that is not stable: stop its traffic, drain it, unregister it. Its archive stays.
 
     Example: gradserve retire 1.0.0
     """
@@ -231,8 +253,8 @@ def scale(
 ) -> None:
     """Change the number of a version's prediction workers.
 
-    More are ready when this returns. Fewer become true when the version is loaded the next time: TorchServe drops
-    what a worker that it takes away has in hand.
+    Added workers are ready when this returns. Fewer workers take effect when the version is loaded the next time,
+    because TorchServe drops the requests of a worker that it removes.
 
     Example: gradserve scale 1.0.1 3
     """
@@ -240,11 +262,11 @@ def scale(
 
 
 def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
-    """List every version there is: in the plan, on the agents, in the model store.
+    """List all versions in the plan, on the agents and in the model store.
 
     Example: gradserve versions --json
 
-    Exit codes: 0 every agent was asked, 3 one cannot be reached (it is named on stderr; the rest is listed).
+    Exit codes: 0 every agent answered, 3 one cannot be reached (it is named on stderr; the rest is listed).
     """
     from control.agents import ask_agents
     from control.cli.status import list_versions, print_versions
@@ -253,17 +275,17 @@ def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
     print_versions(list_versions(home_directory(), seen, model_store()), as_json=as_json)
     missing = [agent for agent in seen if agent.status is None]
     for agent in missing:
-        typer.echo(f"agent {agent.url} {agent.error}: what it has loaded is not listed", err=True)
+        typer.echo(f"agent {agent.url} {agent.error}: its versions are not listed", err=True)
     raise typer.Exit(UNREACHABLE if missing else 0)
 
 
 def doctor(*, gateways: Gateways = "", agents: Agents = "", as_json: FindingsJson = False) -> None:
-    """Look for what is wrong: Java, TorchServe, plan, archives, agents, gateway, ports, disk, clock, MLflow, keys.
+    """Check Java, TorchServe, plan, archives, agents, gateway, ports, disk, clock, MLflow and keys.
 
     Example: gradserve doctor --json
 
-    Exit codes: 0 nothing found that stops serving, 1 something that does (a gateway or agent that cannot be reached is
-    one); each finding comes with its remedy.
+    Exit codes: 0 no problem that stops serving, 1 such a problem (for example a gateway or agent that cannot be
+    reached). Each finding comes with its remedy.
     """
     from control.cli.doctor import examine, print_findings
 
@@ -282,7 +304,7 @@ def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
 
 
 def _say(*, quiet: bool) -> Callable[[str], None]:
-    """Where progress goes: to stdout, or to stderr where that is for the result alone."""
+    """Return a function that prints a line of progress: to stdout, or if `quiet` to stderr."""
     return lambda line: typer.echo(line, err=quiet)
 
 

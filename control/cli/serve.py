@@ -1,4 +1,4 @@
-"""`gradserve serve`: from a run or an archive to a running stack."""
+"""The `serve` command: start the stack with a trained run or an archive."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from control.cli.train import DEFAULT_CACHE, Cache, pack_for_a_try
+from control.cli.train import DEFAULT_CACHE, Cache, pack_run
 from control.settings import home_directory, read_agent_settings
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the `gradserve` command."""
+    """Add the command to the `gradserve` command."""
     app.command(rich_help_panel="Serve")(serve)
 
 
@@ -24,33 +24,33 @@ def serve(
         int, typer.Option(envvar=["PORT", "GATEWAY_PORT"], min=1, max=65535, help="Public port of the gateway.")
     ] = 8000,
     version: Annotated[
-        str | None, typer.Option(help="Name of the version, where a run is packed.", show_default="the next free 1.0.N")
+        str | None, typer.Option(help="Name of the version, if a run is packed.", show_default="the next free 1.0.N")
     ] = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
-    """Serve a model of your own on this machine, under its own name, until Ctrl-C.
+    """Serve your own model on this machine, under its own name, until Ctrl-C.
 
-    A run is packed first, unless it has been since it was trained. The model becomes the stable version of the plan in
-    GRADSERVE_HOME. A plan of another model is left alone: give this one a home of its own.
+    A run is packed first, unless it was packed after its training. The model becomes the stable version of the plan in
+    GRADSERVE_HOME. If that plan serves another model, the command refuses: set another GRADSERVE_HOME.
 
     Example: gradserve serve .gradserve/training/20260101-120000
 
     Exit codes: 0 stopped by a signal, 1 could not run (the reason is printed).
     """
     from control.release.plan_store import PlanStore  # noqa: PLC0415 - not for `--help`
-    from control.stack.serve import find_served, free_version, plan_served, refuse_other_model  # noqa: PLC0415
+    from control.stack.serve import find_model, free_version, plan_archive, refuse_other_model  # noqa: PLC0415
     from control.stack.stack import StackOptions, pack, run_stack  # noqa: PLC0415
 
     home, model_store = home_directory(), read_agent_settings().model_store
-    store, served = PlanStore(home), find_served(model)
-    refuse_other_model(store, served.name, model)
+    store, found = PlanStore(home), find_model(model)
+    refuse_other_model(store, found.name, model)
 
     def prepare() -> None:
-        path = served.path
-        if not served.is_packed:
-            path = pack_for_a_try(model, version or free_version(served.name, model_store), model_store, cache)
-        elif not served.is_archive:
+        path = found.path
+        if not found.is_packed:
+            path = pack_run(model, version or free_version(found.name, model_store), model_store, cache)
+        elif not found.is_archive:
             path = pack(path, model_store)
-        plan_served(store, path, model_store, typer.echo)
+        plan_archive(store, path, model_store, typer.echo)
 
     run_stack(StackOptions(home, port), typer.echo, prepare)

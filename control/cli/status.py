@@ -1,4 +1,4 @@
-"""What `gradserve status` shows: the plan beside what each agent sees, for people or as JSON."""
+"""The output of `gradserve status`: the plan and the state of each agent, as text or JSON."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _TOO_OLD_S = 3.0
 
 @dataclass(frozen=True)
 class Overview:
-    """What `gradserve status` shows.
+    """The content of `gradserve status`.
 
     Attributes:
         ok: every agent serves a verified stable version.
-        plan: the plan; None where `plan_error` says why there is none.
-        plan_error: what is wrong with the plan.
-        agents: what each agent says.
-        gateways: what each gateway says, as `ask_gateway` returns it.
-        drift: where plan and agents differ, as sentences.
-        counted: what the gateways counted since they started, by version.
-        counted_error: why that is not known.
+        plan: the plan; None if it cannot be read.
+        plan_error: the reason why the plan cannot be read.
+        agents: the answer of each agent.
+        gateways: the answer of each gateway, as `ask_gateway` returns it.
+        drift: the differences between plan and agents, as sentences.
+        counted: the gateways' counts since they started, by version.
+        counted_error: the reason why the counts are not known.
     """
 
     ok: bool
@@ -66,7 +66,7 @@ class Overview:
 
 
 def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: str | None) -> Overview:
-    """Return plan, agents and gateways, where they differ, and what was counted."""
+    """Return the plan, the answers of agents and gateways, their differences and the counts."""
     plan, plan_error = None, None
     try:
         plan = PlanStore(home).read()
@@ -95,7 +95,7 @@ def _counted(gateways: Sequence[str], key: str | None) -> tuple[dict[str, Any], 
 
 
 def ask_gateway(url: str) -> dict[str, Any]:
-    """Return `url` with the gateway's `status` and `reasons` as its /health tells them, or with `error`."""
+    """Return `url` with `status` and `reasons` of the gateway's /health, or with `error`."""
     try:
         response = httpx.get(f"{url}/health", timeout=3.0, trust_env=False)
         report = response.json()
@@ -103,18 +103,18 @@ def ask_gateway(url: str) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return {"url": url, "error": f"does not answer ({type(error).__name__})"}
     except (ValueError, KeyError, TypeError):
-        return {"url": url, "error": f"answers something else than a gateway ({response.status_code})"}
+        return {"url": url, "error": f"does not answer like a gateway (status {response.status_code})"}
 
 
 def output() -> Console:
-    """Return a console on stdout that cuts nothing: where no terminal reads it, lines are as long as they are."""
+    """Return a console on stdout that never cuts a line if stdout is not a terminal."""
     from rich.console import Console  # noqa: PLC0415 (JSON needs none of it)
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 100_000)
 
 
 def columns(*headers: str, show_header: bool = True) -> Table:
-    """Return a table with these columns, whose cells are folded rather than cut in a narrow terminal."""
+    """Return a table with these columns; a narrow terminal folds its cells instead of cutting them."""
     from rich.table import Table  # noqa: PLC0415 (as above)
 
     table = Table(box=None, padding=(0, 2), show_header=show_header)
@@ -149,7 +149,7 @@ def print_overview(view: Overview, *, as_json: bool) -> None:
 
 
 def list_versions(home: Path, seen: Iterable[AskedAgent], model_store: Path) -> list[dict[str, Any]]:
-    """Every version in the plan, on an agent of those `seen` or in the model store, with what is known of it."""
+    """Return every version in the plan, on the agents `seen` or in the model store, as JSON-able data."""
     found: dict[str, dict[str, Any]] = {}
 
     def entry(version: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def list_versions(home: Path, seen: Iterable[AskedAgent], model_store: Path) -> 
 
 
 def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Prints the list on stdout."""
+    """Print the list on stdout."""
     if as_json:
         print(json.dumps(found))  # noqa: T201 (the command's output)
         return
@@ -201,12 +201,12 @@ def _agent_line(agent: AskedAgent) -> str:
         return f"[red]{agent.error}[/red]"
     server = agent.status.torchserve
     draining = ", draining" if agent.status.draining else ""
-    return f"TorchServe {server.state}, {server.restarts} restarts{draining}, looked {agent.age_s:.1f} s ago"
+    return f"TorchServe {server.state}, {server.restarts} restarts{draining}, observed {agent.age_s:.1f} s ago"
 
 
 def _gateway_line(gateway: dict[str, Any]) -> str:
     if "error" in gateway:
-        return f"[red]{gateway['error']}; --gateways names others[/red]"
+        return f"[red]{gateway['error']}; pass other addresses by --gateways[/red]"
     colour = {"ok": "green", "unavailable": "red"}.get(gateway["status"], "yellow")
     reasons = f": {'; '.join(gateway['reasons'])}" if gateway["reasons"] else ""
     return f"[{colour}]{gateway['status']}[/{colour}]{reasons}"
@@ -238,16 +238,16 @@ def _counted_line(counted: dict[str, Any]) -> str:
 
 
 def drift(plan: Plan | None, agent: AskedAgent) -> Iterable[str]:
-    """Yield each difference between the plan and what the agent sees, as a sentence."""
+    """Yield each difference between the plan and the agent's status, as a sentence."""
     url, status = agent.url, agent.status
     if status is None:
         return
     if agent.age_s > _TOO_OLD_S:
-        yield f"{url} last looked {agent.age_s:.0f} s ago"
+        yield f"{url} last observed TorchServe {agent.age_s:.0f} s ago"
     if status.plan_error:
-        yield f"{url} goes by an older plan: {status.plan_error}"
+        yield f"{url} follows an older plan: {status.plan_error}"
     for entry in status.torchserve.removed_entries:
-        yield f"{url} removed from TorchServe what it had not registered itself: {entry}"
+        yield f"{url} removed an entry from TorchServe that it had not registered: {entry}"
     if plan is None:
         return
     if status.plan_revision not in {None, plan.revision}:
@@ -262,7 +262,7 @@ def drift(plan: Plan | None, agent: AskedAgent) -> Iterable[str]:
 def _version_drift(plan: Plan, url: str, status: AgentStatus) -> Iterable[str]:
     states = {found.version: found.state for found in status.versions}
     for release in plan.releases():
-        state = states.pop(release.version, "unknown there")
+        state = states.pop(release.version, "not loaded")
         if state != "ready":
             yield f"{url}: {release.version} is {state}"
     for version in states:

@@ -1,4 +1,4 @@
-"""The `train`, `evaluate` and `package` commands: options in, calls of training's modules, a summary out.
+"""The `train`, `evaluate` and `package` commands: read options, call training's modules, print a summary.
 
 Training's modules take seconds to import; they are imported when a command runs, not for `--help`.
 """
@@ -43,7 +43,7 @@ RESULTS = Path("results")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands to the `gradserve` command."""
+    """Add the commands to the `gradserve` command."""
     panel = "Models"
     app.command(rich_help_panel=panel)(train)
     app.command(rich_help_panel=panel)(evaluate)
@@ -66,14 +66,16 @@ def train(  # noqa: PLR0917 - every option is an argument
     pretrained: Annotated[
         str | None,
         typer.Option(
-            help="none (from scratch), imagenet, or a model of ours: PATH of a run, runs:/ID or models:/NAME@alias.",
+            help="none (from scratch), imagenet, or your own model: PATH of a run, runs:/ID or models:/NAME@alias.",
             show_default="none",
         ),
     ] = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Epochs of the last phase, or all from scratch; without the recipe's cycles.", show_default="30"
+            min=1,
+            help="Epochs of the last phase (from scratch: of the only one); the recipe's cycles are left out.",
+            show_default="30",
         ),
     ] = None,
     head_epochs: Annotated[
@@ -92,18 +94,20 @@ def train(  # noqa: PLR0917 - every option is an argument
     unfreeze: Annotated[
         str | None,
         typer.Option(
-            help="Layers that the last phase of a transfer trains, with commas; or all.", show_default="layer3,layer4"
+            help="Layers that the last phase of a transfer trains, separated by commas; or all.",
+            show_default="layer3,layer4",
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.", show_default="128")] = None,
     subset: Annotated[
-        int | None, typer.Option(min=0, help="Use only so many training images; 0: all.", show_default="0")
+        int | None, typer.Option(min=0, help="Number of training images to use; 0: all.", show_default="0")
     ] = None,
     validation: Annotated[
         float | None, typer.Option(help="Share of the images held out, 0 to 1.", show_default="0.2")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--num-workers", "--workers", min=0, help="Loader processes.", show_default="1")
+        int | None,
+        typer.Option("--num-workers", "--workers", min=0, help="Number of loader processes.", show_default="1"),
     ] = None,
     architecture: Annotated[
         str | None,
@@ -118,22 +122,22 @@ def train(  # noqa: PLR0917 - every option is an argument
     ] = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue the training in this folder, by its own recipe.")
+        Path | None, typer.Option(help="Continue the training in this folder, with its own recipe.")
     ] = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Train a classifier and record it in MLflow.
 
-    Without --pretrained all is trained from scratch. With it, a new head is trained on the frozen backbone first, then
-    the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights, contract, curves. A
-    finished one goes on where --resume comes with a --config that adds cycles. With several processes:
+    Without --pretrained the whole network is trained from scratch. With it, a new head is trained on the frozen
+    backbone first, then the top layers at their own rate. A run is a folder: checkpoint of every epoch, best weights,
+    contract, curves. --resume with a --config that adds cycles continues a finished run. With several processes:
 
     torchrun --nproc-per-node 2 -m control.cli.main train …
 
     Example: gradserve train --epochs 1 --subset 2000
     """
     if resume is not None and output is not None:
-        raise ControlError("--resume goes on in the training's own folder: leave --output out")
+        raise ControlError("--resume continues in the folder of the training: remove --output")
     _show_progress()
     given = {
         "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
@@ -148,7 +152,7 @@ def train(  # noqa: PLR0917 - every option is an argument
             settings["cycles"] = []
         folder = resume or output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         _train(settings, folder, cache, resumes=resume is not None)
-    if not _speaks():
+    if not _is_first_process():
         return
     contract = load_contract(folder / "contract.json")
     best = contract.accepted.figures.validation_accuracy
@@ -158,11 +162,11 @@ def train(  # noqa: PLR0917 - every option is an argument
 
 
 def _train(settings: dict[str, Any], folder: Path, cache: Path, *, resumes: bool) -> None:
-    """Train by `settings` in `folder`; what can be refused without torch, whose import takes seconds, is refused first.
+    """Train with `settings` in `folder`. Checks that need no torch, whose import takes seconds, come first.
 
     Raises:
-        TrainingError: the recipe cannot be followed, or the folder cannot be trained in.
-        DataError: the data cannot be had.
+        TrainingError: the recipe or the folder cannot be used.
+        DataError: the data cannot be loaded.
     """
     from training.recipe import check, check_folder, recipe_from_dict  # noqa: PLC0415 - not for `--help`
 
@@ -194,7 +198,7 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
         str | None,
         typer.Option(
             help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.",
-            show_default="what it learnt from",
+            show_default="the data set of its training",
         ),
     ] = None,
     output: Annotated[
@@ -204,21 +208,22 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
             show_default="MODEL/evaluation; results of the released model",
         ),
     ] = None,
-    card: Annotated[Path | None, typer.Option(help="Write a model card with these figures to this file.")] = None,
+    card: Annotated[Path | None, typer.Option(help="File to write a model card with these figures to.")] = None,
     explain_images: Annotated[
-        int, typer.Option(help="Test images on which heatmaps are measured; 0: none.", min=0)
+        int, typer.Option(help="Number of test images on which heatmaps are measured; 0: none.", min=0)
     ] = 500,
     corrupted_images: Annotated[
         int,
-        typer.Option(help="Test images to corrupt, each in 75 ways, 1000 for a release; 0: none.", min=0),
+        typer.Option(help="Number of test images to corrupt, each in 75 ways; 1000 for a release; 0: none.", min=0),
     ] = 0,
     cache: Cache = DEFAULT_CACHE,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Measure a model and its heatmaps on the test images, with the engine that serves it.
 
-    A model of a folder without a test part is measured on the images that its training held out. Every look at test
-    images adds a line to test_looks.jsonl: in results for the released model, else in GRADSERVE_HOME.
+    If its folder of images has no test part, the model is measured on the images that its training held out. Every
+    evaluation on test images adds a line to test_looks.jsonl: in results for the released model, else in
+    GRADSERVE_HOME.
 
     Example: gradserve evaluate model_store/released
     """
@@ -260,7 +265,7 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
 
 def package(  # noqa: PLR0917 - every option is an argument
     model: Annotated[str, typer.Argument(help="A run's folder, runs:/RUN_ID or models:/NAME@alias.")],
-    version: Annotated[str, typer.Option(help="The new version's name, such as 1.0.1.")],
+    version: Annotated[str, typer.Option(help="Name of the new version, such as 1.0.1.")],
     store: Annotated[Path, typer.Option(help="TorchServe's model store.")] = STORE,
     keep: Annotated[
         Path | None, typer.Option(help="Folder for the version's files.", show_default="MODEL/package-VERSION")
@@ -269,19 +274,19 @@ def package(  # noqa: PLR0917 - every option is an argument
         str, typer.Option(help="fp32 (PyTorch), bf16 or int8 (OpenVINO; PyTorch stays its fallback).")
     ] = "fp32",
     max_drop: Annotated[
-        float, typer.Option(help="Refuse bf16 or int8 when it loses more points of held-out accuracy.", min=0)
+        float, typer.Option(help="Refuse bf16 or int8 if it loses more percentage points of held-out accuracy.", min=0)
     ] = 0.3,
     explain_images: Annotated[
         int,
         typer.Option(
-            help="Held-out images that choose the heatmaps' layer and method, 500 for a release; 0: the defaults.",
+            help="Held-out images that choose the heatmaps' layer and method; 500 for a release; 0: the defaults.",
             min=0,
         ),
     ] = 0,
     max_alike: Annotated[
         float,
         typer.Option(
-            help="Refuse heatmaps whose rank correlation for an image's first and second class is above this.",
+            help="Refuse heatmaps whose rank correlation between an image's first and second class is above this.",
             min=-1,
             max=1,
         ),
@@ -293,8 +298,8 @@ def package(  # noqa: PLR0917 - every option is an argument
 ) -> None:
     """Pack a trained model into an archive that TorchServe serves.
 
-    Weights are kept in half precision; the temperature is fitted and the reference answers are taken on the held-out
-    images. int8 is calibrated on training images; what it costs is written to gate.json, in the archive too.
+    Weights are stored in half precision. The temperature is fitted, and the reference answers are computed, on the
+    held-out images. int8 is calibrated on training images; its loss is written to gate.json, also in the archive.
 
     Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
     """
@@ -326,11 +331,11 @@ def package(  # noqa: PLR0917 - every option is an argument
     _say_next(f"next: {next_command(home_directory(), made.archive, made.contract.name, version)}")
 
 
-def pack_for_a_try(run: Path, version: str, store: Path, cache: Path) -> Path:
-    """Pack `run` as `package` does by default and return the archive; heatmaps may fail the bound, with a warning.
+def pack_run(run: Path, version: str, store: Path, cache: Path) -> Path:
+    """Pack `run` with the defaults of `package` and return the archive; heatmaps above the bound only give a warning.
 
     Raises:
-        ControlError: it cannot be packed; the text says why.
+        ControlError: the run cannot be packed; the text says why.
     """
     _use_all_cores()
     from training.evaluate.explanations import MAX_ALIKE  # noqa: PLC0415 - imports torch
@@ -343,20 +348,20 @@ def pack_for_a_try(run: Path, version: str, store: Path, cache: Path) -> Path:
     alike = made.contract.accepted.figures.explain_class_correlation
     if alike is not None and alike > MAX_ALIKE:
         console.print(
-            f"[yellow]heatmaps hardly depend on the class yet (rank correlation {alike:.2f} of the first and second "
-            f"class's, `package` refuses above {MAX_ALIKE}): train longer[/yellow]"
+            f"[yellow]heatmaps hardly depend on the class yet (rank correlation of the first and second class's: "
+            f"{alike:.2f}, `package` refuses more than {MAX_ALIKE}): train longer[/yellow]"
         )
     return made.archive
 
 
 def _name_of(images: Path) -> str:
-    """A model's name, which is part of file names and addresses, after the folder of its images."""
+    """Return the model's name, which is part of file names and addresses, from the folder of its images."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", images.resolve().name).strip("-") or "images"
 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Makes training's foreseeable failures the command's own, which are told without a traceback."""
+    """Translate training's errors into `ControlError`, which the command prints without a traceback."""
     from contracts.model import ContractError  # noqa: PLC0415 - not for `--help`
     from handlers.errors import EngineError  # noqa: PLC0415 - not for `--help`
     from training.errors import TrainingError  # noqa: PLC0415 - not for `--help`
@@ -366,21 +371,21 @@ def _translate_errors() -> Iterator[None]:
     except (TrainingError, ContractError, EngineError) as error:
         raise ControlError(str(error)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ControlError(f"the recipe is no TOML: {error}") from error
+        raise ControlError(f"the recipe is not valid TOML: {error}") from error
 
 
-def _speaks() -> bool:
-    """Whether this process is the one of those that torchrun started which talks to a person."""
+def _is_first_process() -> bool:
+    """Return True in the first of the processes that torchrun started, the only one that prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _use_all_cores() -> None:
-    """Before torch is imported: engines take one thread, a worker's share, unless the environment says otherwise."""
+    """Set OMP_NUM_THREADS to all cores unless it is set (default: one thread). Call before importing torch."""
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))
 
 
 def _show_progress() -> None:
-    level = os.environ.get("LOG_LEVEL", "INFO") if _speaks() else "WARNING"
+    level = os.environ.get("LOG_LEVEL", "INFO") if _is_first_process() else "WARNING"
     logging.basicConfig(level=level, format="%(message)s")
     for chatty in ("httpx", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -123,10 +123,10 @@ def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
         raise ArchiveError(
             archive.path, f"holds the model {name}, the plan is of {plan.model}: {_beside(name, archive.path)}"
         )
-    return keep(archive, model_store)
+    return copy_to_store(archive, model_store)
 
 
-def keep(archive: Archive, model_store: Path) -> Archive:
+def copy_to_store(archive: Archive, model_store: Path) -> Archive:
     """Return the checked archive in the model store, where it is copied to.
 
     Raises:

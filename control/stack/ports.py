@@ -1,4 +1,4 @@
-"""The local stack's ports: private ones that nobody named are found, a taken one that somebody named is refused."""
+"""The local stack's ports: find free private ports, and refuse a port that was set and is taken."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ MLFLOW_PORT = 5000
 
 
 def with_free_ports(settings: AgentSettings, reserved: Iterable[int]) -> AgentSettings:
-    """Return the settings with a free port wherever the environment names none.
+    """Return the settings with a free port for each port that the environment does not set.
 
-    The defaults are kept while all of them are free. As soon as one is taken, all are chosen anew: another stack that
-    has just been started may not listen on the others yet.
+    The defaults are kept if all of them are free. If one is taken, all are replaced: another stack that has just been
+    started may not listen on its other ports yet.
     """
-    unnamed = [field for field in PORTS if field not in settings.model_fields_set]
-    used = {*reserved, *(getattr(settings, field) for field in PORTS if field not in unnamed)}
-    if all(_may_use(getattr(settings, field), used) for field in unnamed):
+    unset = [field for field in PORTS if field not in settings.model_fields_set]
+    used = {*reserved, *(getattr(settings, field) for field in PORTS if field not in unset)}
+    if all(_may_use(getattr(settings, field), used) for field in unset):
         return settings
-    return settings.model_copy(update={field: free_port(used) for field in unnamed})
+    return settings.model_copy(update={field: free_port(used) for field in unset})
 
 
 def mlflow_port(reserved: Iterable[int]) -> int:
-    """Return the port of MLflow's page: `MLFLOW_PORT`, else the default, else a free one.
+    """Return the port of MLflow's page: `MLFLOW_PORT`, else 5000, else a free port.
 
     Raises:
-        BadSetting: `MLFLOW_PORT` is no port.
+        BadSetting: `MLFLOW_PORT` is not a port number.
     """
     if named := os.environ.get("MLFLOW_PORT"):
         if not named.isdecimal() or not 1 <= int(named) <= 65535:
@@ -45,7 +45,7 @@ def mlflow_port(reserved: Iterable[int]) -> int:
 
 
 def free_port(used: set[int]) -> int:
-    """Return a port of this machine on which nobody listens, none of `used`, and add it to `used`."""
+    """Return a free port of this machine that is not in `used`, and add it to `used`."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -56,10 +56,10 @@ def free_port(used: set[int]) -> int:
 
 
 def refuse_taken_ports(ports: Mapping[int, str], host: str = "127.0.0.1") -> None:
-    """Return if every port is free; `ports` holds what each is for and the variable that moves it.
+    """Raise `PortsTaken` if a port is in use. `ports` maps each to its use and the variable that moves it.
 
     Raises:
-        PortsTaken: some are not; all of them are named.
+        PortsTaken: at least one port is in use; the error names all of them.
     """
     taken = {port: use for port, use in ports.items() if not all(is_free(at, port) for at in {host, "127.0.0.1"})}
     if taken:
@@ -69,7 +69,7 @@ def refuse_taken_ports(ports: Mapping[int, str], host: str = "127.0.0.1") -> Non
 def is_free(host: str, port: int) -> bool:
     """Return True if a server could listen on this port of `host`."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As servers do it: a port in TIME_WAIT is free.
+        # As servers do: a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -1,4 +1,4 @@
-"""The local stack's addresses, in a file that `gradserve up` keeps while it runs, so that other commands find them."""
+"""The file with the local stack's addresses, which `gradserve up` keeps while it runs and other commands read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunningStack:
-    """A `gradserve up` with the process id `pid`: the addresses of its gateway and of its agent's status."""
+    """A running `gradserve up`: its process id, and the addresses of its gateway and of its agent's status."""
 
     pid: int
     gateway: str
@@ -25,19 +25,19 @@ class RunningStack:
 
 
 @contextlib.contextmanager
-def announced(home: Path, stack: RunningStack) -> Iterator[None]:
+def announce(home: Path, stack: RunningStack) -> Iterator[None]:
     """Keep the stack's addresses in `home` while the block runs."""
     path = _path(home)
     write_atomically(path, json.dumps(asdict(stack)) + "\n")
     try:
         yield
     finally:
-        if find_running(home) == stack:  # else another stack has been started since
+        if find_running(home) == stack:  # otherwise another stack has been started since
             path.unlink(missing_ok=True)
 
 
 def find_running(home: Path) -> RunningStack | None:
-    """Return the stack that runs with this home; None where none does, or its process has ended without a word."""
+    """Return the stack that runs with this home; None if none does. A killed stack leaves its file behind."""
     try:
         stack = RunningStack(**json.loads(_path(home).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

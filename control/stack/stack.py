@@ -1,7 +1,6 @@
-"""Everything on one machine: `gradserve up` packs the model, starts agent and gateway, looks after them, stops them.
+"""The local stack: `gradserve up` packs the model, starts the agent and the gateway, supervises and stops them.
 
-Settings have one place each: the environment, which the parts inherit. Only what the parts must share is set here
-(addresses, plan, model store).
+The processes inherit the environment with all settings. Only what they must share is set here (addresses, plan, logs).
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from control.errors import NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_new_bytes
 from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
 from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
-from control.stack.running import RunningStack, announced, find_running
-from control.stack.supervisor import LOG_MB, Part, check_all, stop_all
+from control.stack.running import RunningStack, announce, find_running
+from control.stack.supervisor import LOG_MB, SupervisedProcess, check_all, stop_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,9 +42,9 @@ SAMPLES = Path("tests/samples")
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What `gradserve up` is told: the plan's home, the public port, and whether MLflow's page is wanted.
+    """The options of `gradserve up`: the plan's home, the public port, and True in `mlflow` to start MLflow's page.
 
-    `log_mb` is how many megabytes of logs are kept of each part.
+    `log_mb` is the number of megabytes of logs kept for each process.
     """
 
     home: Path
@@ -56,19 +55,20 @@ class StackOptions:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The gateway serves; `asks_for_keys` where it does so for callers with an API key only."""
+class Ready:
+    """The gateway serves; `requires_key` is True if callers need an API key."""
 
-    asks_for_keys: bool
+    requires_key: bool
 
 
 def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callable[[], None]) -> None:
-    """Brings everything up, says so, and looks after it until SIGTERM or Ctrl-C; a second one does not wait.
+    """Start all processes and supervise them until SIGTERM or Ctrl-C; a second signal kills them.
 
-    `prepare` sees to a plan and its archives; it is called when nothing stands in the way of a start.
+    `prepare` makes the plan and its archives; it is called after the checks of ports, folders and programs. `say` gets
+    each line for the operator.
 
     Raises:
-        ControlError: it cannot run, or a part keeps dying; the text says why.
+        ControlError: the stack cannot run, or a process keeps dying; the text says why.
     """
     settings = with_free_ports(read_agent_settings(), {options.port})
     mlflow_at = mlflow_port({options.port, *settings.ports()}) if options.mlflow else None
@@ -80,27 +80,27 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
     image = example_image(store, settings.model_store)
     # Two supervisors would rotate the same logs.
     log_folder = options.home / "logs" / (str(options.port) if find_running(options.home) else "")
-    parts = stack_parts(settings, options, log_folder, mlflow_at)
-    stop, hurry = threading.Event(), threading.Event()
+    processes = stack_processes(settings, options, log_folder, mlflow_at)
+    stop, kill = threading.Event(), threading.Event()
 
     def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
+        (kill if stop.is_set() else stop).set()
 
     running = RunningStack(os.getpid(), _gateway_url(options), local_url(settings.host, settings.port))
-    with _signals(on_signal), announced(options.home, running):
+    with _signals(on_signal), announce(options.home, running):
         try:
-            for part in parts:
-                part.start()
+            for process in processes:
+                process.start()
             say(f"starting: logs in {log_folder}")
-            answered = _wait_for_answers(parts, settings, options, image, stop)
-            if answered:
-                say(_greeting(options, image, answered, mlflow_at))
+            ready = _wait_until_ready(processes, settings, options, image, stop)
+            if ready:
+                say(_greeting(options, image, ready, mlflow_at))
             while not stop.is_set():
-                check_all(parts)
+                check_all(processes)
                 stop.wait(0.2)
             say("stopping")
         finally:
-            _stop(parts, hurry)
+            _stop(processes, kill)
 
 
 def wanted_ports(settings: AgentSettings, options: StackOptions, mlflow_at: int | None = None) -> dict[int, str]:
@@ -110,19 +110,19 @@ def wanted_ports(settings: AgentSettings, options: StackOptions, mlflow_at: int 
 
 
 def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callable[[str], None]) -> None:
-    """Packs the model in `source` if its archive is missing or was built from other bytes, and plans it if nothing is.
+    """Pack the model in `source` if its archive is missing or outdated, and write the first plan if there is none.
 
-    A plan that is there stays in force; only the hash of a re-packed archive is brought up to date. The operators' lock
-    is taken for that change alone: an operator's `deploy` that waits for its version holds up no start.
+    An existing plan stays in force; only the hash of an archive that was packed again is updated. The operators' lock
+    is taken for this change only, so an operator's `deploy` that waits for its version does not delay a start.
 
     Raises:
         NoModel: there is neither a plan nor a model to pack.
-        AnotherOperator: the plan has to be changed while somebody else is changing it.
+        AnotherOperator: the plan has to be changed while another operator changes it.
         ControlError: the archive or the plan cannot be used.
     """
     if not source.is_dir():
         if not store.exists():
-            raise NoModel(source, "the folder is not there")
+            raise NoModel(source, "the folder does not exist")
         return
     archive = pack(source, model_store)
     if not store.exists() or with_new_bytes(store.read(), archive) != store.read():
@@ -133,7 +133,7 @@ def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callabl
 
 
 def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> None:
-    """Write the first plan, or the archive's new hash into the plan that is there."""
+    """Write the first plan, or the archive's new hash into the existing plan."""
     with store.lock("up"):
         if not store.exists():
             plan = store.write(first_plan(archive), "first plan")
@@ -146,13 +146,13 @@ def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> 
 
 
 def pack(source: Path, model_store: Path) -> Path:
-    """The archive of the model in `source`, packed anew only if its bytes or the handlers' have changed.
+    """Return the archive of the model in `source`, packed again only if its bytes or the handlers' changed.
 
     Raises:
         NoModel: the model is incomplete.
-        StoreNotWritable: it must be packed, and nothing can be written to `model_store`.
+        StoreNotWritable: the model must be packed, and `model_store` cannot be written to.
     """
-    # Imported here: the agent's side of this package has no part in packing.
+    # Imported here: only packing needs them.
     from contracts.model import ContractError  # noqa: PLC0415
     from training.errors import ExportError  # noqa: PLC0415
     from training.package.export import package_directory  # noqa: PLC0415
@@ -167,8 +167,10 @@ def pack(source: Path, model_store: Path) -> Path:
         raise NoModel(source, str(error)) from error
 
 
-def stack_parts(settings: AgentSettings, options: StackOptions, logs: Path, mlflow_at: int | None = None) -> list[Part]:
-    """The parts in the order they are started; they are stopped in the opposite order, so the gateway goes first."""
+def stack_processes(
+    settings: AgentSettings, options: StackOptions, logs: Path, mlflow_at: int | None = None
+) -> list[SupervisedProcess]:
+    """Return the processes in the order of their start; they are stopped in reverse, so the gateway first."""
     shared = os.environ | {
         "GRADSERVE_HOME": str(options.home),
         "PYTHONUNBUFFERED": "1",
@@ -181,7 +183,7 @@ def stack_parts(settings: AgentSettings, options: StackOptions, logs: Path, mlfl
     }
     gunicorn = ["-m", "gunicorn", "-c", str(_ROOT / "config" / "gunicorn.conf.py"), "gateway.app:create_app()"]
     log_bytes = options.log_mb * 1_000_000
-    agent = Part(
+    agent = SupervisedProcess(
         "agent",
         [sys.executable, "-m", "control.cli.main", "agent"],
         shared,
@@ -189,20 +191,20 @@ def stack_parts(settings: AgentSettings, options: StackOptions, logs: Path, mlfl
         settings.drain_timeout_s + 20,
         log_bytes,
     )
-    gateway = Part("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0, log_bytes)
-    return [*([_mlflow_part(logs, log_bytes, mlflow_at)] if mlflow_at is not None else []), agent, gateway]
+    gateway = SupervisedProcess("gateway", [sys.executable, *gunicorn], shared, logs / "gateway.log", 40.0, log_bytes)
+    return [*([_mlflow_process(logs, log_bytes, mlflow_at)] if mlflow_at is not None else []), agent, gateway]
 
 
-def _mlflow_part(logs: Path, log_bytes: int, port: int) -> Part:
-    """MLflow's page on loopback, over the same store that training writes to."""
+def _mlflow_process(logs: Path, log_bytes: int, port: int) -> SupervisedProcess:
+    """Return MLflow's page, on loopback, with the store that training writes to."""
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     page = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store]
     command = [sys.executable, "-m", "mlflow", "server", *page]
-    return Part("mlflow", command, dict(os.environ), logs / "mlflow.log", 10.0, log_bytes)
+    return SupervisedProcess("mlflow", command, dict(os.environ), logs / "mlflow.log", 10.0, log_bytes)
 
 
 def example_image(store: PlanStore, model_store: Path) -> Path:
-    """Return an image of the stable version's classes: a sample of this repository, or a reference input as a file.
+    """Return an image file for the stable version: a sample of this repository, else one of its reference inputs.
 
     Raises:
         ControlError: the plan or the stable version's archive cannot be used.
@@ -217,47 +219,51 @@ def example_image(store: PlanStore, model_store: Path) -> Path:
     return path
 
 
-def _wait_for_answers(
-    parts: list[Part], settings: AgentSettings, options: StackOptions, image: Path, stop: threading.Event
-) -> Answered | None:
-    """Return when `image` is answered and explained through the public port; None when told to stop before.
+def _wait_until_ready(
+    processes: list[SupervisedProcess],
+    settings: AgentSettings,
+    options: StackOptions,
+    image: Path,
+    stop: threading.Event,
+) -> Ready | None:
+    """Return once the gateway predicts and explains `image`; None if `stop` is set before.
 
     Raises:
-        NotAnswering: it took too long, or the stable version cannot be loaded.
-        PartFailed: a part keeps dying.
+        NotAnswering: `ready_within_s` has passed, or the stable version cannot be loaded.
+        ProcessFailed: a process keeps dying.
     """
     began, reason = time.monotonic(), "the gateway does not listen yet"
     with httpx.Client(base_url=_gateway_url(options), timeout=10.0, trust_env=False) as client:
         while not stop.is_set():
-            check_all(parts)
+            check_all(processes)
             if failure := _stable_failure(settings):
                 raise NotAnswering(time.monotonic() - began, failure)
             with contextlib.suppress(httpx.HTTPError):
-                answered, reason = _ask(client, image)
-                if answered:
-                    return answered
+                ready, reason = _ask(client, image)
+                if ready:
+                    return ready
             if time.monotonic() - began > options.ready_within_s:
                 raise NotAnswering(options.ready_within_s, reason)
             stop.wait(0.2)
     return None
 
 
-def _ask(client: httpx.Client, image: Path) -> tuple[Answered | None, str]:
-    """Return how both calls of the greeting were answered, or None and the reason why one was not."""
-    # Where the gateway asks for keys it answers no call without one; /readyz says whether it could.
+def _ask(client: httpx.Client, image: Path) -> tuple[Ready | None, str]:
+    """Return `Ready` if both calls of the greeting work, else None and the reason."""
+    # A gateway that requires keys refuses both calls; /readyz, which needs no key, shows that it could answer.
     answer = client.get("/readyz")
     for route in ("/predict", "/explain"):
         if answer.status_code == 200:
             answer = client.post(route, files={"file": image.read_bytes()})
         if answer.status_code == 401:
-            return Answered(asks_for_keys=True), ""
+            return Ready(requires_key=True), ""
     if answer.status_code != 200:
         return None, f"status {answer.status_code}, {answer.text[:200]}"
-    return Answered(asks_for_keys=False), ""
+    return Ready(requires_key=False), ""
 
 
 def _stable_failure(settings: AgentSettings) -> str | None:
-    """Return why the stable version cannot be loaded, if the agent has given it up."""
+    """Return the reason if the agent gave up loading the stable version, else None."""
     status = ask_agent(local_url(settings.host, settings.port)).status
     versions = status.versions if status is not None else ()
     return next((found.reason for found in versions if found.role == "stable" and found.state == "failed"), None)
@@ -267,9 +273,9 @@ def _gateway_url(options: StackOptions) -> str:
     return local_url(os.environ.get("GATEWAY_HOST", ""), options.port)
 
 
-def _greeting(options: StackOptions, image: Path, answered: Answered, mlflow_at: int | None) -> str:
+def _greeting(options: StackOptions, image: Path, ready: Ready, mlflow_at: int | None) -> str:
     address = _gateway_url(options)
-    curl = "curl -f -H 'x-api-key: YOUR_KEY'" if answered.asks_for_keys else "curl -f"
+    curl = "curl -f -H 'x-api-key: YOUR_KEY'" if ready.requires_key else "curl -f"
     field = shlex.quote(f"file=@{image}")
     lines = [
         f"ready: {address}",
@@ -281,23 +287,23 @@ def _greeting(options: StackOptions, image: Path, answered: Answered, mlflow_at:
     return "\n".join(lines)
 
 
-def _stop(parts: list[Part], hurry: threading.Event) -> None:
-    """Stops the parts in order; a second signal kills them."""
-    threading.Thread(target=_kill_when, args=(hurry, parts), daemon=True).start()
-    stop_all(parts)
+def _stop(processes: list[SupervisedProcess], kill: threading.Event) -> None:
+    """Stop the processes in order; kill all of them when `kill` is set."""
+    threading.Thread(target=_kill_when, args=(kill, processes), daemon=True).start()
+    stop_all(processes)
 
 
-def _kill_when(hurry: threading.Event, parts: list[Part]) -> None:
-    hurry.wait()
-    for part in parts:
-        if part.process is not None:
+def _kill_when(kill: threading.Event, processes: list[SupervisedProcess]) -> None:
+    kill.wait()
+    for process in processes:
+        if process.child is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(part.process.pid, signal.SIGKILL)
+                os.killpg(process.child.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Calls `on_signal` at SIGTERM, SIGINT and SIGHUP."""
+    """Call `on_signal` on SIGTERM, SIGINT and SIGHUP while the block runs."""
     signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {signum: signal.signal(signum, lambda *_: on_signal()) for signum in signums}
     try:

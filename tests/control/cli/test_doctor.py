@@ -1,4 +1,4 @@
-"""What `gradserve doctor` finds wrong with a machine's settings."""
+"""`gradserve doctor`: findings about the settings of a machine."""
 
 import pytest
 
@@ -19,16 +19,16 @@ def find(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("proxies", ["*", "10.0.0.1, *", "0.0.0.0/0"])
-def test_proxies_that_let_everyone_choose_his_address_are_bad(find, proxies):
+def test_trusting_every_proxy_is_a_bad_finding(find, proxies):
     found = find("proxies", GATEWAY_TRUSTED_PROXIES=proxies)
     assert (found.severity, "addresses of your proxies" in found.remedy) == ("bad", True)
 
 
-def test_named_proxies_are_no_finding(find):
+def test_named_proxies_give_no_finding(find):
     assert find("proxies", GATEWAY_TRUSTED_PROXIES="10.0.0.1,10.1.0.0/16") is None
 
 
-def test_a_folder_in_which_torchserve_cannot_run_is_found_before_the_start(find, tmp_path):
+def test_a_folder_in_which_torchserve_cannot_run_is_a_bad_finding(find, tmp_path):
     assert find("temporary files").text == str(tmp_path / "run")
     found = find("temporary files", AGENT_TEMP=str(tmp_path / ("x" * 90)))
     assert (found.severity, "AGENT_TEMP" in found.text) == ("bad", True)

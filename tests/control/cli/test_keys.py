@@ -51,7 +51,7 @@ def test_make_prints_the_secret_alone_and_stores_only_its_digest(run, tmp_path):
     assert (key.name, key.sha256, key.scopes) == ("alice", digest(secret), ("predict", "read"))
 
 
-def test_list_tells_names_scopes_and_days_but_no_digest(run):
+def test_list_shows_names_scopes_and_dates_but_no_digest(run):
     run("keys", "make", "alice")
     run("keys", "make", "bob", "--scope", "read")
     shown = run("keys", "list").stdout
@@ -61,7 +61,7 @@ def test_list_tells_names_scopes_and_days_but_no_digest(run):
     assert [row["name"] for row in json.loads(run("keys", "list", "--json").stdout)] == ["alice", "bob"]
 
 
-def test_revoke_takes_one_key_back_and_a_running_gateway_follows(run, tmp_path):
+def test_revoke_removes_one_key_and_a_running_gateway_follows(run, tmp_path):
     run("keys", "make", "alice")
     run("keys", "make", "bob")
     callers = Callers(Settings(keys_file=tmp_path / "keys.json"))
@@ -70,7 +70,7 @@ def test_revoke_takes_one_key_back_and_a_running_gateway_follows(run, tmp_path):
     assert [key.name for key in callers._keys] == ["bob"]
 
 
-def test_a_rotated_key_has_a_successor_and_an_end(run, tmp_path):
+def test_rotate_adds_a_key_and_lets_the_old_one_expire(run, tmp_path):
     first = run("keys", "make", "alice", "--scope", "read", "--quota", "600/minute").stdout.strip()
     rotated = run("keys", "rotate", "alice", "--overlap", "12h")
     second = rotated.stdout.strip()
@@ -94,7 +94,7 @@ def test_a_compromised_key_is_rotated_without_overlap(run, tmp_path):
     assert (old.is_expired(), new.is_expired()) == (True, False)
     assert [row["expired"] for row in json.loads(run("keys", "list", "--json").stdout)] == [True, False]
     run("keys", "rotate", "alice")
-    assert load_keys(tmp_path / "keys.json")[0].id == new.id, "what had expired is gone"
+    assert load_keys(tmp_path / "keys.json")[0].id == new.id, "the expired key is removed"
 
 
 def test_one_of_two_keys_of_a_name_is_revoked_by_its_id(run, tmp_path):
@@ -105,7 +105,7 @@ def test_one_of_two_keys_of_a_name_is_revoked_by_its_id(run, tmp_path):
     assert load_keys(tmp_path / "keys.json") == (new,)
 
 
-def test_quota_and_expiry_are_given_and_taken_away(run, tmp_path):
+def test_edit_sets_and_removes_quota_and_expiry(run, tmp_path):
     run("keys", "make", "alice", "--expires", "2999-12-31", "--quota", "5/second")
     (key,) = load_keys(tmp_path / "keys.json")
     assert (key.expires, key.quota) == ("2999-12-31T00:00:00+00:00", "5/second")
@@ -117,7 +117,7 @@ def test_quota_and_expiry_are_given_and_taken_away(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("make", "alice"), "already: `gradserve keys rotate alice`"),
+        (("make", "alice"), "already exists: run `gradserve keys rotate alice`"),
         (("make", "bob", "--quota", "often"), "write like 600/minute"),
         (("make", "bob", "--expires", "soon"), "write 90d"),
         (("make", "bob", "--expires", "2020-01-01"), "has passed"),
@@ -130,7 +130,7 @@ def test_quota_and_expiry_are_given_and_taken_away(run, tmp_path):
         (("revoke", "nobody"), "no key named nobody"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(run, tmp_path, arguments, sentence):
+def test_an_invalid_change_is_refused_and_the_file_stays(run, tmp_path, arguments, sentence):
     run("keys", "make", "alice")
     before = (tmp_path / "keys.json").read_bytes()
     with pytest.raises(KeysUnusable, match=sentence):
@@ -145,7 +145,7 @@ def test_a_broken_file_is_left_as_it_is(run, tmp_path):
     assert (tmp_path / "keys.json").read_text() == "{"
 
 
-def test_the_file_may_lie_elsewhere(run, tmp_path):
+def test_the_file_option_names_another_key_file(run, tmp_path):
     run("keys", "make", "alice", "--file", str(tmp_path / "deep" / "k.json"))
     assert [key.name for key in read_keys(tmp_path / "deep" / "k.json")] == ["alice"]
 
@@ -162,9 +162,9 @@ def test_two_changes_at_once_lose_no_key(tmp_path):
     assert {key.name for key in load_keys(path)} == {f"key{number}" for number in range(24)}
 
 
-def test_config_tells_every_setting_with_its_source_and_no_secret(run, monkeypatch, tmp_path):
+def test_config_shows_every_setting_with_its_source_and_no_secret(run, monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("GATEWAY_PORT=8123\n")
-    monkeypatch.setenv("GATEWAY_PORT", "8123")  # as `gradserve` takes it from .env
+    monkeypatch.setenv("GATEWAY_PORT", "8123")  # as `gradserve` reads it from .env
     monkeypatch.setenv("AGENT_WORKERS", "3")
     monkeypatch.setenv("GATEWAY_KEYS", "alice:" + "ab" * 32 + ":read,gs_a-secret-in-the-wrong-place")
     monkeypatch.setenv("GATEWAY_RATE_STORE", "redis://user:hunter2@store:6379/0?password=hunter3")
@@ -181,7 +181,7 @@ def test_config_tells_every_setting_with_its_source_and_no_secret(run, monkeypat
     assert not re.search("hunter|abab|wrong-place|token@", shown)
 
 
-def test_config_says_what_is_wrong(run, monkeypatch):
+def test_config_refuses_an_unknown_variable_with_the_nearest_name(run, monkeypatch):
     monkeypatch.setenv("GATEWAY_PROT", "1")
     with pytest.raises(BadSetting, match="GATEWAY_PORT"):
         run("config")

@@ -1,4 +1,4 @@
-"""`status`, `versions` and `doctor`: whom they ask, what they exit with, and that nothing of what they say is cut."""
+"""`status`, `versions` and `doctor`: the addresses they ask, their exit codes, and output that is never cut."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from control.cli.main import app
 from control.cli.status import columns, output
 from control.release.plan_store import PlanStore
-from control.stack.running import RunningStack, announced, find_running
+from control.stack.running import RunningStack, announce, find_running
 from gateway.auth.keys import make_key, save_keys
 
 NOWHERE = "http://127.0.0.1:9"
@@ -66,12 +66,12 @@ def agent(serve):
 
 @pytest.fixture
 def gateway(serve):
-    """The address of a gateway that is well."""
+    """The address of a healthy gateway."""
     return serve(lambda _: (200, json.dumps({"status": "ok", "reasons": []}).encode()))
 
 
-def test_the_running_stack_is_found_and_asked_without_a_word_about_its_ports(run, agent, gateway, tmp_path):
-    with announced(tmp_path, RunningStack(os.getpid(), gateway, agent)):
+def test_the_running_stack_is_asked_without_options_for_its_addresses(run, agent, gateway, tmp_path):
+    with announce(tmp_path, RunningStack(os.getpid(), gateway, agent)):
         view = json.loads(run("status", "--json").stdout)
         assert [found["url"] for found in (*view["agents"], *view["gateways"])] == [agent, gateway]
         assert json.loads(run("versions", "--json").stdout)[0]["agents"] == {agent: "ready"}
@@ -88,7 +88,7 @@ def test_a_stack_that_was_killed_is_not_asked(tmp_path):
     assert find_running(tmp_path) is None
 
 
-def test_the_exit_code_says_who_cannot_be_reached(run, agent, gateway):
+def test_the_exit_code_shows_if_an_agent_or_a_gateway_cannot_be_reached(run, agent, gateway):
     run("status", "--agents", agent, "--gateways", gateway)
     said = run("status", "--agents", agent, "--gateways", NOWHERE, code=3)
     assert f"gateway   {NOWHERE}  does not answer (ConnectError)" in said.stdout
@@ -101,7 +101,7 @@ def test_the_exit_code_says_who_cannot_be_reached(run, agent, gateway):
     assert f"gateway {NOWHERE}" in said.stdout
 
 
-def test_nothing_is_cut_where_no_terminal_reads(agent, gateway, tmp_path):
+def test_output_to_a_pipe_is_not_cut(agent, gateway, tmp_path):
     for command in ("status", "doctor"):
         piped = subprocess.run(
             [sys.executable, "-m", "control.cli.main", command, "--agents", agent, "--gateways", gateway],
@@ -115,7 +115,7 @@ def test_nothing_is_cut_where_no_terminal_reads(agent, gateway, tmp_path):
         assert command == "status" or any(missing in line for line in piped.stdout.splitlines()), piped.stdout
 
 
-def test_a_narrow_terminal_folds_and_cuts_nothing(capsys):
+def test_a_narrow_terminal_folds_cells_and_cuts_none(capsys):
     console = output()
     console.width = 20
     table = columns("v", "sha256")
@@ -127,7 +127,7 @@ def test_a_narrow_terminal_folds_and_cuts_nothing(capsys):
 
 
 @pytest.mark.parametrize("command", [("status",), ("versions",), ("doctor",), ("prune",), ("keys", "list")])
-def test_the_help_of_json_names_everything_that_it_prints(command, monkeypatch, tmp_path):
+def test_the_help_of_json_names_every_field(command, monkeypatch, tmp_path):
     save_keys(tmp_path / "keys.json", [make_key("alice", ["read"])[1]])
     printed = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     help_text = " ".join(CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "400"}).stdout.split())
@@ -137,12 +137,12 @@ def test_the_help_of_json_names_everything_that_it_prints(command, monkeypatch, 
         assert field in described, field
 
 
-def test_a_key_that_expires_soon_is_told_unless_it_is_being_rotated(run, monkeypatch, tmp_path):
+def test_doctor_names_a_key_that_expires_soon_unless_it_is_being_rotated(run, monkeypatch, tmp_path):
     monkeypatch.setenv("GATEWAY_KEYS_FILE", str(tmp_path / "keys.json"))
     for name in ("alice", "bob"):
         run("keys", "make", name, "--expires", "2d")
     run("keys", "rotate", "bob", "--expires", "90d")
     findings = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
-    told = [finding for finding in findings if finding["about"] == "keys" and finding["severity"] == "note"]
-    assert [finding["text"].partition(" at ")[0] for finding in told] == ["alice expires"]
-    assert told[0]["remedy"] == "gradserve keys rotate alice --expires 90d"
+    notes = [finding for finding in findings if finding["about"] == "keys" and finding["severity"] == "note"]
+    assert [finding["text"].partition(" at ")[0] for finding in notes] == ["alice expires"]
+    assert notes[0]["remedy"] == "gradserve keys rotate alice --expires 90d"

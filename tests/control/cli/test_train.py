@@ -13,12 +13,12 @@ from control.errors import ControlError
 @pytest.mark.parametrize(
     ("folder", "name"), [("pets", "pets"), ("my pets/", "my-pets"), ("../Été 2026", "t-2026"), ("…", "images")]
 )
-def test_a_model_of_own_images_is_named_after_their_folder(folder, name):
+def test_the_model_of_an_image_folder_is_named_after_the_folder(folder, name):
     assert _name_of(Path(folder)) == name
 
 
-def test_a_training_that_goes_on_takes_no_other_folder(tmp_path):
-    with pytest.raises(ControlError, match="leave --output out"):
+def test_a_resumed_training_refuses_another_folder(tmp_path):
+    with pytest.raises(ControlError, match="remove --output"):
         train(resume=tmp_path, output=tmp_path / "other")
 
 
@@ -32,7 +32,7 @@ def test_a_training_that_goes_on_takes_no_other_folder(tmp_path):
         (["--resume", "nowhere"], "holds no checkpoint"),
     ],
 )
-def test_a_typo_is_refused_before_torch_is_loaded_and_nothing_is_said_about_resuming(arguments, reason, tmp_path):
+def test_a_wrong_option_is_refused_before_torch_is_imported_and_resuming_is_not_suggested(arguments, reason, tmp_path):
     code = (
         "import atexit, sys; from control.cli.main import main; "
         "atexit.register(lambda: print('loaded torch' if 'torch' in sys.modules else 'quick')); main()"
@@ -45,13 +45,13 @@ def test_a_typo_is_refused_before_torch_is_loaded_and_nothing_is_said_about_resu
     assert not [*tmp_path.iterdir()]
 
 
-def test_help_shows_the_fields_own_names_for_hyper_parameters():
+def test_help_shows_the_usual_names_of_hyper_parameters():
     shown = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200"}).stdout
     for name in ("--lr", "--head-lr", "--num-workers", "--architecture", "--batch-size"):
         assert f"{name} " in shown or f"{name}," in shown, name
 
 
-def test_the_version_is_the_projects():
+def test_version_is_the_version_of_the_project():
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
-    (said,) = CliRunner().invoke(app, ["--version"]).stdout.splitlines()
-    assert f'version = "{said.removeprefix("gradserve ")}"' in project
+    (printed,) = CliRunner().invoke(app, ["--version"]).stdout.splitlines()
+    assert f'version = "{printed.removeprefix("gradserve ")}"' in project

@@ -5,12 +5,12 @@ import pytest
 from control.errors import BadSetting, PortsTaken
 from control.settings import PORTS, AgentSettings
 from control.stack.ports import free_port, mlflow_port, refuse_taken_ports, with_free_ports
-from control.stack.stack import StackOptions, stack_parts, wanted_ports
+from control.stack.stack import StackOptions, stack_processes, wanted_ports
 
 
 @pytest.fixture
 def taken():
-    """A port on which somebody listens."""
+    """A port in use."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -19,7 +19,7 @@ def taken():
 
 @pytest.fixture
 def settings(monkeypatch):
-    """`settings(**environment)`: the agent's, from a clean environment."""
+    """`settings(**environment)`: the agent's settings in an environment without other ports."""
 
     def settings(**environment):
         for field in PORTS:
@@ -31,7 +31,7 @@ def settings(monkeypatch):
     return settings
 
 
-def test_private_ports_that_nobody_named_are_found_where_another_stack_runs(settings, tmp_path):
+def test_unset_private_ports_are_replaced_if_one_is_taken(settings, tmp_path):
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("127.0.0.1", 0))
@@ -42,27 +42,26 @@ def test_private_ports_that_nobody_named_are_found_where_another_stack_runs(sett
     ports = {getattr(found, field) for field in PORTS}
     assert len(ports) == len(PORTS)
     assert not ports & {getattr(first, field) for field in PORTS} | ports & {8000}
-    environment = stack_parts(found, StackOptions(tmp_path, 8000), tmp_path)[0].environment
+    environment = stack_processes(found, StackOptions(tmp_path, 8000), tmp_path)[0].environment
     assert environment["AGENT_INFERENCE_PORT"] == str(found.inference_port)
     assert environment["GATEWAY_AGENTS"] == f"http://127.0.0.1:{found.port}"
 
 
-def test_a_port_that_was_named_stays_and_is_refused_with_its_variable_when_it_is_taken(settings, taken, tmp_path):
-    named = settings(AGENT_INFERENCE_PORT=taken)
-    found = with_free_ports(named, {8000})
+def test_a_set_port_that_is_taken_is_refused_with_its_variable(settings, taken, tmp_path):
+    found = with_free_ports(settings(AGENT_INFERENCE_PORT=taken), {8000})
     assert found.inference_port == taken
     with pytest.raises(PortsTaken, match=f"port {taken} .TorchServe's inference, moved by AGENT_INFERENCE_PORT"):
         refuse_taken_ports(wanted_ports(found, StackOptions(tmp_path, free_port(set()))))
 
 
-def test_the_public_port_is_never_moved_and_its_refusal_names_its_variable(settings, taken, tmp_path):
+def test_a_taken_public_port_is_refused_with_its_variable(settings, taken, tmp_path):
     found = with_free_ports(settings(), {taken})
     with pytest.raises(PortsTaken, match=f"port {taken} .the gateway, moved by PORT") as refused:
         refuse_taken_ports(wanted_ports(found, StackOptions(tmp_path, taken)))
     assert list(refused.value.ports) == [taken]
 
 
-def test_mlflows_page_moves_by_its_own_variable(taken, monkeypatch):
+def test_mlflow_port_sets_the_port_of_mlflows_page(taken, monkeypatch):
     monkeypatch.setenv("MLFLOW_PORT", str(taken))
     assert mlflow_port(set()) == taken
     monkeypatch.setenv("MLFLOW_PORT", "mlflow")

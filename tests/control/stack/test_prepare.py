@@ -1,4 +1,4 @@
-"""`gradserve prepare`, and `up` before it starts anything: the archive and the plan, beside a busy operator."""
+"""`gradserve prepare`, and the preparation of `up`: the archive and the plan, beside an operator who holds the lock."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ def source(tmp_path):
     return folder
 
 
-def test_a_start_that_changes_no_plan_needs_no_lock(source, tmp_path):
+def test_a_start_takes_the_lock_only_to_change_the_plan(source, tmp_path):
     store, said = PlanStore(tmp_path / "home"), []
     prepare_plan(store, source, tmp_path / "models", said.append)
     assert said == ["serving tiny 1.2.3 from tiny-1.2.3.mar"]
     before = store.read()
-    with store.lock("deploy 2.0.0"):  # which waits for minutes while its version loads
+    with store.lock("deploy 2.0.0"):  # it holds the lock for minutes while its version loads
         prepare_plan(store, source, tmp_path / "models", said.append)
     assert store.read() == before
     (source / "weights.safetensors").write_bytes(b"others")
@@ -40,7 +40,7 @@ def test_a_start_that_changes_no_plan_needs_no_lock(source, tmp_path):
     assert after.stable.sha256 != before.stable.sha256
 
 
-def test_a_model_store_that_cannot_be_written_to_is_named_with_the_remedy(source):
-    # Nobody may make folders there, not even root.
+def test_a_read_only_model_store_is_refused_with_the_remedy(source):
+    # Not even root can create folders there.
     with pytest.raises(StoreNotWritable, match="set AGENT_MODEL_STORE"):
         pack(source, Path("/sys/model_store"))

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from control.stack.stack import Answered, StackOptions, _greeting
+from control.stack.stack import Ready, StackOptions, _greeting
 
 
 @pytest.mark.parametrize("asks_for_keys", [False, True])
 def test_the_printed_lines_are_commands_whatever_the_images_path(asks_for_keys, monkeypatch):
     monkeypatch.delenv("GATEWAY_HOST", raising=False)
     image = Path("/tmp/Büro ü/it's here.png")
-    text = _greeting(StackOptions(Path("home"), 8123), image, Answered(asks_for_keys), None)
+    text = _greeting(StackOptions(Path("home"), 8123), image, Ready(asks_for_keys), None)
     first, *lines = text.splitlines()
     assert first == "ready: http://127.0.0.1:8123"
     for line, route in zip(lines[:2], ("predict", "explain"), strict=True):

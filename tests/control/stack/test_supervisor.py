@@ -1,4 +1,4 @@
-"""A part's log under a program that writes more than is kept: bounded, in order, the newest lines always there."""
+"""The log of a process that writes more than is kept: bounded, in order, with the newest lines."""
 
 import os
 import resource
@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from control.stack.supervisor import Part, check_all, rotate
+from control.stack.supervisor import SupervisedProcess, check_all, rotate
 
-# Whole lines with a number, as fast as a busy gateway logs.
+# Numbered lines, as fast as a busy gateway logs.
 WRITER = """
 import os, time
 number = 0
@@ -25,36 +25,38 @@ LOG_BYTES = 600_000
 
 
 @pytest.fixture
-def part(tmp_path):
-    part = Part("writer", [sys.executable, "-c", WRITER], dict(os.environ), tmp_path / "writer.log", 5.0, LOG_BYTES)
-    yield part
-    part.stop(in_a_hurry=True)
+def process(tmp_path):
+    process = SupervisedProcess(
+        "writer", [sys.executable, "-c", WRITER], dict(os.environ), tmp_path / "writer.log", 5.0, LOG_BYTES
+    )
+    yield process
+    process.stop(at_once=True)
 
 
-def test_a_log_stays_within_its_bytes_and_keeps_the_newest_lines(part):
+def test_a_log_stays_within_its_bytes_and_keeps_the_newest_lines(process):
     began, largest = time.monotonic(), 0
-    files = [part.log.with_name(f"writer.log{suffix}") for suffix in (".3", ".2", ".1", "")]
+    files = [process.log.with_name(f"writer.log{suffix}") for suffix in (".3", ".2", ".1", "")]
     while not any(path.exists() and LAST in path.read_bytes() for path in files):
         assert time.monotonic() - began < 60
-        check_all([part])
-        largest = max(largest, sum(path.stat().st_size for path in part.log.parent.iterdir()))
+        check_all([process])
+        largest = max(largest, sum(path.stat().st_size for path in process.log.parent.iterdir()))
         time.sleep(0.05)
-    part.stop()
-    assert sorted(part.log.parent.iterdir()) == sorted(files)
+    process.stop()
+    assert sorted(process.log.parent.iterdir()) == sorted(files)
     assert largest < LOG_BYTES * 2
     lines = [line for file in files for line in file.read_bytes().splitlines()]
     assert {len(line) for line in lines} == {199}, "no line is torn"
     numbers = [int(line[:8]) for line in lines]
     assert numbers == sorted(numbers)
     assert len(numbers) < 5_000, "more than twice as much was written as is kept"
-    assert numbers[-1] - numbers[0] + 1 - len(numbers) < 20, "hardly a line was lost"
+    assert numbers[-1] - numbers[0] + 1 - len(numbers) < 20, "fewer than 20 lines were lost"
 
 
-def test_a_log_is_emptied_where_the_disk_has_no_room_for_a_copy(tmp_path):
+def test_a_log_is_emptied_if_the_disk_has_no_room_for_a_copy(tmp_path):
     log = tmp_path / "a.log"
     log.write_bytes(bytes(2000))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a write above it fails, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a larger file cannot be written, as on a full disk
     try:
         rotate(log, 1000)
     finally:
