@@ -1,15 +1,65 @@
-"""Every hyper-parameter of a training, its phases and its learning-rate curve."""
+"""Every hyper-parameter of a training, its phases and its learning-rate curve.
+
+A hyper-parameter is declared once: as a field with its default, its help and the values it may have. `check`, the flags
+of `gradserve train` and what is stored with the model follow from the declaration.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from contracts.names import NAME
 from training.errors import DataError, TrainingError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """Help and allowed values of a hyper-parameter."""
+
+    help: str
+    flags: tuple[str, ...] = ()  # of `gradserve train`; empty: the field's name
+    shown_default: str = ""  # empty: the default
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+    choices: tuple[str, ...] = ()
+
+    def allows(self, value: Any) -> bool:  # noqa: ANN401 - a number or a name, as the field says
+        """Return True if the hyper-parameter may have this value."""
+        if self.choices:
+            return value in self.choices
+        is_number = isinstance(value, int | float)
+        return not is_number or (self.least <= value <= self.most and self.above < value < self.below)
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words, such as `from 0, below 1`."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        words = {"from": self.least, "above": self.above, "up to": self.most, "below": self.below}
+        return ", ".join(f"{word} {bound:g}" for word, bound in words.items() if math.isfinite(bound)) or "finite"
+
+
+def hyper_parameter(default: T, description: str, **options: Any) -> T:  # noqa: ANN401 - the fields of `Option`
+    """Return a dataclass field with this default and an `Option`."""
+    declared: T = field(default=default, metadata={"option": Option(description, **options)})
+    return declared
+
+
+def option_of(item: Field[Any]) -> Option | None:
+    """Return the field's `Option`; None for what only a TOML file can say: sizes, cycles, augmentation."""
+    declared: Option | None = item.metadata.get("option")
+    return declared
+
+
+MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 
 
 @dataclass(frozen=True)
@@ -25,11 +75,11 @@ class Augmentation:
     copies of itself before erasing (Hendrycks et al. 2021, https://arxiv.org/abs/2112.05135).
     """
 
-    operations: int = 2
-    magnitude: int = 9
-    erasing: float = 0.0
-    cutmix: float = 0.0
-    pixmix: float = 0.0
+    operations: int = hyper_parameter(2, "RandAugment's operations on an image.", least=0)
+    magnitude: int = hyper_parameter(9, "Strength of RandAugment's operations.", least=0, most=MAGNITUDES)
+    erasing: float = hyper_parameter(0.0, "Share of the images of which a rectangle is erased.", least=0, most=1)
+    cutmix: float = hyper_parameter(0.0, "Share of the batches that CutMix mixes.", least=0, most=1)
+    pixmix: float = hyper_parameter(0.0, "Share of the images that PixMix mixes.", least=0, most=1)
 
 
 # (share of the epochs from which it holds, image size; 0: the contract's): small images teach much for little.
@@ -41,7 +91,6 @@ BLOCK = re.compile(r"layer[1-4]\.[01]")  # a part of a layer, which can be too
 CHECKPOINT = "last.pt"  # in a run's folder
 ARCHITECTURES = ("auto", "resnet18", "resnet18_small")
 PRECISIONS = ("auto", "bf16", "fp32")
-MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 EVERYTHING = ("",)  # the prefix of every parameter's name
 KINDS = {"int": int, "float": int | float, "str": str, "bool": bool}
 
@@ -55,12 +104,12 @@ class Cycle:
     https://arxiv.org/abs/1803.05407). Source: Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983
     """
 
-    epochs: int
-    rate: float
+    epochs: int = field(metadata={"option": Option("Epochs of the cycle.", least=1)})
+    rate: float = field(metadata={"option": Option("Peak learning rate.", above=0, below=math.inf)})
     sizes: Sizes = FULL_SIZE
     augmentation: Augmentation | None = None
-    blend: float = 0.0
-    warm_up: float | None = None
+    blend: float = hyper_parameter(0.0, "Share of the weights that the phase before began with.", least=0, below=1)
+    warm_up: float | None = hyper_parameter(None, "Share of the steps in which the rate rises.", least=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -68,40 +117,58 @@ class Recipe:
     """Every hyper-parameter of a training; what is stored with the model is this."""
 
     # data
-    data: str = "cifar10"
-    validation: float = 0.2
-    subset: int = 0
+    data: str = hyper_parameter("cifar10", "cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.")
+    validation: float = hyper_parameter(0.2, "Share of the images held out, 0 to 1.", above=0, below=1)
+    subset: int = hyper_parameter(0, "Number of training images to use; 0: all.", least=0)
     # network
-    name: str = "cifar10"
-    architecture: str = "auto"
-    pretrained: str = "none"
+    name: str = hyper_parameter("cifar10", "The model's name.", shown_default="cifar10, or the folder's name")
+    architecture: str = hyper_parameter(
+        "auto", "resnet18, resnet18_small (3×3 stem), or auto, by the image size.", choices=ARCHITECTURES
+    )
+    pretrained: str = hyper_parameter(
+        "none", "none (from scratch), imagenet, or your own model: PATH of a run, runs:/ID or models:/NAME@alias."
+    )
     # schedule: `head_epochs` with the backbone frozen, then `epochs` with `unfreeze` (layers, or `all`) trained too,
     # then the warm restarts
-    head_epochs: int = 3
-    head_rate: float = 0.1
-    unfreeze: tuple[str, ...] = ("layer3", "layer4")
-    epochs: int = 30
-    rate: float = 0.1
-    batch_size: int = 128
-    warm_up: float = 0.15  # share of the steps
+    head_epochs: int = hyper_parameter(3, "Epochs with the backbone frozen, before the top layers.", least=0)
+    head_rate: float = hyper_parameter(
+        0.1, "Peak learning rate of the head's phase.", flags=("head-lr", "head-rate"), above=0, below=math.inf
+    )
+    unfreeze: tuple[str, ...] = hyper_parameter(
+        ("layer3", "layer4"), "Layers that the last phase of a transfer trains, separated by commas; or all."
+    )
+    epochs: int = hyper_parameter(
+        30,
+        "Epochs of the last phase (from scratch: of the only one); the recipe's cycles are left out.",
+        least=1,
+    )
+    rate: float = hyper_parameter(0.1, "Peak learning rate.", flags=("lr", "rate"), above=0, below=math.inf)
+    batch_size: int = hyper_parameter(128, "Images per step.", least=1)
+    warm_up: float = hyper_parameter(0.15, "Share of a phase's steps in which the rate rises.", least=0, below=1)
     sizes: Sizes = FULL_SIZE
     cycles: tuple[Cycle, ...] = ()
     # optimiser: SGD. Batch-norm weights and biases are not decayed (He et al. 2018, https://arxiv.org/abs/1812.01187)
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    average: float = 0.998  # decay per step of the averaged weights, which are what is kept; 0 keeps the last ones
+    momentum: float = hyper_parameter(0.9, "Momentum of SGD.", least=0, below=1)
+    nesterov: bool = hyper_parameter(True, "Use Nesterov's momentum.")  # noqa: FBT003 - the default
+    weight_decay: float = hyper_parameter(5e-4, "Weight decay (L2).", least=0, below=math.inf)
+    label_smoothing: float = hyper_parameter(0.1, "Share of a label given to all classes.", least=0, below=1)
+    average: float = hyper_parameter(
+        0.998, "Decay per step of the averaged weights, which are kept; 0 keeps the last ones.", least=0, below=1
+    )
     # From the share `sam_from` of a phase's epochs on, each step takes its gradient at the worst weights within
     # `sam_radius`, at twice the cost (Foret et al. 2020, https://arxiv.org/abs/2010.01412; late in training is enough:
     # Zhou et al. 2024, https://arxiv.org/abs/2410.10373); 0 never does.
-    sam_radius: float = 0.0
-    sam_from: float = 0.75
+    sam_radius: float = hyper_parameter(
+        0.0, "Radius of sharpness-aware steps, which take twice the time; 0: none.", least=0, below=math.inf
+    )
+    sam_from: float = hyper_parameter(
+        0.75, "Share of a phase's epochs before its sharpness-aware steps.", least=0, below=1
+    )
     augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
+    seed: int = hyper_parameter(0, "Seed of split, weights, order and augmentation.", least=0)
     # machine
-    precision: str = "auto"
-    workers: int = 1
+    precision: str = hyper_parameter("auto", "auto, bf16 or fp32.", choices=PRECISIONS)
+    workers: int = hyper_parameter(1, "Number of loader processes.", flags=("num-workers", "workers"), least=0)
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
@@ -280,65 +347,44 @@ def check(recipe: Recipe) -> None:
         TrainingError: a hyper-parameter is out of its range; the message says which.
         DataError: there is no such data.
     """
+    _check_values(recipe, "")
+    _check_values(recipe.augmentation, " of the augmentation")
+    for number, cycle in enumerate(recipe.cycles, start=2):
+        _check_values(cycle, f" of cycle {number}")
+        if cycle.augmentation is not None:
+            _check_values(cycle.augmentation, f" of cycle {number}'s augmentation")
     _check_names(recipe)
-    if not NAME.fullmatch(recipe.name):
-        raise TrainingError(
-            f"the model's name {recipe.name!r} will be part of files and addresses: use letters, digits, _ . - (--name)"
-        )
-    if min(recipe.epochs, *(cycle.epochs for cycle in recipe.cycles), recipe.batch_size) < 1:
-        raise TrainingError("epochs, in each cycle too, and batch_size must be at least 1")
     for sizes in (recipe.sizes, *(cycle.sizes for cycle in recipe.cycles)):
         starts = [start for start, _ in sizes]
         if not sizes or starts[0] != 0 or starts != sorted(starts) or min(size for _, size in sizes) < 0:
             raise TrainingError("sizes must start at share 0 and go on in order, for example [[0.0, 24], [0.5, 32]]")
-    _check_ranges(recipe)
     _check_blends(recipe)
-    for augmentation in _augmentations(recipe):
-        _check_augmentation(augmentation)
-    unknown = [name for name in recipe.unfreeze if name not in LAYERS and not BLOCK.fullmatch(name)]
-    if unknown:
-        raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
-    if not 0 < recipe.validation < 1:
-        raise TrainingError(f"validation is the share held out, between 0 and 1, not {recipe.validation}")
+
+
+def _check_values(part: Recipe | Cycle | Augmentation, where: str) -> None:
+    for item in fields(part):
+        option, value = option_of(item), getattr(part, item.name)
+        if option is not None and not option.allows(value):
+            raise TrainingError(f"{item.name}{where} is {option.allowed}, not {value!r}")
 
 
 def _check_names(recipe: Recipe) -> None:
     kind, path = data_kind(recipe.data)
     if path and not Path(path).exists():
         raise DataError(f"{path} is not there: pass an existing {'folder' if kind == 'imagefolder' else 'archive'}")
-    if recipe.architecture not in ARCHITECTURES:
-        raise TrainingError(f"architecture is one of {', '.join(ARCHITECTURES)}, not {recipe.architecture!r}")
-    if recipe.precision not in PRECISIONS:
-        raise TrainingError(f"precision is one of {', '.join(PRECISIONS)}, not {recipe.precision!r}")
-
-
-def _check_ranges(recipe: Recipe) -> None:
-    if min(recipe.workers, recipe.subset, recipe.head_epochs) < 0:
-        raise TrainingError("workers, subset and head_epochs are numbers from 0")
-    rates = (recipe.rate, recipe.head_rate, *(cycle.rate for cycle in recipe.cycles))
-    if not all(0 < rate < math.inf for rate in rates):
-        raise TrainingError("each rate must be above 0")
-    shares = {name: getattr(recipe, name) for name in ("momentum", "label_smoothing", "average", "warm_up", "sam_from")}
-    shares |= {f"warm_up of {phase.name}": phase.warm_up for phase in recipe.phases()}
-    if wrong := [name for name, share in shares.items() if not 0 <= share < 1]:
-        raise TrainingError(f"{' and '.join(wrong)}: from 0, and below 1")
-    if not (0 <= recipe.weight_decay < math.inf and 0 <= recipe.sam_radius < math.inf):
-        raise TrainingError("weight_decay and sam_radius must be 0 or more")
+    if not NAME.fullmatch(recipe.name):
+        raise TrainingError(
+            f"the model's name {recipe.name!r} will be part of files and addresses: use letters, digits, _ . - (--name)"
+        )
+    unknown = [name for name in recipe.unfreeze if name not in LAYERS and not BLOCK.fullmatch(name)]
+    if unknown:
+        raise TrainingError(f"there is no layer {', '.join(map(repr, unknown))}: unfreeze some of {', '.join(LAYERS)}")
 
 
 def _check_blends(recipe: Recipe) -> None:
     blends = [cycle.blend for cycle in recipe.cycles]
-    if any(not 0 <= blend < 1 for blend in blends):
-        raise TrainingError("blend is a share, from 0 and below 1")
     begins_random = recipe.pretrained == "none" or (recipe.pretrained == "imagenet" and not recipe.head_epochs)
     if begins_random and any(blends[:1]):
         raise TrainingError("blend of the first cycle would mix in the random weights that the training began with")
     if any(blends) and not recipe.average:
         raise TrainingError("blend mixes averaged weights: set average above 0")
-
-
-def _check_augmentation(augmentation: Augmentation) -> None:
-    if not all(0 <= chance <= 1 for chance in (augmentation.erasing, augmentation.cutmix, augmentation.pixmix)):
-        raise TrainingError("erasing, cutmix and pixmix are probabilities: between 0 and 1")
-    if not (augmentation.operations >= 0 and 0 <= augmentation.magnitude <= MAGNITUDES):
-        raise TrainingError(f"RandAugment takes operations from 0 and a magnitude of 0 to {MAGNITUDES}")

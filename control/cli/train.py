@@ -23,6 +23,7 @@ from rich.table import Table
 from contracts.model import load as load_contract
 from control.agent.cores import usable_cores
 from control.cli.archive import check_key, sign_with
+from control.cli.hyper_parameters import with_hyper_parameters
 from control.errors import ControlError
 from control.settings import home_directory
 from control.stack.serve import next_command, serve_command
@@ -45,86 +46,25 @@ RESULTS = Path("results")
 def register(app: typer.Typer) -> None:
     """Add the commands to the `gradserve` command."""
     panel = "Models"
-    app.command(rich_help_panel=panel)(train)
+    app.command(rich_help_panel=panel)(with_hyper_parameters(train))
     app.command(rich_help_panel=panel)(evaluate)
     app.command(rich_help_panel=panel)(package)
 
 
-def train(  # noqa: PLR0917 - every option is an argument
+def train(
     config: Annotated[
         Path | None,
         typer.Option(
             help="TOML file of hyper-parameters, such as training/released.toml.", exists=True, dir_okay=False
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="cifar10, cifar10:PATH of its archive or folder, or imagefolder:PATH.", show_default="cifar10"
-        ),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            help="none (from scratch), imagenet, or your own model: PATH of a run, runs:/ID or models:/NAME@alias.",
-            show_default="none",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Epochs of the last phase (from scratch: of the only one); the recipe's cycles are left out.",
-            show_default="30",
-        ),
-    ] = None,
-    head_epochs: Annotated[
-        int | None,
-        typer.Option(min=0, help="Epochs with the backbone frozen, before the top layers.", show_default="3"),
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--lr", "--rate", min=0, help="Peak learning rate.", show_default="0.1")
-    ] = None,
-    head_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--head-lr", "--head-rate", min=0, help="Peak learning rate of the head's phase.", show_default="0.1"
-        ),
-    ] = None,
-    unfreeze: Annotated[
-        str | None,
-        typer.Option(
-            help="Layers that the last phase of a transfer trains, separated by commas; or all.",
-            show_default="layer3,layer4",
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.", show_default="128")] = None,
-    subset: Annotated[
-        int | None, typer.Option(min=0, help="Number of training images to use; 0: all.", show_default="0")
-    ] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="Share of the images held out, 0 to 1.", show_default="0.2")
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--num-workers", "--workers", min=0, help="Number of loader processes.", show_default="1"),
-    ] = None,
-    architecture: Annotated[
-        str | None,
-        typer.Option(help="resnet18, resnet18_small (3×3 stem), or auto, by the image size.", show_default="auto"),
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16 or fp32.", show_default="auto")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of split, weights, order and augmentation.", show_default="0")
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The model's name.", show_default="cifar10, or the folder's name")
-    ] = None,
     output: Annotated[Path | None, typer.Option(help="The run's folder.", show_default=f"{RUNS}/TIME")] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue the training in this folder, with its own recipe.")
     ] = None,
     cache: Cache = DEFAULT_CACHE,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Train a classifier and record it in MLflow.
 
@@ -139,16 +79,10 @@ def train(  # noqa: PLR0917 - every option is an argument
     if resume is not None and output is not None:
         raise ControlError("--resume continues in the folder of the training: remove --output")
     _show_progress()
-    given = {
-        "data": data, "pretrained": pretrained, "epochs": epochs, "head_epochs": head_epochs, "rate": rate,
-        "head_rate": head_rate, "batch_size": batch_size, "subset": subset, "validation": validation,
-        "workers": workers, "architecture": architecture, "precision": precision, "seed": seed, "name": name,
-        "unfreeze": [name.strip() for name in unfreeze.split(",")] if unfreeze else None,
-    }  # fmt: skip
     with _translate_errors():
         settings = tomllib.loads(config.read_text(encoding="utf-8")) if config else {}
-        settings |= {key: value for key, value in given.items() if value is not None}
-        if epochs is not None:
+        settings |= given
+        if "epochs" in given:
             settings["cycles"] = []
         folder = resume or output or RUNS / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         _train(settings, folder, cache, resumes=resume is not None)

@@ -1,5 +1,5 @@
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +161,32 @@ def test_rate_rises_to_its_peak_and_falls_to_zero_along_a_cosine():
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(TrainingError):
         recipes.check(Recipe(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        (Recipe(momentum=1.5), "momentum is from 0, below 1, not 1.5"),
+        (Recipe(precision="bf61"), "precision is one of auto, bf16, fp32, not 'bf61'"),
+        (Recipe(cycles=(Cycle(1, 0.1), Cycle(1, -0.1))), "rate of cycle 3 is above 0, not -0.1"),
+        (Recipe(augmentation=Augmentation(magnitude=31)), "magnitude of the augmentation is from 0, up to 30, not 31"),
+    ],
+)
+def test_refusal_names_the_value_and_those_that_are_allowed(recipe, reason):
+    with pytest.raises(TrainingError, match=reason):
+        recipes.check(recipe)
+
+
+@pytest.mark.parametrize("part", [Recipe, Augmentation, Cycle])
+def test_every_number_declares_which_values_it_may_have(part):
+    for item in fields(part):
+        if str(item.type).startswith(("int", "float")):
+            assert not recipes.option_of(item).allows(float("nan")), item.name
+            assert not recipes.option_of(item).allows(-1), item.name
+
+
+def test_defaults_are_allowed():
+    recipes.check(Recipe())
 
 
 def test_first_cycle_can_blend_with_weights_that_have_learnt():

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from control.cli.main import app
-from control.cli.train import _name_of, train
+from control.cli.train import _name_of
 from control.errors import ControlError
 
 
@@ -18,8 +18,9 @@ def test_the_model_of_an_image_folder_is_named_after_the_folder(folder, name):
 
 
 def test_a_resumed_training_refuses_another_folder(tmp_path):
-    with pytest.raises(ControlError, match="remove --output"):
-        train(resume=tmp_path, output=tmp_path / "other")
+    done = CliRunner().invoke(app, ["train", "--resume", str(tmp_path), "--output", str(tmp_path / "other")])
+    assert isinstance(done.exception, ControlError)
+    assert "remove --output" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""The flags of `gradserve train` follow from the recipe's fields."""
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from control.cli.hyper_parameters import with_hyper_parameters
+from training.recipe import Recipe, option_of, recipe_from_dict
+
+TABLES = {"sizes", "cycles", "augmentation"}  # what only a TOML file can say
+OTHERS: dict[str, Any] = {
+    "data": "imagefolder:photos", "name": "photos", "architecture": "resnet18", "pretrained": "imagenet",
+    "unfreeze": ("layer4", "fc"), "nesterov": False, "precision": "fp32",
+}  # fmt: skip
+
+
+def passed(*arguments: str) -> dict[str, Any]:
+    """What a command receives that is called with these arguments."""
+    received: dict[str, Any] = {}
+    app = typer.Typer()
+
+    @app.command()
+    @with_hyper_parameters
+    def train(output: str = "there", *, given: dict[str, Any]) -> None:
+        received.update(given, output=output)
+
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    return received
+
+
+@pytest.mark.parametrize(
+    "item", [item for item in fields(Recipe) if item.name not in TABLES], ids=lambda item: item.name
+)
+def test_each_hyper_parameter_has_help_and_flags_whose_value_reaches_the_recipe(item):
+    option = option_of(item)
+    assert option.help
+    value = OTHERS[item.name] if item.name in OTHERS else item.default + 1
+    for flag in option.flags or (item.name.replace("_", "-"),):
+        text = ",".join(value) if isinstance(value, tuple) else str(value)
+        received = passed(*([f"--no-{flag}"] if value is False else [f"--{flag}", text]))
+        assert received.keys() == {item.name, "output"}
+        assert getattr(recipe_from_dict({item.name: received[item.name]}), item.name) == value
+
+
+def test_a_hyper_parameter_without_its_flag_stays_the_recipes_and_other_options_stay_the_commands():
+    assert passed() == {"output": "there"}
+    assert passed("--output", "here", "--lr", "0.3") == {"output": "here", "rate": 0.3}
