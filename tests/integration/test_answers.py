@@ -215,7 +215,7 @@ def test_commands_of_the_readme_work_as_written(stack, tmp_path):
 
 def test_readme_shows_the_first_answer_before_line_25():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert any("curl -F file=@" in line for line in lines[:25])
+    assert any("curl -f -F file=@" in line for line in lines[:25])
 
 
 def test_service_answers_while_images_keep_coming_in_bad_shape(client):
