@@ -1,19 +1,19 @@
-# One command per habit. People and CI call the same ones: `make` alone lists them.
+# The commands that people and CI use. `make` without a target lists them.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
-# pip's Linux build of torch brings gigabytes of CUDA. On a machine without a GPU, name an index that has the CPU build:
-#   make up TORCH_INDEX=URL        (docs/operations.md says which)
+# pip's Linux build of torch installs gigabytes of CUDA libraries. On a machine without a GPU, name an index with the CPU build:
+#   make up TORCH_INDEX=URL        (docs/operations.md has the URL)
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install up train bench test test-long test-docker lock images audit sbom lint types format env-example docs-tables clean
 
-help: ## this list
+help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# A changed pyproject.toml or lock file installs again; nothing else does, so that a second start is quick.
+# Only a changed pyproject.toml or lock file starts a new installation, so that a second start is quick.
 $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 	@test -n "$(PYTHON)" || { echo "python3.11 is not on PATH; name one: make PYTHON=…"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
@@ -22,41 +22,41 @@ $(STAMP): pyproject.toml $(wildcard requirements/*.txt)
 
 install: $(STAMP) ## create .venv and install everything, by the lock files' hashes (TORCH_INDEX=URL for the CPU build of torch)
 
-up: $(STAMP) ## serve on this machine until Ctrl-C (PORT=8000, MLFLOW=1 for its page)
+up: $(STAMP) ## serve on this machine until Ctrl-C (PORT=8000, MLFLOW=1 for MLflow's page)
 	@$(BIN)/gradserve up $(if $(filter-out 0,$(MLFLOW)),--mlflow)
 
-train: $(STAMP) ## train as the released model was (ARGS="--epochs 1 --subset 2000" for a short try)
+train: $(STAMP) ## train by the released model's recipe (ARGS="--epochs 1 --subset 2000" for a short try)
 	@$(BIN)/gradserve train --config training/released.toml $(ARGS)
 
-bench: $(STAMP) ## run every benchmark; each writes a JSON that the docs quote
+bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs quote
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
 	@$(BIN)/python -m pytest -m 'not long and not docker' $(ARGS)
 
-test-long: $(STAMP) ## the tests that take minutes
+test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
 
 DOCKER ?= docker
-# Debian's package of Compose 1.29 is `docker-compose`, Compose v2 a part of the client.
+# Debian's Compose 1.29 is the command `docker-compose`; Compose v2 is a part of the Docker client.
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 
-images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… go into the builds: docs/containers.md)
+images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… are passed to the builds: docs/containers.md)
 	$(COMPOSE) build prepare gateway mlflow
 
-test-docker: $(STAMP) ## build and run the containers, which needs a Docker engine (minutes)
+test-docker: $(STAMP) ## build and run the containers (needs a Docker engine, takes minutes)
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make test-docker: no Docker engine answers '$(DOCKER) info'; nothing was tested"; exit 1; }
 	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest -m docker tests/containers $(ARGS)
 
-lock: ## write requirements/*.txt anew from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
+lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
 	@UPGRADE=$(UPGRADE) requirements/lock.sh $(SOURCE)
 
-# torch-cpu.txt is left out: a local version such as 2.13.0+cpu is in no database; torch-cuda.txt has the same torch.
-audit: ## look for known holes in the locked packages (needs pip-audit on PATH)
+# Without torch-cpu.txt: no database has a local version such as 2.13.0+cpu; torch-cuda.txt has the same torch.
+audit: ## check for known vulnerabilities in the locked packages (needs pip-audit on PATH)
 	@for lock in gateway serving training dev torch-cuda; do \
 	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
-sbom: $(STAMP) ## list what each image and the wheel install, as CycloneDX, in sbom/ (TORCH=cuda for the build with CUDA)
+sbom: $(STAMP) ## list the packages of each image and of the wheel in sbom/, as CycloneDX (TORCH=cuda for the build with CUDA)
 	@requirements/sbom.sh $(BIN)
 
 lint: $(STAMP) ## ruff: rules and format
@@ -65,13 +65,13 @@ lint: $(STAMP) ## ruff: rules and format
 types: $(STAMP) ## mypy, strict
 	@$(BIN)/mypy
 
-format: $(STAMP) ## ruff: fix what it can and format
+format: $(STAMP) ## ruff: fix what it can, and format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-env-example: $(STAMP) ## write .env.example anew from the settings
+env-example: $(STAMP) ## write .env.example again from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
 
-docs-tables: $(STAMP) ## write the tables in docs/ anew from the committed reports
+docs-tables: $(STAMP) ## write the tables in docs/ again from the committed reports
 	@$(BIN)/python docs/make_tables.py
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay

@@ -1,9 +1,9 @@
 """Gunicorn for the gateway: `gunicorn -c config/gunicorn.conf.py 'gateway.app:create_app()'`.
 
-Everything comes from the gateway's own settings (`GATEWAY_*`), so that there is one place to set a thing.
+All values come from the gateway's own settings (`GATEWAY_*`), so that each is set in one place.
 
-The master imports the whole application before it forks, and each worker only makes it (`create_app`): a worker that is
-started after the files on disk have changed runs the same code as the others. New code needs a restart.
+The master imports all code before it forks, and each worker only calls `create_app`. So a worker that
+starts after the files on disk have changed runs the same code as the others. New code needs a restart.
 """
 
 import atexit
@@ -25,12 +25,12 @@ from gateway.telemetry.logs import logging_config
 
 def _load() -> Settings:
     settings = load_settings()
-    Callers(settings)  # keys and quotas, too, are refused here and not by each worker
+    Callers(settings)  # refuses bad keys and quotas here instead of in each worker
     connection_limit(settings.max_connections)
     return settings
 
 
-raise_open_files_limit()  # the workers inherit it
+raise_open_files_limit()  # the workers inherit the limit
 try:
     _settings = _load()
 except SettingsError as error:
@@ -41,19 +41,20 @@ bind = f"[{_settings.host}]:{_settings.port}" if ":" in _settings.host else f"{_
 workers = _settings.workers
 worker_class = "gateway.server.worker.GatewayWorker"
 keepalive = _settings.keep_alive_s
-# A worker that does not answer the master for this long is killed; the event loop is never blocked for seconds.
+# The master kills a worker that does not answer for this long; the event loop is never blocked for seconds.
 timeout = 30
-# After SIGTERM: the drain, then the slowest body and the longest answer, and a little.
+# After SIGTERM: the drain, the slowest body, the longest answer, and a margin.
 graceful_timeout = int(_settings.drain_s + _settings.body_timeout_s + _settings.timeout_s) + 5
 forwarded_allow_ips = ",".join(_settings.trusted_proxies)
 logconfig_dict = logging_config(_settings.log_level)
 control_socket_disable = True
-# Our lines name no thread, process or place in the code; to find these is half of what a record costs.
+# Our log lines contain no thread, process or position in the code; finding these takes half the time of a record.
 # Source: https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 — as that page names it
 
-# Before any worker imports prometheus_client. Kept over a reload (HUP), where this file is read again: counters go on.
+# Set before any worker imports prometheus_client. A reload (HUP) reads this file again and keeps the folder, so that
+# counters continue.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="gateway-metrics-")
     atexit.register(
@@ -62,7 +63,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     )
 
 PACKAGES = {"gateway", "contracts"}
-# Gunicorn reads this file again at a reload; the modules stay those of the start. The last four would be loaded late.
+# A reload reads this file again but keeps the modules of the start. The last four would otherwise be imported later.
 for _name in (
     "gateway.app",
     "gateway.server.worker",
@@ -89,9 +90,9 @@ def _stamp() -> dict[str, tuple[int, int] | None]:
 
 
 def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
-    """Looks at what is really listened on: `--bind` and GUNICORN_CMD_ARGS go before this file.
+    """Check the addresses that Gunicorn really listens on, and let a reload (HUP) be refused.
 
-    And lets a reload (HUP) be refused: one that fails would end Gunicorn, with all that its workers have in hand.
+    `--bind` and GUNICORN_CMD_ARGS override this file. A reload that fails would end Gunicorn with all its calls.
     """
     addresses = [listener.sock.getsockname() for listener in server.LISTENERS]
     try:
@@ -122,7 +123,7 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gunicorn's hook
-    """Takes a dead worker's gauges out of the sums, and what it told; its counters stay, or they would fall."""
+    """Remove a dead worker's gauges and shared counts from the sums; its counters stay: counters must not fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
     from gateway.server.worker import CONNECTIONS, INFERENCE  # noqa: PLC0415 — as above
