@@ -208,7 +208,7 @@ def promote(
     if not auto:
         _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
         return
-    from control.release.auto_promote import Window, settle
+    from control.release.auto_promote import Window, promote_or_roll_back
     from control.release.plan_store import PlanStore
     from control.release.verdict import Limits
 
@@ -216,7 +216,7 @@ def promote(
     watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
     store, say = PlanStore(home_directory()), _say(quiet=as_json)
     rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
-    verdict, plan = settle(rollout, store, version, window=watched, limits=limits, say=say)
+    verdict, plan = promote_or_roll_back(rollout, store, version, window=watched, limits=limits, say=say)
     _show(plan, as_json=as_json)
     raise typer.Exit({"promote": 0, "rollback": 3, "none": 4}[verdict.decision])
 

@@ -1,4 +1,4 @@
-"""An archive's way into the model store: found where the operator says, checked, compared with the stable version."""
+"""Find an archive, check it, compare it with the stable version and copy it into the model store."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def fetch(
 ) -> Archive:
     """Return the checked archive that `what` names, in the model store, with its signature if it has one.
 
-    `what` is a registered version, a file, or a version in the model store. With `trusted` keys, one has to have
-    signed it.
+    `what` is a registered version, a file, or a version in the model store. With `trusted` keys, the archive must be
+    signed by one of them.
 
     Raises:
-        ArchiveError: it must not be loaded.
-        ImpossibleMove: it is registered for another model.
-        RegistryUnusable: it cannot be had from the registry.
+        ArchiveError: the archive must not be loaded.
+        ImpossibleMove: the registered version is another model's.
+        RegistryUnusable: the registry does not answer or has no such version.
     """
     if reference := registry.parse_reference(what):
         return _fetch_registered(plan, reference, model_store, say, trusted)
@@ -41,18 +41,18 @@ def fetch(
     if others:
         name = others[0].name.removesuffix(f"-{what}.mar")
         raise ArchiveError(
-            path, f"is not in the model store; {others[0].name} is another model: {_beside(name, others[0])}"
+            path, f"is not in the model store; {others[0].name} is another model: {_how_to_serve(name, others[0])}"
         )
-    return _keep(plan, inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
+    return _store_for_plan(plan, inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
 
 
 def find_again(release: Release, model_store: Path, say: Callable[[str], None]) -> Release:
-    """Return the release with the bytes that its archive has now, for a version that is loaded once more.
+    """Return the release with the current hash of its archive, for a version that has to be loaded again.
 
-    An archive that was packed again has the checksum of its new bytes beside it; one without was replaced by somebody.
+    `gradserve package` writes a checksum beside an archive, so changed bytes without a matching one are refused.
 
     Raises:
-        ArchiveError: the archive is gone, broken, holds another version, or is another than it was and has no checksum.
+        ArchiveError: the archive is missing or broken, holds another version, or was changed and has no checksum.
     """
     path = model_store / release.archive
     archive = inspect_archive(path, checksum_beside(path) or release.sha256)
@@ -64,16 +64,16 @@ def find_again(release: Release, model_store: Path, say: Callable[[str], None]) 
 
 
 def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: Callable[[str], None]) -> None:
-    """Says what callers would notice; does nothing where that is nothing, or accepted with `yes`.
+    """Raise `WouldBreakCallers` if callers would notice the new version; with `yes` report the differences instead.
 
     Raises:
-        WouldBreakCallers: it is something.
+        WouldBreakCallers: there are differences, and `yes` is False.
     """
     try:
         stable = inspect_archive(model_store / plan.stable.archive)
         differences = contract_differences(stable.contract, archive.contract)
     except ArchiveError as error:
-        differences = [f"what callers would notice is unknown, for the stable version's own {error}"]
+        differences = [f"the differences for callers are unknown: the stable version's {error}"]
     if differences and not yes:
         raise WouldBreakCallers(archive.version, differences)
     for difference in differences:
@@ -81,7 +81,7 @@ def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: 
 
 
 def contract_differences(stable: Contract, new: Contract) -> list[str]:
-    """Return what callers of the stable version would notice, each as a sentence's part."""
+    """Return the differences that callers of the stable version would notice, as phrases."""
     differences = []
     gone = [name for name in stable.classes if name not in new.classes]
     added = [name for name in new.classes if name not in stable.classes]
@@ -103,34 +103,34 @@ def _fetch_registered(
     say: Callable[[str], None],
     trusted: TrustedKeys | None,
 ) -> Archive:
-    """The registered archive; downloaded unless these very bytes are in the model store."""
+    """Return the registered archive; it is downloaded unless the model store has the same bytes."""
     if reference.name != plan.model:
-        raise ImpossibleMove(f"the plan is of {plan.model}, not of {reference.name}")
+        raise ImpossibleMove(f"the plan serves {plan.model}, not {reference.name}")
     release = registry.find(reference)
     say(f"models:/{release.name}/{release.number} is {release.version}")
     home = model_store / f"{plan.model}-{release.version}.mar"
     is_signed = trusted is None or signature_path(home).is_file()
     if home.is_file() and file_sha256(home) == release.sha256 and is_signed:
-        return _keep(plan, inspect_archive(home, release.sha256, trusted=trusted), model_store)
+        return _store_for_plan(plan, inspect_archive(home, release.sha256, trusted=trusted), model_store)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=model_store) as folder:
         path = registry.fetch(release, Path(folder))
-        return _keep(plan, inspect_archive(path, release.sha256, trusted=trusted), model_store)
+        return _store_for_plan(plan, inspect_archive(path, release.sha256, trusted=trusted), model_store)
 
 
-def _keep(plan: Plan, archive: Archive, model_store: Path) -> Archive:
+def _store_for_plan(plan: Plan, archive: Archive, model_store: Path) -> Archive:
     name = archive.contract.name
     if name != plan.model:
         raise ArchiveError(
-            archive.path, f"holds the model {name}, the plan is of {plan.model}: {_beside(name, archive.path)}"
+            archive.path, f"holds the model {name}, the plan serves {plan.model}: {_how_to_serve(name, archive.path)}"
         )
     return copy_to_store(archive, model_store)
 
 
 def copy_to_store(archive: Archive, model_store: Path) -> Archive:
-    """Return the checked archive in the model store, where it is copied to.
+    """Copy the checked archive and its signature into the model store, and return the archive there.
 
     Raises:
-        ArchiveError: other bytes are there under its name.
+        ArchiveError: the model store has other bytes under its name.
     """
     path = archive.path
     home = model_store / f"{archive.contract.name}-{archive.version}.mar"
@@ -149,5 +149,5 @@ def _copy(source: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def _beside(name: str, path: Path) -> str:
+def _how_to_serve(name: str, path: Path) -> str:
     return f"serve it from a home of its own: GRADSERVE_HOME=.gradserve-{name} gradserve serve {path} --port 8001"

@@ -1,7 +1,7 @@
-"""`promote --auto`: a version on trial is watched beside the stable one, then promoted, rolled back, or left as it is.
+"""`promote --auto`: compare a version on trial with the stable one, then promote it, roll it back or leave it.
 
-The last look, at the window's end, decides. Looks before it only stop what is plainly bad, by a far stricter level, so
-that looking often does not make chance look like a fault (the Haybittle-Peto boundary).
+The last comparison, at the end of the window, decides. Earlier ones can only roll back, and at a far stricter
+significance, so that repeated tests do not take chance for a fault (the Haybittle-Peto boundary).
 
 Source: Haybittle 1971, https://doi.org/10.1259/0007-1285-44-526-793
 """
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from control.release.plan_store import PlanStore
     from control.release.rollout import Rollout
 
-_LOOK_EVERY_S = 5.0
-_TELL_EVERY_S = 30.0
+_COMPARE_EVERY_S = 5.0
+_REPORT_EVERY_S = 30.0
 _EARLY_SIGNIFICANCE = 0.001
 
 
 @dataclass(frozen=True)
 class Window:
-    """Whom to ask what was counted, with which key, and for how long to watch."""
+    """The gateways whose counts are compared, the API key for them, and the length of the comparison."""
 
     gateways: Sequence[str]
     key: str | None
     seconds: float
 
 
-def settle(
+def promote_or_roll_back(
     rollout: Rollout,
     store: PlanStore,
     version: str | None,
@@ -47,23 +47,23 @@ def settle(
     limits: Limits,
     say: Callable[[str], None],
 ) -> tuple[Verdict, traffic_plan.Plan]:
-    """Watches the canary (else the shadow), acts on the verdict, and writes down what it rests on.
+    """Compare the canary (else the shadow) with the stable version, act on the verdict and write it to the audit log.
 
-    Nobody is kept from moving versions meanwhile; whoever does ends the watch without a verdict.
+    The operators' lock is not held meanwhile: a change of the plan ends the comparison without a verdict.
 
     Raises:
-        ImpossibleMove: there is nothing on trial, or something else than `version`.
-        MetricsUnreadable: a gateway does not tell what it has counted.
+        ImpossibleMove: no version is on trial, or another one than `version`.
+        MetricsUnreadable: the counts of a gateway cannot be read.
     """
     plan = store.read()
     trial = plan.canary or plan.shadow
     if trial is None:
-        raise ImpossibleMove("nothing is on trial: deploy a version with --canary or --shadow first")
+        raise ImpossibleMove("no version is on trial: deploy a version with --canary or --shadow first")
     if version not in {None, trial.version}:
         raise ImpossibleMove(f"{version} is not on trial, {trial.version} is")
     role = "canary" if plan.canary else "shadow"
-    say(f"watching {role} {trial.version} beside {plan.stable.version} for {window.seconds:g} s")
-    verdict = _watch(store, plan, trial.version, window=window, limits=limits, say=say)
+    say(f"comparing {role} {trial.version} with {plan.stable.version} for {window.seconds:g} s")
+    verdict = _compare(store, plan, trial.version, window=window, limits=limits, say=say)
     reason = "; ".join(verdict.reasons)
     say(f"verdict on {trial.version}: {verdict.decision}: {reason}")
     store.note(f"judged {trial.version}", role=role, window_s=window.seconds, verdict=verdict.facts())
@@ -74,20 +74,20 @@ def settle(
     return verdict, plan
 
 
-def _watch(
+def _compare(
     store: PlanStore, plan: traffic_plan.Plan, trial: str, *, window: Window, limits: Limits, say: Callable[[str], None]
 ) -> Verdict:
-    """The verdict after the window, or at the first look that leaves no doubt."""
+    """Return the verdict at the end of the window, or an earlier rollback."""
     stable, is_shadow = plan.stable.version, plan.canary is None
     first = read_counts(window.gateways, window.key)
-    began = told = time.monotonic()
+    began = reported_at = time.monotonic()
     strict = replace(limits, significance=_EARLY_SIGNIFICANCE)
     while True:
         left_s = began + window.seconds - time.monotonic()
-        time.sleep(max(0.0, min(_LOOK_EVERY_S, left_s)))
+        time.sleep(max(0.0, min(_COMPARE_EVERY_S, left_s)))
         if store.read().revision != plan.revision:
-            return Verdict("none", ("the plan was changed while it was watched",))
-        is_last = left_s <= _LOOK_EVERY_S
+            return Verdict("none", ("the plan was changed during the comparison",))
+        is_last = left_s <= _COMPARE_EVERY_S
         try:
             counts = read_counts(window.gateways, window.key).since(first)
         except MetricsUnreadable:
@@ -95,17 +95,17 @@ def _watch(
                 raise
             continue
         if counts is None:
-            return Verdict("none", ("a gateway was started anew while it was watched",))
+            return Verdict("none", ("a gateway was restarted during the comparison",))
         verdict = judge(counts, stable, trial, limits if is_last else strict, is_shadow=is_shadow)
         if is_last or verdict.decision == "rollback":
             return verdict
-        if (now := time.monotonic()) - told >= _TELL_EVERY_S:
-            told = now
+        if (now := time.monotonic()) - reported_at >= _REPORT_EVERY_S:
+            reported_at = now
             say(f"after {now - began:.0f} s: {_progress(counts, stable, trial)}")
 
 
 def _progress(counts: Counts, stable: str, trial: str) -> str:
-    """What was counted so far, in a line."""
+    """Return the counts so far, in a line."""
     pairs = counts.pairs(trial)
     lines = [
         f"{version} {requests} requests, {failed} failed"

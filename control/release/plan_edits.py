@@ -1,4 +1,4 @@
-"""What can be done to a traffic plan, as functions from plan to plan: one version, one role, none lost silently."""
+"""The changes of a traffic plan, as functions from plan to plan. Each version has one role."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _AnyRelease = TypeVar("_AnyRelease", bound=Release)
 
 
 def find(plan: Plan, version: str) -> Release:
-    """The version's entry in the plan, without the role it has there.
+    """Return the version's entry in the plan, without its role.
 
     Raises:
-        ImpossibleMove: the plan does not name it.
+        ImpossibleMove: the plan does not name the version.
     """
     for release in plan.releases():
         if release.version == version:
@@ -26,7 +26,7 @@ def find(plan: Plan, version: str) -> Release:
 
 
 def role_of(plan: Plan, version: str) -> str | None:
-    """`stable`, `canary`, `shadow` or `retained`; None for a version that the plan does not name."""
+    """Return the version's role: `stable`, `canary`, `shadow` or `retained`; None if the plan does not name it."""
     named = {"stable": plan.stable, "canary": plan.canary, "shadow": plan.shadow}
     for role, release in named.items():
         if release is not None and release.version == version:
@@ -35,10 +35,10 @@ def role_of(plan: Plan, version: str) -> str | None:
 
 
 def retain(plan: Plan, release: Release) -> Plan:
-    """The plan with `release` loaded and without traffic.
+    """Return the plan with `release` retained: loaded and without traffic.
 
     Raises:
-        ImpossibleMove: it is the stable version, or the version is there with other bytes.
+        ImpossibleMove: it is the stable version, or the plan names the version with other bytes.
     """
     role = role_of(plan, release.version)
     if role is None:
@@ -46,15 +46,15 @@ def retain(plan: Plan, release: Release) -> Plan:
     if find(plan, release.version).sha256 != release.sha256:
         raise ImpossibleMove(f"{release.version} is in the plan with other bytes: give the new build a new version")
     if role == "stable":
-        raise ImpossibleMove(f"{release.version} is the stable version already")
+        raise ImpossibleMove(f"{release.version} is already the stable version")
     return _without_role(plan, release.version, keep=True)
 
 
-def give_canary(plan: Plan, version: str, share: float) -> Plan:
-    """The plan with `version` as canary of `share` per cent; another share keeps the callers that it has.
+def set_canary(plan: Plan, version: str, share: float) -> Plan:
+    """Return the plan with `version` as canary of `share` per cent; a canary that gets more keeps its callers.
 
     Raises:
-        ImpossibleMove: it is stable, or unknown, or there is another canary.
+        ImpossibleMove: the version is stable or unknown, or there is another canary.
     """
     release = find(plan, version)
     _refuse_stable(plan, version)
@@ -65,11 +65,11 @@ def give_canary(plan: Plan, version: str, share: float) -> Plan:
     return replace(_without_role(plan, version, keep=False), canary=canary)
 
 
-def give_shadow(plan: Plan, version: str) -> Plan:
-    """The plan with `version` as shadow.
+def set_shadow(plan: Plan, version: str) -> Plan:
+    """Return the plan with `version` as shadow.
 
     Raises:
-        ImpossibleMove: it is stable, or unknown, or there is another shadow.
+        ImpossibleMove: the version is stable or unknown, or there is another shadow.
     """
     release = find(plan, version)
     _refuse_stable(plan, version)
@@ -81,11 +81,11 @@ def give_shadow(plan: Plan, version: str) -> Plan:
 def make_stable(plan: Plan, version: str, *, workers: int | None) -> Plan:
     """Return the plan with `version` stable and the former stable version retained, both with `workers` workers.
 
-    The former one keeps its workers, so that going back only changes the routing. It becomes the first of
+    The former stable version keeps its workers, so that going back only changes the routing. It becomes the first of
     `plan.previous`, the versions that `go_back` returns to.
 
     Raises:
-        ImpossibleMove: `version` is stable already, or unknown.
+        ImpossibleMove: `version` is already stable, or unknown.
     """
     routed = _with_stable(plan, version, workers)
     previous = (plan.stable, *(release for release in plan.previous if release.version != version))
@@ -93,12 +93,13 @@ def make_stable(plan: Plan, version: str, *, workers: int | None) -> Plan:
 
 
 def go_back(plan: Plan, version: str, *, workers: int | None) -> Plan:
-    """Return the plan with `version`, one of `plan.previous`, stable again; it and what came after it leave that list.
+    """Return the plan with `version`, one of `plan.previous`, stable again.
 
-    So a second call goes one version further back and never to the version that was left.
+    `version` and the later stable versions leave that list. So a second call goes one version further back, never to
+    the version that was left.
 
     Raises:
-        ImpossibleMove: `version` is stable already, or unknown.
+        ImpossibleMove: `version` is already stable, or unknown.
     """
     routed = _with_stable(plan, version, workers)
     versions = [release.version for release in plan.previous]
@@ -113,11 +114,11 @@ def _with_stable(plan: Plan, version: str, workers: int | None) -> Plan:
     return replace(rest, stable=replace(release, workers=workers), retained=(before, *rest.retained))
 
 
-def give_workers(plan: Plan, version: str, workers: int) -> Plan:
-    """The plan with so many prediction workers for `version`.
+def set_workers(plan: Plan, version: str, workers: int) -> Plan:
+    """Return the plan with `workers` prediction workers for `version`.
 
     Raises:
-        ImpossibleMove: the plan does not name it.
+        ImpossibleMove: the plan does not name the version.
     """
     find(plan, version)
 
@@ -134,10 +135,10 @@ def give_workers(plan: Plan, version: str, workers: int) -> Plan:
 
 
 def remove(plan: Plan, version: str) -> Plan:
-    """The plan without `version`.
+    """Return the plan without `version`.
 
     Raises:
-        ImpossibleMove: it is the stable version, or unknown.
+        ImpossibleMove: the version is stable or unknown.
     """
     find(plan, version)
     _refuse_stable(plan, version)
@@ -145,7 +146,7 @@ def remove(plan: Plan, version: str) -> Plan:
 
 
 def _without_role(plan: Plan, version: str, *, keep: bool) -> Plan:
-    """The plan with `version` taken out of its role; kept as retained, or not at all."""
+    """Return the plan with `version` out of its role: retained if `keep`, else removed."""
     release = find(plan, version)
     kept = (release,) if keep else ()
     return replace(

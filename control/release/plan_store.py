@@ -1,7 +1,7 @@
-"""The traffic plan's changes: one operator at a time, written atomically, with history and an audit line for each.
+"""The store of the traffic plan: a lock for operators, atomic writes, a history and an audit log.
 
-The type and the reader of the plan are contracts/plan.py. Nothing here talks to TorchServe: the agents carry out what
-is written, and would carry it out too if the writer were killed a moment later.
+contracts/plan.py has the plan's type and reader. Nothing here talks to TorchServe: the agents carry out the written
+plan, even if the process that wrote it is killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class PlanStore:
-    """The plan in `home`/plan.json, every revision of it in `home`/history/, every change in `home`/audit.jsonl."""
+    """The plan in `home`/plan.json, its revisions in `home`/history/, and its changes in `home`/audit.jsonl."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -35,15 +35,15 @@ class PlanStore:
         self.audit_path = home / "audit.jsonl"
 
     def exists(self) -> bool:
-        """Whether there is a plan."""
+        """Return True if there is a plan."""
         return self.path.exists()
 
     def read(self) -> traffic_plan.Plan:
-        """The plan.
+        """Return the plan.
 
         Raises:
             NoPlan: there is none yet.
-            PlanUnusable: it cannot be read.
+            PlanUnusable: the file cannot be read or is no plan.
         """
         try:
             plan = traffic_plan.load(self.path)
@@ -57,11 +57,11 @@ class PlanStore:
 
     @contextlib.contextmanager
     def lock(self, what: str) -> Iterator[None]:
-        """Holds the operators' lock; it ends with this process, however that ends.
+        """Hold the operators' lock while the block runs; the kernel frees it if this process is killed.
 
         Raises:
-            AnotherOperator: somebody else holds it; the text says who, for what and since when.
-            HomeNotWritable: there is no place for it.
+            AnotherOperator: another process holds the lock; the text names its operator, command and start.
+            HomeNotWritable: the lock file cannot be written.
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
@@ -80,18 +80,20 @@ class PlanStore:
             yield
 
     def write(self, plan: traffic_plan.Plan, what: str, **facts: object) -> traffic_plan.Plan:
-        """Puts `plan` in force as the next revision and returns it; the caller holds the lock.
+        """Write `plan` as the next revision and return it; call it only under the lock.
 
         Args:
-            plan: what shall be true from now on; its revision is replaced.
-            what: the change in a word, for the audit line.
-            facts: whatever else belongs there.
+            plan: the new plan; its revision is replaced.
+            what: the name of the change, for the audit line.
+            facts: more fields of the audit line.
         """
         before = self.read() if self.exists() else None
         plan = replace(plan, revision=self._last_revision() + 1)
         data = traffic_plan.dump(plan)
-        traffic_plan.parse(data)  # nothing is written that gateways and agents would refuse
-        if before is not None and not self._history(before).exists():  # its writer was killed before it did
+        traffic_plan.parse(data)  # refuse a plan that gateways and agents would refuse
+        if (
+            before is not None and not self._history(before).exists()
+        ):  # its writer was killed before it wrote the history
             write_atomically(self._history(before), _as_text(traffic_plan.dump(before)))
             self.note("found in force, without a line here", after=traffic_plan.dump(before))
         # The plan first: every revision in the history was in force.
@@ -101,14 +103,14 @@ class PlanStore:
         return plan
 
     def note(self, what: str, **facts: object) -> None:
-        """Appends one audit line: who, what, when, and the facts."""
+        """Append one line to the audit log: time, operator, `what` and `facts`."""
         line = {"time": _now(), "who": operator(), "what": what, **facts}
         self.home.mkdir(parents=True, exist_ok=True)
         with self.audit_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _stable_before(self, plan: traffic_plan.Plan) -> tuple[traffic_plan.Release, ...]:
-        """Return the versions that were stable before, by the history: plans of schema 1 do not list them."""
+        """Return the previous stable versions from the history, because a plan of schema 1 does not list them."""
         found: dict[str, traffic_plan.Release] = {}
         for path in sorted((self.home / "history").glob("plan-*.json"), reverse=True):
             with contextlib.suppress(OSError, traffic_plan.PlanError):
@@ -121,7 +123,7 @@ class PlanStore:
         return self.home / "history" / f"plan-{plan.revision:06d}.json"
 
     def _last_revision(self) -> int:
-        """The highest revision ever written, so that none is used twice even if the plan was broken by hand."""
+        """Return the highest revision in the history and the plan, so that no revision is used twice."""
         names = (path.stem.removeprefix("plan-") for path in (self.home / "history").glob("plan-*.json"))
         revisions = [int(name) for name in names if name.isdigit()]
         with contextlib.suppress(NoPlan, PlanUnusable):
@@ -130,7 +132,7 @@ class PlanStore:
 
 
 def first_plan(archive: Path, *, workers: int | None = None) -> traffic_plan.Plan:
-    """A plan with the archive's version as stable and nothing else.
+    """Return a plan with the archive's version as its only one, the stable version.
 
     Raises:
         ArchiveError: the archive must not be registered.
@@ -140,11 +142,11 @@ def first_plan(archive: Path, *, workers: int | None = None) -> traffic_plan.Pla
     return traffic_plan.Plan(revision=0, model=found.contract.name, stable=release)
 
 
-def with_new_bytes(plan: traffic_plan.Plan, archive: Path) -> traffic_plan.Plan:
-    """The plan with the archive's present hash wherever it names this file; an equal plan where nothing changed."""
+def with_current_hash(plan: traffic_plan.Plan, archive: Path) -> traffic_plan.Plan:
+    """Return the plan with the archive's current hash wherever the plan names this file."""
     sha256 = file_sha256(archive)
 
-    def renew(release: Any) -> Any:  # noqa: ANN401 (a release, a canary or none, and the same out)
+    def renew(release: Any) -> Any:  # noqa: ANN401 (takes a release, a canary or None and returns the same type)
         return release if release is None or release.archive != archive.name else replace(release, sha256=sha256)
 
     return replace(
@@ -158,7 +160,7 @@ def with_new_bytes(plan: traffic_plan.Plan, archive: Path) -> traffic_plan.Plan:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces the file: readers see the old content or the new, even if the machine stops in between."""
+    """Replace the file: readers see the old or the new content, even after a power failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -166,7 +168,7 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes it private; gateway and agent may run as other users.
+        # mkstemp makes the file private; gateway and agent may run as other users.
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
@@ -184,7 +186,7 @@ def _as_text(data: dict[str, Any]) -> str:
 
 
 def operator() -> str:
-    """Who changes the plan: `GRADSERVE_OPERATOR`, else the user and the machine."""
+    """Return the name of the operator: `GRADSERVE_OPERATOR`, else user@machine."""
     return os.environ.get("GRADSERVE_OPERATOR") or f"{getpass.getuser()}@{socket.gethostname()}"
 
 

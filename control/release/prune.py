@@ -1,8 +1,8 @@
-"""What old runs, archives, revisions of the plan and MLflow artifacts nothing refers to any more.
+"""Find unused trainings, archives, revisions of the plan and MLflow artifacts.
 
-An archive is referred to by the plan (also as a version to roll back to), by the folder that `up` packs, and by an
-alias in MLflow's registry. A training run is referred to by the archives that are kept, by the runs that began with its
-weights, and by an alias. What is younger than a number of days is kept in any case, and so is what is in use.
+An archive is used by the plan (also as a version to roll back to), by the folder that `up` packs, and by an alias in
+MLflow's registry. A training is used by archives that are kept, by trainings that started from its weights, and by an
+alias. Files younger than a number of days, and trainings that run, are kept in any case.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REVISION = re.compile(r"plan-\d+\.json")
 
 @dataclass(frozen=True)
 class Folders:
-    """Where things lie: the model store, the folder that `up` packs, the folder with a folder for each training."""
+    """The model store, the folder that `up` packs, and the folder with one folder for each training."""
 
     model_store: Path
     released: Path
@@ -46,7 +46,7 @@ class Folders:
 
 @dataclass(frozen=True)
 class Unused:
-    """One thing that nothing refers to; `remove` removes it."""
+    """One unused item; `remove` removes it."""
 
     kind: Literal["archive", "history", "run", "mlflow"]
     name: str
@@ -56,7 +56,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class Findings:
-    """What can be removed, and what could not be looked at, as sentences."""
+    """The items that can be removed, and what could not be checked, as sentences."""
 
     unused: list[Unused]
     skipped: list[str]
@@ -71,10 +71,10 @@ class _References:
 
 
 def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
-    """Return what is older than `days` and referred to by nothing; whoever removes it holds the plan's lock.
+    """Return the unused items older than `days`. Hold the plan's lock to remove them.
 
     Raises:
-        PlanUnusable: the plan cannot be read, so nobody knows what it refers to.
+        PlanUnusable: the plan cannot be read, so the archives that it uses are unknown.
     """
     before = time.time() - days * _DAY_S
     plan = _plan(store)
@@ -84,7 +84,7 @@ def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
         if registry.is_used():
             known = _References(*registry.references())
     except RegistryUnusable as error:
-        skipped.append(f"trainings and MLflow: what the registry refers to is unknown ({error})")
+        skipped.append(f"trainings and MLflow: the versions that the registry uses are unknown ({error})")
     if plan is not None:
         known.archives.update(release.sha256 for release in (*plan.releases(), *plan.previous))
     known.runs.update(_runs_of(_read_object(folders.released / "contract.json")))
@@ -105,7 +105,7 @@ def _plan(store: PlanStore) -> Plan | None:
 
 
 def _archives(plan: Plan | None, folders: Folders, known: _References, before: float) -> Iterator[Unused]:
-    """Yield the archives of ours that nothing refers to; the runs of the others are noted as referred to."""
+    """Yield the unused archives; add the archives that are kept, and their runs, to `known`."""
     released = _read_object(folders.released / "contract.json")
     names = {release.archive for release in (*plan.releases(), *plan.previous)} if plan else set()
     names.add(f"{released.get('name')}-{released.get('version')}.mar")
@@ -113,7 +113,7 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
         try:
             archive = inspect_archive(path)
         except ControlError:
-            continue  # none of ours, or a broken one: somebody should look at it
+            continue  # not a gradserve archive, or a broken one: left to the operator
         if path.name in names or archive.sha256 in known.archives or path.stat().st_mtime > before:
             known.archives.add(archive.sha256)
             known.runs.update(_runs_of(model_contract.dump(archive.contract)))
@@ -123,7 +123,7 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
 
 
 def _revisions(store: PlanStore, plan: Plan | None, before: float) -> Iterator[Unused]:
-    """Yield the old revisions of the plan but the last twenty; all stay that a plan of schema 1 is rolled back by."""
+    """Yield the old revisions except the last twenty; none while the plan has schema 1, whose rollback needs them."""
     history = store.home / "history"
     if plan is not None and _read_object(store.path).get("schema") == 1:
         return
@@ -137,24 +137,24 @@ def _revisions(store: PlanStore, plan: Plan | None, before: float) -> Iterator[U
 
 
 def _trainings(runs: Path, known: _References, before: float) -> Iterator[Unused]:
-    """Yield the trainings' folders that nothing refers to; the runs of the others are noted as referred to."""
+    """Yield the unused folders of trainings; add the runs of those that are kept to `known`."""
     folders = [path for path in sorted(runs.glob("*")) if any((path / name).is_file() for name in _RUN_FILES)]
     candidates = []
     for folder in folders:
         contract = _read_object(folder / "contract.json")
-        if _touched_at(folder) > before or _is_in_use(folder):
+        if _modified_at(folder) > before or _is_in_use(folder):
             known.runs.update(_runs_of(contract))
         else:
             candidates.append((folder, contract))
     for folder, contract in candidates:
         own = next(iter(_runs_of(contract)), None)
-        if own in known.runs:  # whatever it began with is referred to by the same contracts
+        if own in known.runs:  # its ancestors are in `known` by the same contract
             continue
         yield Unused("run", str(folder), _size(folder.rglob("*")), partial(_remove_training, folder))
 
 
 def _runs_of(contract: dict[str, Any]) -> list[str]:
-    """Return the MLflow runs that trained the model, its own first, then those of the models that it began with."""
+    """Return the ids of the model's MLflow run and of its ancestors' runs, its own first."""
     found = []
     accepted = contract.get("accepted")
     while isinstance(accepted, dict):
@@ -172,12 +172,12 @@ def _read_object(path: Path) -> dict[str, Any]:
     return contract if isinstance(contract, dict) else {}
 
 
-def _touched_at(folder: Path) -> float:
+def _modified_at(folder: Path) -> float:
     return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
 
 
 def _is_in_use(folder: Path) -> bool:
-    """Return True while a process trains in the folder: it holds the lock there."""
+    """Return True while a process trains in the folder, which holds the lock there."""
     try:
         with (folder / ".lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What the operator's commands fetch from MLflow's registry, and what they tell it; routing never waits for either."""
+"""Read and update MLflow's registry for the operator's commands. Routing never waits for it."""
 # ruff: noqa: PLC0415 (MLflow takes seconds to import, and is not installed on every operator's machine)
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class Reference:
 
 
 def parse_reference(what: str) -> Reference | None:
-    """The reference that `what` is; None where it is a version or a file."""
+    """Return the reference that `what` names; None for a version or a file."""
     found = None if what.endswith(".mar") else _REFERENCE.fullmatch(what)
     return Reference(found["name"], found["alias"], found["number"]) if found else None
 
 
 def is_used() -> bool:
-    """Whether there is a registry to tell: a tracking address is set, or the default file is there."""
+    """Return True if there is a registry: MLFLOW_TRACKING_URI is set, or the default file exists."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path("mlflow.db").is_file()
 
 
 def find(reference: Reference) -> RegisteredVersion:
-    """The registered release.
+    """Return the registered version.
 
     Raises:
-        RegistryUnusable: MLflow is not there, or has no such release.
+        RegistryUnusable: MLflow is not installed, does not answer, or has no such version.
     """
     try:
         from training.errors import RegistryError
@@ -65,10 +65,10 @@ def find(reference: Reference) -> RegisteredVersion:
 
 
 def fetch(release: RegisteredVersion, folder: Path) -> Path:
-    """The release's archive, downloaded into `folder`.
+    """Download the version's archive into `folder` and return its path.
 
     Raises:
-        RegistryUnusable: it cannot be had.
+        RegistryUnusable: it cannot be downloaded.
     """
     from training.errors import RegistryError
     from training.tracking.releases import fetch_archive
@@ -83,7 +83,7 @@ def references() -> tuple[set[str], set[str]]:
     """Return the SHA-256 of the archives and the ids of the runs that aliases in the registry point to.
 
     Raises:
-        RegistryUnusable: it cannot be asked.
+        RegistryUnusable: MLflow does not answer.
     """
     try:
         from training.errors import RegistryError
@@ -98,15 +98,15 @@ def references() -> tuple[set[str], set[str]]:
 
 
 def unused_runs(runs: set[str], archives: set[str], before: float) -> list[tuple[str, int, Callable[[], None]]]:
-    """Return name, bytes of artifacts and what removes them, of each old run that nothing refers to.
+    """Return each unused run as its name, the bytes of its artifacts, and a function that removes them.
 
     Args:
-        runs: ids of the runs that are referred to.
-        archives: SHA-256 of the archives that are.
+        runs: ids of the runs that are used.
+        archives: SHA-256 of the archives that are used.
         before: runs that ended later are kept (seconds since 1970).
 
     Raises:
-        RegistryUnusable: MLflow cannot be asked.
+        RegistryUnusable: MLflow does not answer.
     """
     from training.errors import RegistryError
     from training.tracking.retention import find_unused, remove
@@ -127,11 +127,11 @@ def unused_runs(runs: set[str], archives: set[str], before: float) -> list[tuple
     return [(f"{unused.name} ({unused.run_id})", unused.bytes, remover(unused)) for unused in found]
 
 
-def tell_champion(model: str, sha256: str, *, home: Path, who: str) -> str:
-    """Moves the aliases to the release with this archive, and says so; takes seconds at most.
+def move_champion(model: str, sha256: str, *, home: Path, who: str) -> str:
+    """Move the alias `champion` to the version with this archive, and return a sentence about it; takes seconds.
 
     Raises:
-        RegistryUnusable: it could not be done.
+        RegistryUnusable: the alias could not be moved.
     """
     try:
         from training.errors import RegistryError

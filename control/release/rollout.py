@@ -1,7 +1,7 @@
-"""How versions move: each operation edits the plan, in steps that are true in themselves, and waits for the agents.
+"""The operations of a rollout: each edits the plan in steps and waits until the agents have carried them out.
 
-Whoever is killed between two steps leaves a plan that is carried out: a version that is loaded and gets no traffic, or
-one with more workers than before. Routing changes in one step, by one atomic write.
+Every step leaves a valid plan. A command that is killed between two steps leaves a version that is loaded and gets no
+traffic, or one with more workers than before. Routing changes in one step, by one atomic write.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 LOAD_WITHIN_S = 300.0
 FOLLOW_WITHIN_S = 20.0
 RETIRE_WITHIN_S = 120.0
-NAME_EVERY_S = 5.0
+REPORT_EVERY_S = 5.0
 MISSING_AFTER_S = 5.0
 
 
 class Rollout:
-    """One operator's hands: the plan, the agents' addresses, the model store, and where to say what happens.
+    """The operations on one plan, with the addresses of its agents, its model store, and `say`, which prints progress.
 
     With `allow_missing` an agent that is silent for five seconds is left out, as long as another one answers. With
-    `trusted` keys only archives that one of them has signed are deployed.
+    `trusted` keys only archives signed by one of them are deployed.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class Rollout:
         yes: bool = False,
         gate: Gate | None = None,
     ) -> traffic_plan.Plan:
-        """Brings a version in: checked, loaded, verified by every agent, and only then given the role asked for.
+        """Deploy a version: check it, load and verify it on every agent, and only then give it its role.
 
-        Without a role it stays loaded without traffic.
+        Without a role it is loaded without traffic.
 
         Raises:
-            ArchiveError, WouldBreakCallers, ImpossibleMove, GateUnusable: refused before the plan was touched.
-            Refused: an agent could not load or verify it, or it did not pass the gate; the plan is as it was before.
+            ArchiveError, WouldBreakCallers, ImpossibleMove, GateUnusable: refused before the plan was changed.
+            Refused: an agent could not load or verify it, or it did not pass the gate; the plan is restored.
         """
         with self._store.lock(f"deploy {what}"):
             plan = self._store.read()
@@ -85,18 +85,18 @@ class Rollout:
             release = traffic_plan.Release(archive.version, archive.path.name, archive.sha256)
             loaded = plan_edits.retain(plan, release)
             is_new = plan_edits.role_of(plan, release.version) is None
-            if is_new:  # else it keeps its traffic until it gets another role
+            if is_new:  # a known version keeps its traffic until it gets another role
                 plan = self._store.write(loaded, f"deploy {release.version}: load")
             self._say(f"{release.version}: loading and verifying")
             self._wait_until_ready(plan, release.version, is_new=is_new)
-            who = "every agent that answers" if self._left_out else "every agent"
-            self._say(f"{release.version}: {who} computes its reference outputs")
+            agents = "every agent that answers" if self._left_out else "every agent"
+            self._say(f"{release.version}: {agents} computes its reference outputs")
             if gate is not None:
-                self._pass(gate, plan, release.version, is_new=is_new)
+                self._check_gate(gate, plan, release.version, is_new=is_new)
             if share is not None:
-                plan = self._route(plan_edits.give_canary(plan, release.version, share), f"canary {release.version}")
+                plan = self._route(plan_edits.set_canary(plan, release.version, share), f"canary {release.version}")
             elif shadow:
-                plan = self._route(plan_edits.give_shadow(plan, release.version), f"shadow {release.version}")
+                plan = self._route(plan_edits.set_shadow(plan, release.version), f"shadow {release.version}")
             elif stable:
                 plan = self._promote(plan, release.version)
             elif not is_new and (idle := plan_edits.retain(plan, release)) != plan:
@@ -104,13 +104,13 @@ class Rollout:
             return plan
 
     def promote(self, version: str | None = None, *, expected: int | None = None, **facts: str) -> traffic_plan.Plan:
-        """Makes `version` (default: the canary, else the shadow) stable; the old stable version stays loaded.
+        """Make `version` (default: the canary, else the shadow) stable; the old stable version stays loaded.
 
-        `expected` is the revision that the plan must still have; `facts` go into the audit line.
+        `expected` is the revision that the plan must have; `facts` are added to the audit line.
 
         Raises:
-            ImpossibleMove: there is none to promote, or the plan is another by now.
-            NotFollowed: it did not get its workers in time.
+            ImpossibleMove: there is no version to promote, or the plan has another revision.
+            NotFollowed: its workers were not ready in time.
         """
         with self._store.lock(f"promote {version or 'canary'}"):
             plan = self._read(expected)
@@ -120,16 +120,16 @@ class Rollout:
             return self._promote(plan, version or (candidate.version if candidate else ""), **facts)
 
     def rollback(self, *, expected: int | None = None, **facts: str) -> traffic_plan.Plan:
-        """Take the canary (else the shadow) out of traffic; without one, go back to the stable version of before.
+        """Take the canary (else the shadow) out of traffic; without one, go back to the previous stable version.
 
-        A second roll-back goes one stable version further back, never to the version that was left.
+        A second rollback goes one stable version further back, never to the version that was left.
 
-        `expected` is the revision that the plan must still have; `facts` go into the audit line.
+        `expected` is the revision that the plan must have; `facts` are added to the audit line.
 
         Raises:
-            ImpossibleMove: there is no stable version of before, or the plan is another by now.
-            ArchiveError: that version is not loaded any more, and its archive is gone or another.
-            Refused: that version has to be loaded anew and cannot be.
+            ImpossibleMove: there is no previous stable version, or the plan has another revision.
+            ArchiveError: the version has to be loaded again, and its archive is missing or changed.
+            Refused: the version has to be loaded again, and an agent could not load it.
         """
         with self._store.lock("rollback"):
             plan = self._read(expected)
@@ -137,79 +137,79 @@ class Rollout:
             if candidate is not None:
                 release = plan_edits.find(plan, candidate.version)
                 return self._route(
-                    plan_edits.retain(plan, release), f"rollback {candidate.version}", self._there(), **facts
+                    plan_edits.retain(plan, release), f"rollback {candidate.version}", self._answering_agents(), **facts
                 )
             if not plan.previous:
                 raise ImpossibleMove(
-                    f"{plan.stable.version} has no stable version before it to go back to: "
-                    "name the version that shall be stable (gradserve promote VERSION)"
+                    f"there is no stable version before {plan.stable.version} to go back to: "
+                    "name a version to make stable (gradserve promote VERSION)"
                 )
             before = plan.previous[0]
             workers = self._stable_workers(plan)
             if plan_edits.role_of(plan, before.version) is None:
-                self._say(f"{before.version} is not loaded any more: loading and verifying it first")
+                self._say(f"{before.version} is not loaded: loading and verifying it first")
                 found = archive_source.find_again(before, self._model_store, self._say)
                 loaded = plan_edits.retain(plan, replace(found, workers=workers))
                 plan = self._store.write(loaded, f"rollback to {before.version}: load")
                 self._wait_until_ready(plan, before.version, is_new=True)
-            there = self._there()
-            self._wait_until_serving(plan, before.version, 1, there)
+            answering = self._answering_agents()
+            self._wait_until_serving(plan, before.version, 1, answering)
             back = plan_edits.go_back(plan, before.version, workers=workers)
-            plan = self._route(back, f"rollback to {before.version}", there, **facts)
-            self._tell_registry(plan)
+            plan = self._route(back, f"rollback to {before.version}", answering, **facts)
+            self._update_registry(plan)
             return plan
 
     def retire(self, version: str) -> traffic_plan.Plan:
-        """Takes `version` out of the plan and waits until every agent has drained and unregistered it.
+        """Remove `version` from the plan and wait until every agent has drained and unregistered it.
 
         Raises:
-            ImpossibleMove: it is stable, or unknown.
-            NotFollowed: it is still there after two minutes.
+            ImpossibleMove: the version is stable or unknown.
+            NotFollowed: an agent still has it after two minutes.
         """
         with self._store.lock(f"retire {version}"):
             plan = self._store.write(plan_edits.remove(self._store.read(), version), f"retire {version}")
-            self._say(f"{version}: out of the plan; agents unregister it once it has been idle")
+            self._say(f"{version}: removed from the plan; the agents unregister it once it is idle")
             self._wait(f"retire {version}", lambda status: status.version(version) is None, plan, RETIRE_WITHIN_S)
             return plan
 
     def scale(self, version: str, workers: int) -> traffic_plan.Plan:
-        """Gives `version` so many prediction workers.
+        """Give `version` `workers` prediction workers.
 
-        More are there when this returns. Fewer become true when the version is loaded the next time: TorchServe drops
-        what a worker it takes away has in hand.
+        Added workers are ready when this returns. Fewer workers take effect when the version is loaded the next time,
+        because TorchServe drops the requests of a worker that it removes.
 
         Raises:
-            ImpossibleMove: the plan does not name it.
-            NotFollowed: they are not ready in time.
+            ImpossibleMove: the plan does not name the version.
+            NotFollowed: the workers are not ready in time.
         """
         with self._store.lock(f"scale {version}"):
             plan = self._store.read()
-            plan = self._store.write(plan_edits.give_workers(plan, version, workers), f"scale {version} to {workers}")
+            plan = self._store.write(plan_edits.set_workers(plan, version, workers), f"scale {version} to {workers}")
             self._wait(f"scale {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
             return plan
 
-    def _there(self) -> list[str]:
-        """The agents that answer: one that is down must not keep the others from going back."""
-        there = [url for url in self._agents if ask_agent(url).status is not None]
-        for url in set(self._agents) - set(there):
-            self._say(f"WARNING: {url} does not answer: it follows when it is back")
-        return there
+    def _answering_agents(self) -> list[str]:
+        """Return the agents that answer: one that is down must not delay the others' rollback."""
+        answering = [url for url in self._agents if ask_agent(url).status is not None]
+        for url in set(self._agents) - set(answering):
+            self._say(f"WARNING: {url} does not answer: it follows the plan when it is back")
+        return answering
 
     def _refuse(self, plan: traffic_plan.Plan, version: str, reason: str, *, is_new: bool) -> None:
-        """Takes a version that was refused out of the plan again, if it came in for this."""
+        """Remove a refused version from the plan, if this deploy added it; write an audit line."""
         if is_new:
             self._store.write(plan_edits.remove(plan, version), f"{version} refused", reason=reason)
         else:
             self._store.note(f"{version} refused", reason=reason)
 
-    def _pass(self, gate: Gate, plan: traffic_plan.Plan, version: str, *, is_new: bool) -> None:
-        """Returns when the version has passed the gate; otherwise leaves the plan as it was before.
+    def _check_gate(self, gate: Gate, plan: traffic_plan.Plan, version: str, *, is_new: bool) -> None:
+        """Compare the version with the stable one at the gate; restore the plan if it does not pass.
 
         Raises:
-            Refused: it has not.
-            GateUnusable: most files of the gate's folder are no images.
+            Refused: the version does not pass.
+            GateUnusable: more than half of the files in the gate's folder are no images.
         """
-        self._say(f"{version}: at the gate, beside {plan.stable.version}")
+        self._say(f"{version}: at the gate, compared with {plan.stable.version}")
         try:
             accuracies = gate.judge(plan.stable.version, version, self._say)
         except (Refused, GateUnusable) as error:
@@ -222,45 +222,45 @@ class Rollout:
     def _read(self, expected: int | None) -> traffic_plan.Plan:
         plan = self._store.read()
         if expected not in {None, plan.revision}:
-            raise ImpossibleMove(f"the plan is at revision {plan.revision} by now, not at {expected}: nothing was done")
+            raise ImpossibleMove(f"the plan has revision {plan.revision}, not {expected}: nothing was changed")
         return plan
 
     def _promote(self, plan: traffic_plan.Plan, version: str, **facts: str) -> traffic_plan.Plan:
-        """Gives it as many workers as stable has, waits for them, then routes."""
+        """Give the version as many workers as the stable one, wait for them, then route."""
         workers = self._stable_workers(plan)
-        target = plan_edits.make_stable(plan, version, workers=workers)  # refuses before anything is written
+        target = plan_edits.make_stable(plan, version, workers=workers)  # raises before anything is written
         if plan_edits.find(plan, version).workers != workers:
-            scaled = plan_edits.give_workers(plan, version, workers)
+            scaled = plan_edits.set_workers(plan, version, workers)
             plan = self._store.write(scaled, f"promote {version}: workers")
             self._say(f"{version}: waiting for {workers} workers")
             target = plan_edits.make_stable(plan, version, workers=workers)
         self._wait_until_serving(plan, version, workers, self._agents)
         plan = self._route(target, f"promote {version}", **facts)
-        self._tell_registry(plan)
+        self._update_registry(plan)
         return plan
 
-    def _tell_registry(self, plan: traffic_plan.Plan) -> None:
-        """Moves MLflow's aliases after the traffic has moved; where that fails, it is said and noted, and no more."""
+    def _update_registry(self, plan: traffic_plan.Plan) -> None:
+        """Move MLflow's aliases after the traffic; a failure only gives a warning and an audit line."""
         if not registry.is_used():
             return
         stable = plan.stable
         try:
-            self._say(registry.tell_champion(plan.model, stable.sha256, home=self._store.home, who=operator()))
+            self._say(registry.move_champion(plan.model, stable.sha256, home=self._store.home, who=operator()))
         except RegistryUnusable as error:
-            self._say(f"WARNING: MLflow was not told that {stable.version} is stable: {error}")
-            self._store.note(f"registry not told of {stable.version}", reason=str(error))
+            self._say(f"WARNING: MLflow's aliases were not moved to {stable.version}: {error}")
+            self._store.note(f"registry not updated for {stable.version}", reason=str(error))
 
     def _route(
         self, plan: traffic_plan.Plan, what: str, agents: Sequence[str] | None = None, **facts: str
     ) -> traffic_plan.Plan:
-        """Writes a plan that changes traffic, and waits until all `agents` follow it (gateways read it themselves)."""
+        """Write a plan that changes traffic and wait until all `agents` follow it (gateways read it themselves)."""
         plan = self._store.write(plan, what, **facts)
         self._wait(what, lambda _: True, plan, FOLLOW_WITHIN_S, agents)
         self._say(f"{what}: done, revision {plan.revision}")
         return plan
 
     def _stable_workers(self, plan: traffic_plan.Plan) -> int:
-        """How many prediction workers the stable version has: the plan's word, else what agents give it."""
+        """Return the stable version's number of prediction workers: the plan's, else the agents' largest."""
         if plan.stable.workers is not None:
             return plan.stable.workers
         statuses = [asked.status for asked in map(ask_agent, self._agents)]
@@ -268,10 +268,10 @@ class Rollout:
         return max((version.predict.wanted for version in found if version is not None), default=1)
 
     def _wait_until_ready(self, plan: traffic_plan.Plan, version: str, *, is_new: bool) -> None:
-        """Returns when every agent has it loaded, verified and complete; otherwise leaves the plan as it was before.
+        """Return once every agent has loaded and verified the version with all its workers; else restore the plan.
 
         Raises:
-            Refused: an agent gave it up, or it took too long.
+            Refused: an agent gave the version up, or it took too long.
         """
 
         def is_ready(status: AgentStatus) -> bool:
@@ -294,10 +294,10 @@ class Rollout:
             raise Refused(version, "loading", str(error)) from error
 
     def _wait_until_serving(self, plan: traffic_plan.Plan, version: str, workers: int, agents: Sequence[str]) -> None:
-        """Returns when the version could take traffic on each of the agents.
+        """Return once the version can take traffic on each of the agents.
 
         Raises:
-            Refused: one of them has given it up.
+            Refused: an agent gave the version up.
             NotFollowed: it took too long.
         """
 
@@ -317,22 +317,22 @@ class Rollout:
         within_s: float,
         agents: Sequence[str] | None = None,
     ) -> None:
-        """Return when every agent (of `agents`, or all) is at the plan's revision and `is_done` with its status.
+        """Return once every agent (of `agents`, or all) has the plan's revision and `is_done` is true of its status.
 
-        Every five seconds the agents that are waited for are named, each with what it said last; while all of them
-        answer, only once something has changed.
+        Every five seconds `say` gets the agents that are not done, each with its last state; while all of them answer,
+        only if a state has changed.
 
         Raises:
-            NotFollowed: that took longer than `within_s`.
-            NoAgentAnswers: missing agents are allowed, and every one is missing.
+            NotFollowed: it took longer than `within_s`.
+            NoAgentAnswers: missing agents are allowed, and none answers.
         """
         asked = list(self._agents if agents is None else agents)
-        began = named_at = time.monotonic()
-        named = ""
+        began = reported_at = time.monotonic()
+        reported = ""
         heard_at = dict.fromkeys(asked, began)
         self._leave_out([], asked)
         waiting = [url for url in asked if url not in self._left_out]
-        with ThreadPoolExecutor(max(1, len(asked))) as threads:  # a host that is silent must not hold the others up
+        with ThreadPoolExecutor(max(1, len(asked))) as threads:  # a silent host must not delay the others
             while waiting:
                 states, silent = {}, False
                 for asked_agent in threads.map(ask_agent, waiting):
@@ -350,17 +350,17 @@ class Rollout:
                 state = "; ".join(f"{url} {states[url]}" for url in waiting)
                 if waiting and now - began > within_s:
                     raise NotFollowed(what, within_s, state)
-                if waiting and now - named_at > NAME_EVERY_S and (silent or state != named):
-                    named_at, named = now, state
+                if waiting and now - reported_at > REPORT_EVERY_S and (silent or state != reported):
+                    reported_at, reported = now, state
                     self._say(f"{what}: waiting for {state}")
                 if waiting:
                     time.sleep(0.1)
 
     def _leave_out(self, silent: Sequence[str], asked: Sequence[str]) -> None:
-        """Go on without the agents in `silent`.
+        """Continue without the agents in `silent`.
 
         Raises:
-            NoAgentAnswers: none of those `asked` is left.
+            NoAgentAnswers: no agent of `asked` is left.
         """
         for url in silent:
             self._say(f"WARNING: {url} does not answer: left out; it follows the plan when it is back")
@@ -370,13 +370,13 @@ class Rollout:
 
 
 def _progress(status: AgentStatus, plan: traffic_plan.Plan) -> str:
-    """Return what an agent that answers has still to do, to stand behind its address."""
+    """Return the state of an agent that answers and is not done, as the end of a sentence."""
     revision = status.plan_revision
-    return "has not done it yet" if revision == plan.revision else f"is at revision {revision} of {plan.revision}"
+    return "is not done yet" if revision == plan.revision else f"is at revision {revision} of {plan.revision}"
 
 
 def _is_settled(found: VersionStatus) -> bool:
-    """Return True if it has all its workers, or TorchServe did not even take the explainers in."""
+    """Return True if the version has all its workers, or TorchServe refused its explain entry."""
     is_complete = all(pool.ready >= pool.wanted for pool in (found.predict, found.explain))
     return is_complete or found.explain.capacity is None
 

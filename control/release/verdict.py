@@ -1,9 +1,9 @@
-"""Whether a version on trial may become stable: counts in, a verdict with its reasons out; nothing is done here.
+"""The verdict on a version on trial, from its counts and the stable version's. Nothing is changed here.
 
 Errors: Fisher's exact test, one-sided, of its failures against the stable version's in the same time.
-Times: the exact binomial test of a quantile, one-sided: whether more than 1 % of its answers took longer than the
-stable version's 99th percentile (the upper bound of its bucket) times what is allowed.
-Disagreement, of a shadow: the exact binomial test, one-sided, whether it names another class more often than allowed.
+Times: the exact binomial test of a quantile, one-sided: did more than 1 % of its answers take longer than the stable
+version's 99th percentile (the upper bound of its bucket) times the allowed factor?
+Disagreement, of a shadow: the exact binomial test, one-sided: did it name another class more often than allowed?
 
 Sources: Fisher 1935, The Design of Experiments; Conover 1999, Practical Nonparametric Statistics, sections 3.1 and 3.2.
 """
@@ -22,21 +22,21 @@ _QUANTILE = 0.99
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked of the version on trial."""
+    """The limits that the version on trial has to keep."""
 
     requests: int = 500
-    """So many requests (of a shadow: pairs) at least, of both versions, or there is no verdict."""
+    """Requests (of a shadow: pairs) that each version needs for a verdict."""
     significance: float = 0.01
-    """A difference counts when one at least as large would come by chance more seldom than this."""
+    """A difference counts if its p-value is below this."""
     slower: float = 1.5
-    """So many times the stable version's p99 is allowed."""
+    """Allowed factor on the stable version's p99."""
     disagreement: float = 0.1
-    """Such a share of pairs may have another class."""
+    """Allowed share of pairs with another class, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing compared: what was seen, in words, and the probability of that by chance."""
+    """The result of one test: the observation as a sentence, and its p-value."""
 
     about: str
     text: str
@@ -45,19 +45,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`promote`, `rollback`, or `none` where there is too little to go by; with what it rests on."""
+    """`promote`, `rollback`, or `none` without enough requests; with its reasons and findings."""
 
     decision: Literal["promote", "rollback", "none"]
     reasons: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """The verdict as JSON-able data, for the audit line."""
+        """Return the verdict as JSON-able data, for the audit log."""
         return asdict(self)
 
 
 def judge(counts: Counts, stable: str, trial: str, limits: Limits, *, is_shadow: bool) -> Verdict:
-    """The verdict on the version `trial` beside `stable`, by what was counted of both in the same time."""
+    """Return the verdict on the version `trial`, by the counts of it and of `stable` in the same time."""
     pairs = counts.pairs(trial)
     of_stable = counts.requests(stable)
     compared = pairs["agree"] + pairs["disagree"]
@@ -81,7 +81,7 @@ def judge(counts: Counts, stable: str, trial: str, limits: Limits, *, is_shadow:
 
 
 def conclude(findings: list[Finding], significance: float) -> Verdict:
-    """`rollback` for each finding that chance does not explain, `promote` where there is none."""
+    """Return `rollback` if a finding's p-value is below `significance`, else `promote`."""
     bad = [finding for finding in findings if finding.p < significance]
     reasons = tuple(f"{finding.text} (p = {finding.p:.2g})" for finding in bad or findings)
     return Verdict("rollback" if bad else "promote", reasons, tuple(findings))
@@ -98,7 +98,7 @@ def _disagreement(disagree: int, compared: int, allowed: float) -> Finding:
 
 
 def _times(counts: Counts, stable: str, trial: str, limits: Limits) -> list[Finding]:
-    """One finding, about the kind of call that the trial answered most; none where the stable version had none."""
+    """Return one finding about the kind of request that the trial answered most; none without answers of both."""
     kind = counts.kind(trial)
     of_stable, of_trial = counts.times(stable, kind), counts.times(trial, kind)
     if not of_stable.count or not of_trial.count:
@@ -114,9 +114,9 @@ def _times(counts: Counts, stable: str, trial: str, limits: Limits) -> list[Find
 
 
 def fisher_exact(failed: int, of: int, others_failed: int, of_others: int) -> float:
-    """The probability of at least `failed` of `of` by chance, where others failed `others_failed` of `of_others`.
+    """Return the p-value of `failed` failures of `of`, where the others had `others_failed` of `of_others`.
 
-    As many failures as there are on both sides fall on either by chance: the tail of the hypergeometric distribution.
+    It is the upper tail of the hypergeometric distribution: all failures, distributed at random over both groups.
     """
     failures, total = failed + others_failed, of + of_others
     most = min(failures, of)
@@ -128,7 +128,7 @@ def fisher_exact(failed: int, of: int, others_failed: int, of_others: int) -> fl
 
 
 def binomial_at_least(successes: int, trials: int, probability: float) -> float:
-    """The probability of at least `successes` in `trials`, each with `probability` between 0 and 1, exclusively."""
+    """Return the probability of at least `successes` in `trials`, each with `probability` in (0, 1)."""
     if successes <= 0:
         return 1.0
     hit, miss = math.log(probability), math.log1p(-probability)

@@ -25,7 +25,7 @@ from control.agent.torchserve.run_folder import run_base
 from control.agents import ask_agent
 from control.archive import inspect_archive
 from control.errors import NoModel, NotAnswering, StoreNotWritable
-from control.release.plan_store import PlanStore, first_plan, with_new_bytes
+from control.release.plan_store import PlanStore, first_plan, with_current_hash
 from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
 from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
 from control.stack.running import RunningStack, announce, find_running
@@ -125,7 +125,7 @@ def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callabl
             raise NoModel(source, "the folder does not exist")
         return
     archive = pack(source, model_store)
-    if not store.exists() or with_new_bytes(store.read(), archive) != store.read():
+    if not store.exists() or with_current_hash(store.read(), archive) != store.read():
         _write_plan(store, archive, say)
     plan = store.read()
     if archive.name not in {release.archive for release in plan.releases()}:
@@ -140,7 +140,7 @@ def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> 
             say(f"serving {plan.model} {plan.stable.version} from {archive.name}")
             return
         plan = store.read()
-        renewed = with_new_bytes(plan, archive)
+        renewed = with_current_hash(plan, archive)
         if renewed != plan:
             store.write(renewed, "repacked", archive=archive.name)
 

@@ -64,9 +64,9 @@ def test_the_gate_refuses_a_version_that_classifies_worse_and_says_by_how_much(
     for name, content in strays.items():
         (images / "cat" / name).write_bytes(content)
     said = stack.command("deploy", str(worse), "--canary", "10", "--gate", str(images))
-    assert {name for name in strays if f"skipped {images / 'cat' / name}: no image" in said.stdout} == set(strays)
+    assert {name for name in strays if f"skipped {images / 'cat' / name}: not an image" in said.stdout} == set(strays)
     assert "refused at the gate: accuracy" in said.stderr
-    assert "it falls by more than 0.5 points" in said.stderr
+    assert "lower by more than 0.5 points" in said.stderr
     done(said, 1)
     assert {**stack.plan(), "revision": 0} == {**before, "revision": 0}
     assert "of 100 images" in stack.audit()[-1]["reason"]
@@ -157,15 +157,15 @@ def test_registered_versions_are_deployed_by_alias_and_the_aliases_follow_the_tr
         said = stack.command("deploy", "cifar10/1")
         assert "its SHA-256 is" in said.stderr
         assert "MLflow" in stack.command("deploy", "cifar10@nobody").stderr
-        assert "the plan is of cifar10" in stack.command("deploy", "dogs@champion").stderr
+        assert "the plan serves cifar10" in stack.command("deploy", "dogs@champion").stderr
 
         stack.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
         began = time.monotonic()
         said = done(stack.command("promote", first))
         assert time.monotonic() - began < 10
-        assert "WARNING: MLflow was not told" in said
+        assert "WARNING: MLflow's aliases were not moved" in said
         assert stack.plan()["stable"]["version"] == first
-        assert stack.audit()[-1]["what"] == f"registry not told of {first}"
+        assert stack.audit()[-1]["what"] == f"registry not updated for {first}"
         assert httpx.get(f"{stack.gateway}/readyz").status_code == 200
 
 

@@ -10,8 +10,8 @@ from control.release.accuracy_gate import Gate, _groups
     ("sizes", "counts"),
     [([0] * 70, [32, 32, 6]), ([3, 3, 3], [2, 1]), ([9, 1, 9], [1, 1, 1]), ([], [])],
 )
-def test_no_call_holds_more_images_or_megabytes_than_a_gateway_takes(tmp_path, monkeypatch, sizes, counts):
-    monkeypatch.setattr("control.release.accuracy_gate._BYTES_AT_ONCE", 8)
+def test_no_call_exceeds_the_images_or_bytes_that_a_gateway_accepts(tmp_path, monkeypatch, sizes, counts):
+    monkeypatch.setattr("control.release.accuracy_gate._MAX_BYTES", 8)
     images = []
     for number, size in enumerate(sizes):
         path = tmp_path / str(number)
@@ -27,7 +27,7 @@ CAT, NONE = {"class": "cat"}, {"error": {"code": "image_unreadable"}}
 
 @pytest.fixture
 def gate(serve, tmp_path):
-    """`gate(of_new, of_stable)`: a folder of three files at a gateway where the versions answer so, in their order."""
+    """`gate(of_new, of_stable)`: a folder of three files, and a gateway whose versions give these answers."""
 
     def gate(of_new, of_stable):
         answers = [of_new, of_stable]
@@ -40,18 +40,18 @@ def gate(serve, tmp_path):
     return gate
 
 
-def test_what_neither_version_reads_as_an_image_is_skipped_and_named(gate, tmp_path):
-    said = []
-    found = gate([CAT, CAT, NONE], [CAT, CAT, NONE]).judge("1.0", "2.0", said.append)
+def test_files_that_neither_version_can_read_are_skipped_and_named(gate, tmp_path):
+    lines = []
+    found = gate([CAT, CAT, NONE], [CAT, CAT, NONE]).judge("1.0", "2.0", lines.append)
     assert found == "accuracy 100.00% of 2 images, 1.0 has 100.00%, 1 files skipped"
-    assert said == [f"skipped {tmp_path / 'cat' / 'notes.txt'}: no image"]
+    assert lines == [f"skipped {tmp_path / 'cat' / 'notes.txt'}: not an image"]
 
 
-def test_a_version_that_cannot_read_what_the_other_reads_is_refused(gate):
+def test_a_version_that_cannot_read_an_image_of_the_other_is_refused(gate):
     with pytest.raises(Refused, match=r"2\.0 cannot read .*2\.png"):
         gate([CAT, NONE, NONE], [CAT, CAT, NONE]).judge("1.0", "2.0", print)
 
 
-def test_a_folder_of_which_most_files_are_no_images_judges_nothing(gate):
+def test_a_folder_with_mostly_other_files_is_refused(gate):
     with pytest.raises(GateUnusable, match=r"2 of 3 files are no images"):
         gate([CAT, NONE, NONE], [CAT, NONE, NONE]).judge("1.0", "2.0", print)

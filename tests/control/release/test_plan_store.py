@@ -30,14 +30,14 @@ def test_each_change_is_a_revision_with_history_and_an_audit_line(store, monkeyp
     assert (second["before"]["revision"], second["after"]["revision"], second["reason"]) == (1, 2, "because")
 
 
-def test_a_revision_is_never_used_twice_even_after_the_plan_was_broken_by_hand(store):
+def test_a_revision_is_not_used_again_after_the_plan_was_deleted(store):
     with store.lock("test"):
         store.write(PLAN, "first plan")
         store.path.unlink()
         assert store.write(PLAN, "again").revision == 2
 
 
-def test_a_revision_whose_writer_was_killed_before_the_history_is_recorded_by_the_next(store):
+def test_the_next_write_records_a_revision_whose_writer_was_killed(store):
     with store.lock("test"):
         store.write(PLAN, "first plan")
         killed = replace(PLAN, revision=2, model="other")
@@ -47,7 +47,7 @@ def test_a_revision_whose_writer_was_killed_before_the_history_is_recorded_by_th
     assert [json.loads(line)["after"]["revision"] for line in store.audit_path.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_of_two_operators_one_is_told_who_the_other_is(store, monkeypatch):
+def test_a_second_operator_is_refused_with_the_name_of_the_first(store, monkeypatch):
     monkeypatch.setenv("GRADSERVE_OPERATOR", "alice")
     with (
         store.lock("deploy 2.0.0"),
@@ -69,14 +69,14 @@ with PlanStore(pathlib.Path({str(store.home)!r})).lock("deploy"):
         pass
 
 
-def test_a_home_that_takes_no_lock_is_told(tmp_path):
+def test_a_home_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").touch()
     store = PlanStore(tmp_path / "file" / "home")
     with pytest.raises(HomeNotWritable, match=r"home cannot be written to \(Not a directory\)"), store.lock("deploy"):
         pass
 
 
-def test_no_plan_and_a_broken_plan_are_told_apart(store):
+def test_a_missing_and_a_broken_plan_raise_different_errors(store):
     with pytest.raises(NoPlan, match="gradserve up"):
         store.read()
     store.home.mkdir()
@@ -85,7 +85,7 @@ def test_no_plan_and_a_broken_plan_are_told_apart(store):
         store.read()
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
     path = tmp_path / "plan.json"
     write_atomically(path, "old")
     with pytest.raises(UnicodeEncodeError):
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_plan_and_a_history_of_the_first_release_tell_the_versions_to_go_back_to(store):
+def test_previous_versions_of_a_schema_1_plan_come_from_its_history(store):
     def write(path, revision, version):
         release = {"version": version, "archive": f"m-{version}.mar", "sha256": version[0] * 64, "workers": None}
         data = {"schema": 1, "revision": revision, "model": "m", "stable": release}

@@ -1,4 +1,4 @@
-"""What `gradserve prune` finds and removes: nothing that the plan, an archive or another training refers to."""
+"""`gradserve prune` finds and removes only what no plan, archive or other training uses."""
 
 import base64
 import fcntl
@@ -118,7 +118,7 @@ def test_archives_that_the_plan_does_not_name_are_removed_with_their_checksums(a
     assert (line["what"], line["removed"]) == ("prune", ["model_store/m-5.0.mar"])
 
 
-def test_trainings_that_made_a_kept_archive_or_began_a_kept_one_stay(archive, training, store):
+def test_trainings_of_kept_archives_and_their_ancestors_stay(archive, training, store):
     stable = archive("1.0", 90, run_id="made-it", ancestor={"run_id": "began-it", "ancestor": None})
     plan(store, stable)
     for name in ("made-it", "began-it", "forgotten"):
@@ -157,9 +157,7 @@ def test_the_last_revisions_and_the_one_in_force_stay(archive, store):
     assert plan(store, release).revision == 31
 
 
-def test_an_age_of_zero_days_counts_from_now_and_a_registry_that_is_down_keeps_all_trainings(
-    archive, training, store, monkeypatch
-):
+def test_zero_days_means_any_age_and_an_unreachable_registry_keeps_all_trainings(archive, training, store, monkeypatch):
     plan(store, archive("1.0", 0))
     archive("2.0", 0.01)
     training("try", 0.01)
@@ -168,10 +166,10 @@ def test_an_age_of_zero_days_counts_from_now_and_a_registry_that_is_down_keeps_a
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     said = prune("--json", "--days", "0", code=1)
     assert [row["kind"] for row in json.loads(said.stdout)["unused"]] == ["archive"]
-    assert "what the registry refers to is unknown" in said.stderr
+    assert "the versions that the registry uses are unknown" in said.stderr
 
 
-def test_a_plan_that_cannot_be_read_stops_it(store, archive):
+def test_nothing_is_removed_if_the_plan_cannot_be_read(store, archive):
     archive("1.0", 90)
     store.home.mkdir()
     store.path.write_text("{")

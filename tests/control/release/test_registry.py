@@ -1,4 +1,4 @@
-"""MLflow's registry beside the operator's commands: what names a registered version; a dead one stops nothing."""
+"""MLflow's registry in the operator's commands: references to versions, and commands with a registry that is down."""
 
 import json
 import time
@@ -29,7 +29,7 @@ STABLE, OTHER = (Release(version, f"m-{version}.mar", version[0] * 64, 1) for ve
         ("cifar10@", None),
     ],
 )
-def test_a_registered_version_is_named_as_mlflow_does(what, expected):
+def test_references_have_mlflows_syntax(what, expected):
     assert parse_reference(what) == expected
 
 
@@ -42,7 +42,7 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def test_a_dead_registry_stops_neither_promotion_nor_roll_back_and_that_is_said(store, monkeypatch):
+def test_promotion_and_rollback_work_with_a_warning_while_the_registry_is_down(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     said = []
     rollout = Rollout(store, [], store.home, said.append)
@@ -50,12 +50,17 @@ def test_a_dead_registry_stops_neither_promotion_nor_roll_back_and_that_is_said(
     assert rollout.promote("2.0").stable == OTHER
     assert rollout.rollback().stable == STABLE
     assert time.monotonic() - began < 10
-    assert [line for line in said if line.startswith("WARNING: MLflow was not told that")] == said[1::2]
+    assert [line for line in said if line.startswith("WARNING: MLflow's aliases were not moved")] == said[1::2]
     notes = [json.loads(line)["what"] for line in store.audit_path.read_text().splitlines()]
-    assert notes[1:] == ["promote 2.0", "registry not told of 2.0", "rollback to 1.0", "registry not told of 1.0"]
+    assert notes[1:] == [
+        "promote 2.0",
+        "registry not updated for 2.0",
+        "rollback to 1.0",
+        "registry not updated for 1.0",
+    ]
 
 
-def test_where_there_is_no_registry_nothing_is_told(store, monkeypatch):
+def test_without_a_registry_none_is_created(store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert not registry.is_used()
     said = []
@@ -64,10 +69,10 @@ def test_where_there_is_no_registry_nothing_is_told(store, monkeypatch):
     assert not (store.home / "mlflow.db").exists()
 
 
-def test_a_registered_version_of_another_model_or_of_a_dead_registry_is_refused(store, monkeypatch):
+def test_a_deploy_from_a_registry_refuses_another_model_and_a_registry_that_is_down(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     rollout = Rollout(store, [], store.home, print)
-    with pytest.raises(ImpossibleMove, match="the plan is of m, not of dogs"):
+    with pytest.raises(ImpossibleMove, match="the plan serves m, not dogs"):
         rollout.deploy("dogs@champion")
     with pytest.raises(RegistryUnusable, match="does not answer"):
         rollout.deploy("m@champion")

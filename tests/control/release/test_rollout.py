@@ -1,4 +1,4 @@
-"""Moves of versions against agents that are pages of status: nothing is routed to what cannot take it."""
+"""Rollouts with agents that serve a status page: no version gets traffic that it cannot take."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ def store(tmp_path, monkeypatch):
 
 @pytest.fixture
 def agent(store, serve):
-    """`agent(states)`: the address of one that follows the plan, where the versions are in these states."""
+    """`agent(states)`: the address of an agent that follows the plan and has the versions in these states."""
 
     def agent(states):
         def answer(_):
@@ -67,7 +67,7 @@ def rollout(store, *agents):
     return Rollout(store, agents, store.home, lambda line: None)
 
 
-def test_a_version_that_an_agent_has_given_up_is_neither_promoted_nor_rolled_back_to(store, agent):
+def test_promotion_and_rollback_refuse_a_version_that_an_agent_gave_up(store, agent):
     states = {"1.0": "ready", "2.0": "failed"}
     moving = rollout(store, agent(states), agent({"1.0": "ready", "2.0": "ready"}))
     with pytest.raises(Refused, match="it crashed"):
@@ -85,14 +85,14 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monk
     states = {"1.0": "ready", "2.0": "loading"}
     began = time.monotonic()
     threading.Timer(0.5, states.update, kwargs={"2.0": "ready"}).start()
-    monkeypatch.setattr("control.release.rollout.NAME_EVERY_S", 0.1)
+    monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.1)
     url, said = agent(states), []
     assert Rollout(store, [url], store.home, said.append).promote("2.0").stable == NEW
     assert time.monotonic() - began >= 0.5
-    assert said.count(f"2.0 ready: waiting for {url} has not done it yet") == 1, "it answers: once is enough"
+    assert said.count(f"2.0 ready: waiting for {url} is not done yet") == 1, "an agent that answers is named once"
 
 
-def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agent, monkeypatch):
+def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 0.3)
     there, said = agent({"1.0": "ready", "2.0": "ready"}), []
     rollout(store, there).promote("2.0")
@@ -105,8 +105,8 @@ def test_an_agent_that_is_down_holds_up_a_promotion_but_no_roll_back(store, agen
         both.promote("2.0")
 
 
-def test_a_dead_agent_is_named_while_a_deploy_waits_for_it(store, agent, monkeypatch):
-    monkeypatch.setattr("control.release.rollout.NAME_EVERY_S", 0.2)
+def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypatch):
+    monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.2)
     monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 1.5)
     incoming_archive(monkeypatch, "2.0")
     said = []
@@ -114,13 +114,11 @@ def test_a_dead_agent_is_named_while_a_deploy_waits_for_it(store, agent, monkeyp
     with pytest.raises(Refused, match=f"{DEAD} does not answer"):
         both.deploy("2.0", share=10)
     named = [line for line in said if "waiting for" in line]
-    assert 2 <= len(named) <= 8, "now and then, not at each look"
+    assert 2 <= len(named) <= 8, "every 0.2 s, not at each poll"
     assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
 
 
-def test_with_allow_missing_a_version_is_deployed_promoted_and_rolled_back_by_the_agents_that_answer(
-    store, agent, monkeypatch
-):
+def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
     incoming_archive(monkeypatch, "2.0")
     there, said = agent({"1.0": "ready", "2.0": "ready"}), []
@@ -134,10 +132,10 @@ def test_with_allow_missing_a_version_is_deployed_promoted_and_rolled_back_by_th
     packed = replace(OLD, sha256=file_sha256(write_archive(store.home / OLD.archive, "1.0")))
     with store.lock("test"):
         store.write(Plan(0, "m", NEW, previous=(packed,)), "nothing is retained")
-    assert moving().rollback().stable == packed, "it had to be loaded anew, by the agent that answers"
+    assert moving().rollback().stable == packed, "the agent that answers loaded it again"
 
 
-def test_with_allow_missing_at_least_one_agent_has_to_answer(store, monkeypatch):
+def test_allow_missing_needs_at_least_one_agent(store, monkeypatch):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
     incoming_archive(monkeypatch, "3.0")
     before = store.read()
@@ -150,7 +148,7 @@ def test_with_allow_missing_at_least_one_agent_has_to_answer(store, monkeypatch)
     assert store.read().stable == OLD
 
 
-def test_an_agent_that_answers_and_is_slow_to_load_is_not_left_out(store, agent, monkeypatch):
+def test_an_agent_that_loads_slowly_is_not_left_out(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.2)
     slow = {"1.0": "ready", "2.0": "loading"}
     threading.Timer(0.7, slow.update, kwargs={"2.0": "failed"}).start()
@@ -162,24 +160,24 @@ def test_an_agent_that_answers_and_is_slow_to_load_is_not_left_out(store, agent,
 
 
 def incoming_archive(monkeypatch, version):
-    """What `deploy` finds, without its bytes."""
+    """Let `deploy` find this archive, which has no bytes."""
     contract = Contract("m", version, ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
     found = Archive(Path(f"m-{version}.mar"), version[0] * 64, contract, None)
     monkeypatch.setattr("control.release.archive_source.fetch", lambda *_: found)
     monkeypatch.setattr("control.release.archive_source.compare", lambda *_, **__: None)
 
 
-def test_a_canary_keeps_its_callers_and_its_traffic_while_it_is_deployed_with_a_larger_share(store, agent, monkeypatch):
+def test_a_canary_keeps_its_callers_and_traffic_while_its_share_grows(store, agent, monkeypatch):
     incoming_archive(monkeypatch, "2.0")
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
     first = moving.deploy("2.0", share=10)
     second = moving.deploy("2.0", share=50)
     assert (second.canary.share, second.canary.salt) == (50, first.canary.salt)
-    assert second.revision == first.revision + 1, "there was no plan in between without it"
+    assert second.revision == first.revision + 1, "no plan without it in between"
     assert moving.deploy("2.0").canary is None, "without a role it gets no traffic"
 
 
-def test_a_version_that_was_in_the_plan_stays_there_when_it_is_refused(store, agent, monkeypatch):
+def test_a_known_version_that_is_refused_stays_in_the_plan(store, agent, monkeypatch):
     incoming_archive(monkeypatch, "2.0")
     states = {"1.0": "ready", "2.0": "ready"}
     moving = rollout(store, agent(states))
@@ -190,29 +188,29 @@ def test_a_version_that_was_in_the_plan_stays_there_when_it_is_refused(store, ag
     assert store.read() == before
 
 
-def test_a_new_version_that_is_refused_is_out_of_the_plan_again(store, agent, monkeypatch):
+def test_a_new_version_that_is_refused_leaves_the_plan(store, agent, monkeypatch):
     incoming_archive(monkeypatch, "3.0")
     with pytest.raises(Refused, match="it crashed"):
         rollout(store, agent({"1.0": "ready", "3.0": "failed"})).deploy("3.0", share=10)
     assert [release.version for release in store.read().releases()] == ["1.0", "2.0"]
 
 
-def test_without_a_version_of_before_there_is_no_way_back(store, agent):
-    with pytest.raises(ImpossibleMove, match="no stable version before it"):
+def test_a_rollback_without_a_previous_version_is_refused(store, agent):
+    with pytest.raises(ImpossibleMove, match="no stable version before"):
         rollout(store, agent({})).rollback()
 
 
-def test_a_second_roll_back_does_not_return_to_the_version_that_was_left(store, agent):
+def test_a_second_rollback_does_not_return_to_the_version_that_was_left(store, agent):
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
     moving.promote("2.0")
     assert moving.rollback().stable == OLD
-    with pytest.raises(ImpossibleMove, match="no stable version before it"):
+    with pytest.raises(ImpossibleMove, match="no stable version before"):
         moving.rollback()
     assert store.read().stable == OLD
 
 
-def test_a_promotion_that_could_not_be_written_leaves_no_version_to_roll_back_to(store, agent, monkeypatch):
-    """The plan cannot be replaced, as on a full disk, or the command is killed at that moment."""
+def test_a_rollback_ignores_a_promotion_that_was_not_written(store, agent, monkeypatch):
+    """The plan cannot be written, as on a full disk."""
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready", "3.0": "ready"}))
     moving.promote("2.0")
     with store.lock("test"):
@@ -231,7 +229,7 @@ def test_a_promotion_that_could_not_be_written_leaves_no_version_to_roll_back_to
     assert moving.rollback().stable == OLD, "3.0 never was stable"
 
 
-def test_a_version_that_was_retired_and_packed_again_is_rolled_back_to_with_its_new_bytes(store, agent, tmp_path):
+def test_a_rollback_loads_a_version_that_was_packed_again_with_its_new_hash(store, agent, tmp_path):
     first = write_archive(tmp_path / "m-1.0.mar", "1.0")
     with store.lock("test"):
         store.write(replace(store.read(), stable=replace(OLD, sha256=file_sha256(first))), "packed")
@@ -246,7 +244,7 @@ def test_a_version_that_was_retired_and_packed_again_is_rolled_back_to_with_its_
     assert any("packed again" in line for line in said)
 
 
-def test_bytes_that_nobody_packed_are_not_rolled_back_to(store, agent, tmp_path):
+def test_a_rollback_refuses_changed_bytes_without_a_checksum(store, agent, tmp_path):
     both = agent({"1.0": "ready", "2.0": "ready"})
     rollout(store, both).promote("2.0")
     rollout(store, agent({"2.0": "ready"})).retire("1.0")

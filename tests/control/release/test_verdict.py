@@ -1,4 +1,4 @@
-"""The statistics against scipy's, the verdicts on counts as a gateway prints them."""
+"""The statistics equal scipy's; verdicts on counts in a gateway's format."""
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ LIMITS = Limits(requests=100)
 
 @settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 400), st.integers(0, 4000), st.integers(0, 4000))
-def test_fishers_test_is_scipys(failed, good, others_failed, others_good):
+def test_fishers_exact_test_equals_scipys(failed, good, others_failed, others_good):
     expected = stats.fisher_exact([[failed, good], [others_failed, others_good]], alternative="greater").pvalue
     got = fisher_exact(failed, failed + good, others_failed, others_failed + others_good)
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-12)
@@ -21,19 +21,19 @@ def test_fishers_test_is_scipys(failed, good, others_failed, others_good):
 
 @settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 3000), st.floats(0.001, 0.999))
-def test_the_binomial_tail_is_scipys(successes, trials, probability):
+def test_the_binomial_tail_equals_scipys(successes, trials, probability):
     expected = stats.binom.sf(successes - 1, trials, probability)
     assert binomial_at_least(successes, trials, probability) == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
-def test_the_tails_stay_exact_for_a_days_traffic():
+def test_the_tails_stay_exact_for_a_million_requests():
     assert fisher_exact(30, 100_000, 90, 900_000) == pytest.approx(
         stats.fisher_exact([[30, 99_970], [90, 899_910]], alternative="greater").pvalue, rel=1e-6
     )
 
 
 def metrics(*versions, pairs=None):
-    """Prometheus's text of versions (name, good answers by upper bound in seconds, failed)."""
+    """The counts of versions, each (name, successful answers by upper bound in seconds, failed)."""
     lines = []
     for name, times, failed in versions:
         labels = f'version="{name}",kind="predict"'
@@ -60,7 +60,7 @@ def verdict(*versions, pairs=None, limits=LIMITS):
 STABLE = ("1.0", {0.01: 880, 0.02: 20}, 0)
 
 
-def test_a_canary_that_does_as_well_is_promoted_whatever_callers_do_wrong_and_whoever_finds_no_room():
+def test_an_equal_canary_is_promoted_and_caller_errors_and_refusals_under_load_do_not_count():
     found = verdict(STABLE, ("2.0", {0.01: 98, 0.02: 2}, 0))
     assert (found.decision, len(found.findings)) == ("promote", 2)
 
@@ -75,7 +75,7 @@ def test_one_failure_in_a_hundred_is_chance():
     assert verdict(STABLE, ("2.0", {0.01: 99}, 1)).decision == "promote"
 
 
-def test_failures_that_the_stable_version_has_as_well_are_not_the_canarys():
+def test_a_canary_that_fails_as_often_as_the_stable_version_is_promoted():
     assert verdict(("1.0", {0.01: 850}, 50), ("2.0", {0.01: 94}, 6)).decision == "promote"
 
 
@@ -90,7 +90,7 @@ def test_a_slow_canary_is_rolled_back_and_one_within_the_allowance_is_not():
 
 
 @pytest.mark.parametrize("versions", [(STABLE,), (STABLE, ("2.0", {0.01: 0}, 99)), (("2.0", {0.01: 500}, 0),)])
-def test_without_enough_requests_there_is_no_verdict_even_on_a_canary_that_only_fails(versions):
+def test_too_few_requests_give_no_verdict_even_if_all_failed(versions):
     found = verdict(*versions)
     assert found.decision == "none"
     assert "100 are needed" in found.reasons[0]
@@ -106,7 +106,7 @@ def test_a_shadow_is_judged_by_its_pairs():
     assert verdict(STABLE, pairs={"agree": 50, "disagree": 0, "failed": 0, "dropped": 900}).decision == "none"
 
 
-def test_only_what_was_counted_between_two_looks_is_judged_and_a_restarted_gateway_is_noticed():
+def test_counts_are_the_increase_between_two_reads_and_a_restarted_gateway_is_detected():
     before = metrics(STABLE, ("2.0", {0.01: 50}, 40))
     after = metrics(STABLE, ("2.0", {0.01: 250}, 40))
     assert after.since(before).requests("2.0") == (200, 0)
