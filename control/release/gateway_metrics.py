@@ -68,7 +68,7 @@ class Counts:
         return sorted({key[1] for key in self._values})
 
     def requests(self, version: str) -> tuple[int, int]:
-        """Return the number of requests that the version answered or failed by its own fault, and of the failed ones."""
+        """Return two counts: requests answered or failed by the version's own fault, and the failed ones of them."""
         by_outcome = self._by_last(_REQUESTS, version)
         failed = sum(by_outcome[fault] for fault in FAULTS)
         return int(by_outcome["ok"] + failed), int(failed)
