@@ -1,7 +1,7 @@
-"""The agent: keeps one TorchServe running and at the plan, drains it before it stops, and tells what it sees.
+"""The agent: keep one TorchServe running and at the plan, report its status, and drain it before it stops.
 
-`GET /status` on a private port is all that gateways and operators ever see of TorchServe's side. It is answered from
-the last look, so that a slow server makes the look old (`observed_at`), never the answer late.
+Gateways and operators read only `GET /status`, on a private port. The answer is the last observation of TorchServe: a
+slow TorchServe makes the observation old (`observed_at`), not the answer late.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
     from control.settings import AgentSettings
 
 _log = logging.getLogger(__name__)
-LOOK_EVERY_S = 0.5
-# Alive but silent for this long: as good as dead. Loading on a busy machine has been seen to cost seconds.
+RECONCILE_EVERY_S = 0.5
+# A TorchServe that does not answer for this long is restarted. Loading on a busy machine was seen to take seconds.
 _SILENT_S = 30.0
-# A look older than this tells nothing; gateways hold to the same (GATEWAY_STATUS_MAX_AGE_S).
-_LOOK_IS_OLD_S = 3.0
+# An older observation does not count; gateways use the same limit (GATEWAY_STATUS_MAX_AGE_S).
+_MAX_OBSERVATION_AGE_S = 3.0
 _BACKOFF_FIRST_S, _BACKOFF_MOST_S, _STABLE_AFTER_S = 1.0, 30.0, 60.0
-# A gateway polls twice a second; whoever has not asked for this long is gone.
+# A gateway polls twice a second; one that has not asked for this long is gone.
 _POLLER_GONE_S = 2.0
-# From the answer that says "draining" to the last request sent by who read it, and the time that one takes.
+# Time from the answer that says "draining" to the end of the last request of the gateway that read it.
 _LAST_REQUEST_S = 1.0
 
 ServerState = Literal["starting", "running", "backoff", "stopped"]
@@ -71,14 +71,14 @@ class Agent:
         self._polled_at = 0.0
 
     def app(self) -> Starlette:
-        """The private pages: the status, and whether this replica should be called (for a container's health check)."""
+        """Return the app of the private port: `/status`, and `/readyz` for a container's health check."""
         return Starlette(routes=[Route("/status", self._answer_status), Route("/readyz", self._answer_ready)])
 
     async def keep_running(self) -> None:
-        """Starts TorchServe, and starts it again with back-off whenever it ends; never returns.
+        """Start TorchServe, and restart it with back-off whenever it ends; never return.
 
         Raises:
-            ControlError: it cannot be started at all, because something is not installed.
+            ControlError: TorchServe cannot be started, because something is not installed.
         """
         delay_s = _BACKOFF_FIRST_S
         while True:
@@ -100,8 +100,8 @@ class Agent:
             await asyncio.sleep(delay_s)
             delay_s = min(_BACKOFF_MOST_S, 2 * delay_s)
 
-    async def keep_looking(self) -> None:
-        """Looks at plan and server twice a second and acts; never returns."""
+    async def keep_reconciling(self) -> None:
+        """Read the plan and TorchServe's state twice a second and reconcile them; never return."""
         silent_since: float | None = None
         while True:
             began = time.monotonic()
@@ -109,41 +109,41 @@ class Agent:
                 if self._state == "running":
                     await self._reconciler.tick()
                 else:
-                    self._reconciler.follow()
+                    self._reconciler.follow_plan()
                 self._observed_at, silent_since = time.time(), None
             except ManagementError as error:
                 silent_since = silent_since or began
-                _log.warning("cannot look at TorchServe: %s", error)
+                _log.warning("cannot read TorchServe's state: %s", error)
                 if self._state == "running" and began - silent_since > _SILENT_S:
-                    _log.error("TorchServe has been silent for %.0f s; it is restarted", _SILENT_S)
+                    _log.error("TorchServe has not answered for %.0f s; it is restarted", _SILENT_S)
                     silent_since = None
                     await self._process.kill()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._reconciler.stepped.wait(), LOOK_EVERY_S)
+                await asyncio.wait_for(self._reconciler.step_ended.wait(), RECONCILE_EVERY_S)
 
     async def drain(self) -> None:
-        """Tells gateways to stop sending, and returns when nothing waits any more (or the time is up)."""
+        """Tell gateways to stop sending; return when no request is left or `drain_timeout_s` has passed."""
         self._draining = True
         began = time.monotonic()
         _log.info("draining")
         gateways = self._reconciler.gateways
         while (now := time.monotonic()) - began < self._settings.drain_timeout_s:
-            gateways.forget(now, _POLLER_GONE_S)
-            told = self._polled_at > began or now - self._polled_at > _POLLER_GONE_S
-            if told and self._reconciler.pending() == 0 and gateways.hold(None, since=began) is None:
+            gateways.drop_silent(now, _POLLER_GONE_S)
+            is_known = self._polled_at > began or now - self._polled_at > _POLLER_GONE_S
+            if is_known and self._reconciler.pending() == 0 and gateways.blocker(None, since=began) is None:
                 break
             await asyncio.sleep(0.1)
         if self._polled_at > began:
             await asyncio.sleep(_LAST_REQUEST_S)
 
     async def close(self) -> None:
-        """Ends what is under way and stops TorchServe."""
+        """Cancel the steps under way and stop TorchServe."""
         self._state = "stopped"
         await self._reconciler.close()
         await self._process.stop()
 
     def status(self) -> AgentStatus:
-        """Return what the status page says."""
+        """Return the document of the status page."""
         plan = self._reconciler.plan_file
         return AgentStatus(
             told_at=time.time(),
@@ -164,16 +164,16 @@ class Agent:
 
     async def _answer_status(self, request: Request) -> JSONResponse:
         now = time.monotonic()
-        # Whoever polls without a report (an operator, another gateway) is believed to send for a while yet.
-        if not self._reconciler.gateways.take(request.headers.get(report.HEADER, ""), now):
+        # A poller without a report (an operator, a gateway that sends none) may still send for a while.
+        if not self._reconciler.gateways.record(request.headers.get(report.HEADER, ""), now):
             self._polled_at = now
         return JSONResponse(agent_status.dump(self.status()))
 
     async def _answer_ready(self, _request: Request) -> JSONResponse:
-        """200 with a verified READY worker of the stable version, by a look that is not old; else 503."""
+        """Answer 200 if a recent observation has a verified READY worker of the stable version, else 503."""
         stable = [found for _, found in self._reconciler.deployments.items() if found.wanted.role == "stable"]
-        seen = time.time() - self._observed_at < _LOOK_IS_OLD_S
-        is_ready = seen and not self._draining and any(found.routable for found in stable)
+        is_recent = time.time() - self._observed_at < _MAX_OBSERVATION_AGE_S
+        is_ready = is_recent and not self._draining and any(found.routable for found in stable)
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 
@@ -186,12 +186,12 @@ def _version_status(deployment: Deployment) -> VersionStatus:
         state=deployment.state,
         routable=deployment.routable,
         predict=_pool(deployment, "predict", deployment.predict),
-        # Gateways send explanations to whoever has ready workers for them.
+        # Gateways send explanations wherever explain workers are ready.
         explain=_pool(deployment, "explain", deployment.explain, counts=bool(deployment.explains)),
         verified=deployment.verified,
         signed=deployment.archive.signed if deployment.archive is not None else None,
-        reason=deployment.trouble,
-        # Gateways ask twice a second, and whoever may read the models sees it.
+        reason=deployment.shown_reason,
+        # The public part only: every caller who may read the models sees it.
         contract=contract.public() if contract is not None else None,
     )
 
@@ -207,24 +207,24 @@ def _pool(deployment: Deployment, kind: Kind, entry: Registered | None, *, count
 
 
 class _StatusServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the page must answer while the agent drains."""
+    """A uvicorn server without signal handlers: the page must answer while the agent drains."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves the signals to the agent."""
+        """Leave the signals to the agent."""
         yield
 
 
 async def run_agent(settings: AgentSettings) -> None:
-    """Runs an agent until SIGTERM or SIGINT; a second signal cuts the draining short.
+    """Run an agent until SIGTERM or SIGINT; a second signal ends the draining at once.
 
     Raises:
-        ControlError: it cannot run here; the text says what is missing.
+        ControlError: the agent cannot run here; the text says what is missing.
     """
-    asked_to_stop, in_a_hurry = asyncio.Event(), asyncio.Event()
+    stop, stop_at_once = asyncio.Event(), asyncio.Event()
 
     def on_signal() -> None:
-        (in_a_hurry if asked_to_stop.is_set() else asked_to_stop).set()
+        (stop_at_once if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -239,18 +239,19 @@ async def run_agent(settings: AgentSettings) -> None:
             agent.app(), host=settings.host, port=settings.port, log_config=None, access_log=False, lifespan="off"
         )
         server = _StatusServer(config)
-        parts = [asyncio.create_task(part) for part in (server.serve(), agent.keep_running(), agent.keep_looking())]
+        loops = (server.serve(), agent.keep_running(), agent.keep_reconciling())
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
-            await _first_of(_until(asked_to_stop), *parts)
-            await _first_of(_until(in_a_hurry), asyncio.create_task(agent.drain()), *parts)
+            await _first_of(_until(stop), *tasks)
+            await _first_of(_until(stop_at_once), asyncio.create_task(agent.drain()), *tasks)
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _until(event: asyncio.Event) -> asyncio.Task[None]:
-    """A task that ends when the event is set."""
+    """Return a task that ends when the event is set."""
 
     async def wait() -> None:
         await event.wait()
@@ -259,7 +260,7 @@ def _until(event: asyncio.Event) -> asyncio.Task[None]:
 
 
 async def _first_of(stop: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
-    """Returns when one of the tasks has ended, with that one's exception if it has one; `stop` ends with this."""
+    """Wait until one of the tasks ends and raise its exception if it has one; `stop` is cancelled then."""
     done, _ = await asyncio.wait([stop, *others], return_when=asyncio.FIRST_COMPLETED)
     stop.cancel()
     for task in done - {stop}:

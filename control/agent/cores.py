@@ -1,4 +1,4 @@
-"""How many processor cores this process really has: affinity and cgroup quota, not what the machine has."""
+"""The number of processor cores that this process may use, by affinity and cgroup quota."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def usable_cores(cgroup: Path = _CGROUP) -> int:
-    """Cores this process may use at once, at least 1: the smaller of its affinity mask and its cgroup quota."""
+    """Return the cores this process may use, at least 1: the smaller of its affinity mask and its cgroup quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota(cgroup)
     return max(1, allowed if quota is None else min(allowed, int(quota)))
 
 
 def cgroup_quota(cgroup: Path = _CGROUP) -> float | None:
-    """The quota in cores that the mounted cgroup sets (version 2, else 1), or None where there is no limit."""
+    """Return the mounted cgroup's quota in cores (version 2, else 1), or None without a limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

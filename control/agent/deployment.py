@@ -1,6 +1,6 @@
-"""One version on its way from the plan to READY, verified and routable, and out again: its state, and what to do next.
+"""The state of one version on one TorchServe, and the next step: load, verify, maintain or unregister it.
 
-The decision (`next_step`) is a pure function of state and time; the reconciler carries it out.
+`next_step` is a pure function of state and time; the reconciler carries the step out.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Role = Literal["stable", "canary", "shadow", "retained", "retiring"]
 Kind = Literal["predict", "explain"]
 State = Literal["loading", "verifying", "ready", "degraded", "failed"]
 
-# A worker process that dies at load is started again by TorchServe after 1, 1, 2, 3, 5 … s: three pids for each
-# worker without one READY mean that it will not load.
+# TorchServe restarts a worker process that dies at load after 1, 1, 2, 3, 5 … s. Three pids for each worker without one
+# READY mean that the version cannot be loaded.
 _CRASHES = 3
 # TorchServe gives a dead worker up after the archive's maxRetryTimeoutInSec and then queues requests for it for ever.
-# Workers that have all been dead for this long are started anew; where only some are, others are added beside them.
+# If all workers have been dead for this long they are recycled; if only some have, as many are added.
 _DEAD_S = 90.0
 _REVIVE_MOST_S = 3600.0
 _RETRY_FIRST_S, _RETRY_MOST_S = 5.0, 300.0
 
 
 class Step(enum.Enum):
-    """What the reconciler does next for one version."""
+    """The steps that the reconciler can take for one version."""
 
     NOTHING = enum.auto()
     INSPECT = enum.auto()
@@ -56,7 +56,7 @@ class Step(enum.Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the plan wants of one version: its role, its archive, its workers."""
+    """The plan's entry for one version: its role, its archive, its workers."""
 
     model: str
     version: str
@@ -77,16 +77,16 @@ class Deployment:
     predict: Registered | None = None
     explain: Registered | None = None
     verified: bool = False
-    """It predicts what training computed."""
+    """True if it predicts what training computed."""
     explains: bool | None = None
-    """Whether it answered an explanation; None: not asked yet."""
+    """True if its explanation was verified, False if that failed, None before."""
     verifying: bool = False
     runs_engine: bool = True
-    """Whether it was verified on its contract's engine; False: on the fallback."""
+    """True if it was verified on its contract's engine, False if on the fallback."""
     on_fallback: dict[Kind, int] = field(default_factory=dict)
-    """READY workers that run the fallback engine."""
+    """Number of READY workers that run the fallback engine."""
     defaults: set[Kind] = field(default_factory=set)
-    """The entries of which TorchServe was told that calls without a version mean this one."""
+    """The entries whose default version in TorchServe is this one."""
     reason: str | None = None
     failed: bool = False
     failures: int = 0
@@ -96,28 +96,28 @@ class Deployment:
     loading_since: float | None = None
     load_pids: set[int] = field(default_factory=set)
     dead_since: dict[Kind, float] = field(default_factory=dict)
-    """Since when no worker has been READY."""
-    short_since: dict[Kind, float] = field(default_factory=dict)
-    """Since when some workers, but fewer than wanted, have been READY."""
+    """Time since which no worker has been READY."""
+    incomplete_since: dict[Kind, float] = field(default_factory=dict)
+    """Time since which some workers, but fewer than wanted, have been READY."""
     revivals: dict[Kind, int] = field(default_factory=dict)
     revive_at: dict[Kind, float] = field(default_factory=dict)
     busy_until: float | None = None
-    """When it was last routable or had something pending; None: never."""
-    out_since: float | None = None
-    """Since when gateways have been told not to send to it; None: they may."""
+    """Time at which it was last routable or had pending jobs; None: never."""
+    unroutable_since: float | None = None
+    """Time since which it has not been routable; None while it is."""
     task: asyncio.Task[None] | None = None
     acted_at: float = 0.0
-    """When the last step ended: what was seen before says nothing about its effect."""
+    """Time at which the last step ended; an earlier observation does not show its effect."""
 
     @property
     def routable(self) -> bool:
-        """Whether gateways may send to it."""
+        """Return True if gateways may send requests to it."""
         role = self.wanted.role
         return self.verified and role != "retiring" and self.predict is not None and self.predict.ready > 0
 
     @property
     def state(self) -> State:
-        """The one word for people and gateways."""
+        """Return the state that the status page reports."""
         if self.failed:
             return "failed"
         if self.verifying:
@@ -138,8 +138,8 @@ class Deployment:
         )
 
     @property
-    def trouble(self) -> str | None:
-        """The reason for people, None when all is well."""
+    def shown_reason(self) -> str | None:
+        """Return the reason of the status page why the version is not fully ready; None if it is."""
         if self.reason is None and self.has_fallen_back:
             ready = {kind: entry.ready for kind, entry in self.entries() if entry is not None}
             counts = [f"{count} of {ready[kind]} {kind}" for kind, count in self.on_fallback.items() if count]
@@ -149,7 +149,7 @@ class Deployment:
         return self.reason
 
     def entries(self) -> tuple[tuple[Kind, Registered | None], ...]:
-        """Return its two TorchServe entries, None where one is not registered."""
+        """Return its two TorchServe entries; None for one that is not registered."""
         return ("predict", self.predict), ("explain", self.explain)
 
     def wanted_workers(self, kind: Kind) -> int:
@@ -158,33 +158,33 @@ class Deployment:
 
     @property
     def pending(self) -> int:
-        """Jobs that wait in its queues, by the last look."""
+        """Return the number of jobs in its queues, by the last observation."""
         return sum(entry.pending or 0 for entry in (self.predict, self.explain) if entry is not None)
 
-    def see(
+    def update(
         self,
         predict: Registered | None,
         explain: Registered | None,
         now: float,
-        fallen_back: AbstractSet[int] = frozenset(),
+        fallback_pids: AbstractSet[int] = frozenset(),
     ) -> None:
-        """Takes in what TorchServe says of the two entries; `fallen_back`: pids of workers on the fallback engine."""
-        if explain is not None and self.explain is None and self.explain_failures:  # taken in after all
+        """Update the state from TorchServe's two entries and the pids of the workers on the fallback engine."""
+        if explain is not None and self.explain is None and self.explain_failures:  # registered after failed attempts
             self.explain_failures, self.explain_retry_at, self.explains, self.reason = 0, 0.0, None, None
         self.predict, self.explain = predict, explain
         if self.routable or self.pending:
             self.busy_until = now
         if self.routable:
-            self.out_since = None
-        elif self.out_since is None:
-            self.out_since = now
+            self.unroutable_since = None
+        elif self.unroutable_since is None:
+            self.unroutable_since = now
         for kind, entry in self.entries():
             workers = entry.workers if entry is not None else ()
             ready = sum(worker.ready for worker in workers)
-            self.on_fallback[kind] = sum(worker.ready and worker.pid in fallen_back for worker in workers)
-            _note(self.dead_since, kind, now, is_so=bool(workers) and not ready)
-            _note(self.short_since, kind, now, is_so=0 < ready < self.wanted_workers(kind))
-            if kind not in self.short_since and now >= self.revive_at.get(kind, now):
+            self.on_fallback[kind] = sum(worker.ready and worker.pid in fallback_pids for worker in workers)
+            _track(self.dead_since, kind, now, is_true=bool(workers) and not ready)
+            _track(self.incomplete_since, kind, now, is_true=0 < ready < self.wanted_workers(kind))
+            if kind not in self.incomplete_since and now >= self.revive_at.get(kind, now):
                 self.revivals.pop(kind, None)
         if self.verified or predict is None:
             self.loading_since = None
@@ -194,25 +194,25 @@ class Deployment:
             self.load_pids |= {worker.pid for worker in predict.workers if worker.pid is not None}
 
     def fail(self, reason: str, now: float) -> None:
-        """Marks it failed; it is unregistered and tried again later, later each time."""
+        """Mark it as failed; it is unregistered and retried with growing pauses."""
         self.failed, self.verified, self.verifying, self.reason = True, False, False, reason
         self.explains = None
         self.failures += 1
         self.retry_at = now + _pause_s(self.failures)
 
     def fail_explanations(self, reason: str, now: float) -> None:
-        """Notes that TorchServe did not take the explainers in; predictions go on, and it is tried again later."""
+        """Record that the explain entry failed; predictions continue, and it is retried with growing pauses."""
         self.explains, self.reason = False, reason
         self.explain_failures += 1
         self.explain_retry_at = now + _pause_s(self.explain_failures)
 
     def note_revival(self, kind: Kind, now: float) -> None:
-        """Notes that workers were added; the next ones are added later, later each time."""
+        """Record that workers were added; the next ones are added with growing pauses."""
         self.revivals[kind] = self.revivals.get(kind, 0) + 1
         self.revive_at[kind] = now + min(_REVIVE_MOST_S, _DEAD_S * 2.0 ** self.revivals[kind])
 
     def replace(self, wanted: Wanted, now: float) -> None:
-        """Takes over a changed wish; other bytes under the same version have to be loaded anew."""
+        """Take over a changed entry of the plan; other bytes of the same version have to be loaded again."""
         self.defaults.clear()
         same_bytes = (wanted.archive, wanted.sha256) == (self.wanted.archive, self.wanted.sha256)
         self.wanted = wanted
@@ -222,22 +222,22 @@ class Deployment:
             self.archive, self.failures, self.retry_at = None, 0, now
 
     def start_over(self) -> None:
-        """Forgets everything that a restart of TorchServe makes untrue."""
+        """Reset everything that is no longer true after a restart of TorchServe."""
         self.archive, self.predict, self.explain = None, None, None
         self.verified, self.verifying, self.failed, self.failures = False, False, False, 0
         self.reason, self.loading_since, self.busy_until, self.explains = None, None, None, None
-        self.out_since = None
+        self.unroutable_since = None
         self.explain_failures, self.explain_retry_at = 0, 0.0
         self.runs_engine = True
-        for seen in (self.defaults, self.load_pids):
-            seen.clear()
-        for noted in (self.on_fallback, self.dead_since, self.short_since, self.revivals, self.revive_at):
-            noted.clear()
+        for found in (self.defaults, self.load_pids):
+            found.clear()
+        for by_kind in (self.on_fallback, self.dead_since, self.incomplete_since, self.revivals, self.revive_at):
+            by_kind.clear()
 
 
-def _note(since: dict[Kind, float], kind: Kind, now: float, *, is_so: bool) -> None:
-    """Keeps since when something has been so, and forgets it when it is not."""
-    if is_so:
+def _track(since: dict[Kind, float], kind: Kind, now: float, *, is_true: bool) -> None:
+    """Keep the time since which a condition has been true; drop it when the condition is false."""
+    if is_true:
         since.setdefault(kind, now)
     else:
         since.pop(kind, None)
@@ -248,38 +248,38 @@ def _pause_s(failures: int) -> float:
 
 
 def next_step(
-    deployment: Deployment, now: float, *, load_timeout_s: float, settle_s: float, let_go: bool | None = None
+    deployment: Deployment, now: float, *, load_timeout_s: float, settle_s: float, is_released: bool | None = None
 ) -> Step:
-    """What to do next for `deployment` at the monotonic time `now`.
+    """Return the next step for `deployment` at the monotonic time `now`.
 
-    `let_go`: whether every gateway process has said that it neither sends nor waits for anything there; None: no
-    gateway says anything, and idleness for `settle_s` has to do.
+    `is_released` is True if every gateway process has reported that it neither sends to the version nor waits for its
+    answers, False if one has not. None: no gateway reports, and `settle_s` seconds of idleness count as released.
     """
     if deployment.failed or deployment.wanted.role == "retiring":
-        return _way_out(deployment, now, settle_s, let_go=let_go)
+        return _unload_step(deployment, now, settle_s, is_released=is_released)
     if deployment.archive is None:
         return Step.INSPECT
     if deployment.predict is None:
         return Step.REGISTER_PREDICT
     if not deployment.verified:
-        return _way_in(deployment, now, load_timeout_s)
-    return _upkeep(deployment, now)
+        return _load_step(deployment, now, load_timeout_s)
+    return _maintenance_step(deployment, now)
 
 
-def _way_out(deployment: Deployment, now: float, settle_s: float, *, let_go: bool | None) -> Step:
-    """Routing has stopped already; nothing is unregistered that may still be asked."""
+def _unload_step(deployment: Deployment, now: float, settle_s: float, *, is_released: bool | None) -> Step:
+    """Return the next step of a version that is not routed any more; it stays registered while a request may come."""
     if deployment.predict is not None or deployment.explain is not None:
         idle_since = deployment.busy_until
         if idle_since is None:
             return Step.UNREGISTER
-        has_settled = let_go if let_go is not None else now - idle_since >= settle_s
+        has_settled = is_released if is_released is not None else now - idle_since >= settle_s
         return Step.UNREGISTER if has_settled and not deployment.pending else Step.NOTHING
     if deployment.wanted.role == "retiring":
         return Step.FORGET
     return Step.RETRY if now >= deployment.retry_at else Step.NOTHING
 
 
-def _way_in(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
+def _load_step(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
     if deployment.predict is not None and deployment.predict.ready:
         return Step.VERIFY
     if len(deployment.load_pids) >= _CRASHES * deployment.wanted.workers:
@@ -289,16 +289,16 @@ def _way_in(deployment: Deployment, now: float, load_timeout_s: float) -> Step:
     return Step.NOTHING
 
 
-def _upkeep(deployment: Deployment, now: float) -> Step:
-    """Drift of a verified version. No worker is taken away while it is routable: TorchServe does not drain them."""
+def _maintenance_step(deployment: Deployment, now: float) -> Step:
+    """Return the next step of a verified version. No worker is removed while it is routable: TorchServe drains none."""
     wanted, predict, explain = deployment.wanted, deployment.predict, deployment.explain
     drift = {
-        # First: what is below may fail again and again.
+        # First, because the steps below may fail repeatedly.
         Step.RECYCLE_PREDICT: now - deployment.dead_since.get("predict", now) >= _DEAD_S,
         Step.RECYCLE_EXPLAIN: now - deployment.dead_since.get("explain", now) >= _DEAD_S,
         Step.REVIVE_PREDICT: _must_revive(deployment, "predict", predict, now),
         Step.REVIVE_EXPLAIN: _must_revive(deployment, "explain", explain, now),
-        # After predictions are served: loading takes the processor from workers that callers wait for.
+        # After predictions are served: loading takes processor time from the workers that serve.
         Step.REGISTER_EXPLAIN: explain is None and now >= deployment.explain_retry_at,
         Step.SCALE_PREDICT: predict is not None and predict.min_workers < wanted.workers,
         Step.SCALE_EXPLAIN: explain is not None and explain.min_workers < wanted.explain_workers,
@@ -312,11 +312,11 @@ def _upkeep(deployment: Deployment, now: float) -> Step:
 
 
 def missing_defaults(deployment: Deployment) -> set[Kind]:
-    """Return the registered entries of which TorchServe has not been told that this version is the default."""
+    """Return the registered entries whose default version in TorchServe is not this one yet."""
     return {kind for kind, entry in deployment.entries() if entry is not None} - deployment.defaults
 
 
 def _must_revive(deployment: Deployment, kind: Kind, entry: Registered | None, now: float) -> bool:
-    """Return True if some workers have been missing for long, and one of them has no process any more."""
-    lasts = now - deployment.short_since.get(kind, now) >= _DEAD_S
+    """Return True if some workers have been missing for `_DEAD_S`, and one of them has no process."""
+    lasts = now - deployment.incomplete_since.get(kind, now) >= _DEAD_S
     return lasts and now >= deployment.revive_at.get(kind, now) and entry is not None and entry.dead > 0

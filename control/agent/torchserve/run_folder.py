@@ -1,8 +1,8 @@
-"""The folder in which one running agent keeps what its TorchServe needs: sockets, archives, unpacked models.
+"""The folder of one running agent with the files of its TorchServe: sockets, archives, unpacked models.
 
-Each agent makes a folder of its own and holds a lock on it for as long as it lives. The next agent on the machine
-removes the folders whose lock nobody holds: those of agents that were killed. The folder's mode is 0700, because
-whoever can open the management socket in it can run code as the agent's user.
+Each agent creates its own folder and holds a lock on it while it lives. The next agent on the machine removes the
+folders whose lock is free: those of agents that were killed. The folder's mode is 0700, because any process that can
+open the management socket in it can run code as the agent's user.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_BASE_BYTES = MAX_PATH_BYTES - len(f"/{_PREFIX}") - 8
 
 
 class RunFolder:
-    """One agent's folder under `base`, to be used as a context manager; it is removed at the end."""
+    """One agent's folder under `base`. A context manager, which removes it at the end."""
 
     def __init__(self, base: Path) -> None:
         base.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ class RunFolder:
         return self.path / "config.properties"
 
     def prepare(self) -> None:
-        """Remove what an ended TorchServe left in its temporary folder, and make what the next one needs."""
+        """Empty the temporary folder, and create what the next TorchServe needs."""
         shutil.rmtree(self.temp, ignore_errors=True)
         self.temp.mkdir()
         if not self.grpc_gate.exists():
@@ -84,15 +84,15 @@ class RunFolder:
 
 
 def run_base(temp: Path | None) -> Path:
-    """Return the folder for the folders of running agents: `temp`, else GRADSERVE_HOME/run, else one in the cache.
+    """Return the parent of the agents' folders: `temp`, else GRADSERVE_HOME/run, else ~/.cache/gradserve.
 
-    It is never below /tmp unless `temp` says so, because systemd-tmpfiles removes old files there: a model that was
-    unpacked ten days ago is still needed when a worker is started again.
+    It is not below /tmp unless `temp` is, because systemd-tmpfiles removes old files there: a worker that restarts
+    still needs a model that was unpacked ten days ago.
 
     Raises:
         TempTooLong: the path leaves no room for the names of Unix sockets.
-        TempNoExec: the file system forbids to execute files; Java could not load its library for Unix sockets.
-        TempUnusable: nothing can be written there.
+        TempNoExec: the file system is mounted with noexec; Java could not load its library for Unix sockets.
+        TempUnusable: the folder cannot be written to.
     """
     if temp is not None:
         return _checked(temp.resolve())
@@ -117,7 +117,7 @@ def _checked(base: Path) -> Path:
 
 
 def _sweep(base: Path) -> None:
-    """Remove the folders of agents that do not live any more."""
+    """Remove the folders of agents that have ended."""
     for folder in base.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), _locked(folder / _LOCK, wait=False):
             shutil.rmtree(folder, ignore_errors=True)

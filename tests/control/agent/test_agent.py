@@ -1,4 +1,4 @@
-"""The agent's readiness page, by what it has seen."""
+"""The agent's private pages: status and readiness."""
 
 import asyncio
 import json
@@ -46,14 +46,14 @@ def status(agent):
     return ask(agent, "/readyz").status_code
 
 
-def test_the_status_page_tells_what_each_gateway_reported(agent):
+def test_the_status_page_has_the_report_of_each_gateway(agent):
     report = '{"id":"g1","revision":7,"in_flight":{"1.0.0":2}}'
     assert ask(agent, "/status", x_gradserve_gateway="nonsense").json()["gateways"] == []
     (heard,) = ask(agent, "/status", x_gradserve_gateway=report).json()["gateways"]
     assert {**heard, "heard_s": 0} == {"id": "g1", "revision": 7, "in_flight": {"1.0.0": 2}, "heard_s": 0}
 
 
-def test_the_status_page_tells_the_contracts_figures_and_not_where_the_model_was_made(agent):
+def test_the_status_page_has_the_contracts_figures_but_no_path_of_the_training(agent):
     serve(agent)
     (deployment,) = agent._reconciler.deployments.values()
     assert ask(agent, "/status").json()["versions"][0]["contract"] is None
@@ -61,16 +61,16 @@ def test_the_status_page_tells_the_contracts_figures_and_not_where_the_model_was
     accepted = replace(accepted, ancestor=Ancestor("first", "1", accepted))
     size = Input(32, 32, (0.5,) * 3, (0.5,) * 3)
     deployment.contract = Contract("m", "1.0.0", ("cat", "dog"), size, "resnet18", accepted=accepted)
-    told = ask(agent, "/status")
-    assert "alice" not in told.text
-    assert told.json()["versions"][0]["contract"]["accepted"]["figures"]["validation_accuracy"] == 0.9
+    page = ask(agent, "/status")
+    assert "alice" not in page.text
+    assert page.json()["versions"][0]["contract"]["accepted"]["figures"]["validation_accuracy"] == 0.9
 
 
-def test_draining_waits_for_the_calls_that_gateways_have_in_flight(agent, monkeypatch):
+def test_draining_waits_for_the_requests_that_gateways_have_in_flight(agent, monkeypatch):
     monkeypatch.setattr("control.agent.agent._POLLER_GONE_S", 30)
 
     def poll(in_flight):
-        agent._reconciler.gateways.take(f'{{"id":"g1","revision":7,"in_flight":{in_flight}}}', time.monotonic())
+        agent._reconciler.gateways.record(f'{{"id":"g1","revision":7,"in_flight":{in_flight}}}', time.monotonic())
 
     async def drain():
         poll("{}")
@@ -94,12 +94,12 @@ def test_agent_is_ready_with_a_verified_ready_stable_worker(agent):
 
 
 @pytest.mark.parametrize("less", [{"role": "canary"}, {"verified": False}, {"ready": False}])
-def test_agent_is_not_ready_with_less(agent, less):
+def test_agent_is_not_ready_without_one_of_these(agent, less):
     serve(agent, **less)
     assert status(agent) == 503
 
 
-def test_agent_is_not_ready_while_it_drains_or_when_its_look_is_old(agent):
+def test_agent_is_not_ready_while_it_drains_or_with_an_old_observation(agent):
     serve(agent)
     agent._observed_at -= 10
     assert status(agent) == 503
@@ -108,24 +108,24 @@ def test_agent_is_not_ready_while_it_drains_or_when_its_look_is_old(agent):
     assert status(agent) == 503
 
 
-def test_the_gateway_reads_the_agents_clock_from_its_status(agent):
+def test_the_status_has_the_agents_clock(agent):
     serve(agent)
-    told = agent_status.parse(ask(agent, "/status").content)
-    assert told.told_at == pytest.approx(time.time(), abs=1)
-    assert [version.version for version in told.versions] == ["1.0.0"]
+    status = agent_status.parse(ask(agent, "/status").content)
+    assert status.told_at == pytest.approx(time.time(), abs=1)
+    assert [version.version for version in status.versions] == ["1.0.0"]
 
 
-def test_a_deeply_nested_plan_is_a_broken_one_and_the_last_stays_in_force(agent, tmp_path):
+def test_a_deeply_nested_plan_is_refused_and_the_last_one_stays_in_force(agent, tmp_path):
     release = {"version": "1.0.0", "archive": "m.mar", "sha256": "0" * 64, "workers": None}
     plan = {"schema": 1, "revision": 1, "model": "m", "stable": release}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    assert agent._reconciler.follow().revision == 1
+    assert agent._reconciler.follow_plan().revision == 1
     (tmp_path / "plan.json").write_text("[" * 100_000)
-    assert agent._reconciler.follow().revision == 1
+    assert agent._reconciler.follow_plan().revision == 1
     assert "no JSON" in ask(agent, "/status").json()["plan_error"]
 
 
-def test_explainers_count_only_when_they_are_verified(agent):
+def test_explain_workers_count_only_after_verification(agent):
     serve(agent)
     (deployment,) = agent._reconciler.deployments.values()
     deployment.explain = deployment.predict

@@ -18,7 +18,7 @@ def test_quota_of_cgroup_one_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["max 100000", "", "nonsense", "100000 0"])
-def test_no_or_unreadable_limit_is_none(tmp_path, content):
+def test_a_missing_or_unreadable_limit_is_none(tmp_path, content):
     (tmp_path / "cpu.max").write_text(content)
     assert cgroup_quota(tmp_path) is None
 
@@ -28,5 +28,5 @@ def test_a_quota_below_one_core_still_gives_one(tmp_path):
     assert usable_cores(tmp_path) == 1
 
 
-def test_without_quota_the_affinity_mask_counts(tmp_path):
+def test_without_a_quota_the_affinity_mask_gives_the_cores(tmp_path):
     assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))

@@ -2,62 +2,62 @@ import json
 
 from contracts.report import Report
 from contracts.status import GatewayStatus
-from control.agent.gateway_reports import Gateways
+from control.agent.gateway_reports import GatewayReports
 
 
 def report(name="a", revision=3, **in_flight):
     return json.dumps({"id": name, "revision": revision, "in_flight": in_flight}, separators=(",", ":"))
 
 
-def test_a_header_that_is_no_report_is_not_listened_to():
-    gateways = Gateways()
-    assert not gateways.take('{"id":"a","revision":1}', 1.0)
+def test_a_header_that_is_no_report_is_ignored():
+    gateways = GatewayReports()
+    assert not gateways.record('{"id":"a","revision":1}', 1.0)
     assert not gateways
 
 
-def test_the_status_tells_what_each_process_said_last_and_when():
-    gateways = Gateways()
-    gateways.take(report(revision=2, **{"1.0.0": 4}), 10.0)
+def test_the_status_has_each_processs_last_report_with_its_age():
+    gateways = GatewayReports()
+    gateways.record(report(revision=2, **{"1.0.0": 4}), 10.0)
     assert gateways.status(10.55) == (GatewayStatus(Report("a", 2, {"1.0.0": 4}), 0.6),)
 
 
-def test_a_gateway_lets_go_when_it_was_told_follows_the_plan_and_waits_for_nothing():
-    gateways = Gateways()
-    gateways.take(report(revision=2, **{"1.0.0": 4}), 9.9)
-    assert "not been told" in gateways.hold("1.0.0", since=10, revision=3)
-    gateways.take(report(revision=2, **{"1.0.0": 4}), 10.4)  # made before it read what we answer now
-    assert "not been told" in gateways.hold("1.0.0", since=10, revision=3)
-    gateways.take(report(revision=3, **{"1.0.0": 2}), 10.9)
-    assert "2 calls in flight" in gateways.hold("1.0.0", since=10, revision=3)
-    gateways.take(report(revision=2), 11.4)
-    assert "revision 2" in gateways.hold("1.0.0", since=10, revision=3)
-    gateways.take(report(revision=3, **{"2.0.0": 7}), 11.9)
-    assert gateways.hold("1.0.0", since=10, revision=3) is None
-    assert "7 calls" in gateways.hold(None, since=10)
+def test_a_version_is_released_when_the_gateway_follows_the_plan_with_no_request_in_flight():
+    gateways = GatewayReports()
+    gateways.record(report(revision=2, **{"1.0.0": 4}), 9.9)
+    assert "not read the status" in gateways.blocker("1.0.0", since=10, revision=3)
+    gateways.record(report(revision=2, **{"1.0.0": 4}), 10.4)  # made before it read our answer to this poll
+    assert "not read the status" in gateways.blocker("1.0.0", since=10, revision=3)
+    gateways.record(report(revision=3, **{"1.0.0": 2}), 10.9)
+    assert "2 requests in flight" in gateways.blocker("1.0.0", since=10, revision=3)
+    gateways.record(report(revision=2), 11.4)
+    assert "revision 2" in gateways.blocker("1.0.0", since=10, revision=3)
+    gateways.record(report(revision=3, **{"2.0.0": 7}), 11.9)
+    assert gateways.blocker("1.0.0", since=10, revision=3) is None
+    assert "7 requests" in gateways.blocker(None, since=10)
 
 
-def test_a_gateway_without_a_plan_routes_nothing():
-    gateways = Gateways()
+def test_a_gateway_without_a_plan_blocks_nothing():
+    gateways = GatewayReports()
     for at in (10.5, 11.0):
-        gateways.take(report(revision=None), at)
-    assert gateways.hold("1.0.0", since=10, revision=3) is None
+        gateways.record(report(revision=None), at)
+    assert gateways.blocker("1.0.0", since=10, revision=3) is None
 
 
-def test_every_process_has_to_let_go_and_one_that_fell_silent_only_until_its_calls_must_have_ended():
-    gateways = Gateways()
-    gateways.take(report("dead", **{"1.0.0": 1}), 10.0)
+def test_a_silent_process_blocks_until_its_requests_must_have_ended():
+    gateways = GatewayReports()
+    gateways.record(report("dead", **{"1.0.0": 1}), 10.0)
     for at in (10.5, 11.0, 24.9):
-        gateways.take(report("alive"), at)
-    gateways.forget(24.9, 15)
-    assert "dead" in gateways.hold("1.0.0", since=10, revision=3)
-    gateways.forget(25.1, 15)
-    assert gateways.hold("1.0.0", since=10, revision=3) is None
-    gateways.forget(50, 15)
+        gateways.record(report("alive"), at)
+    gateways.drop_silent(24.9, 15)
+    assert "dead" in gateways.blocker("1.0.0", since=10, revision=3)
+    gateways.drop_silent(25.1, 15)
+    assert gateways.blocker("1.0.0", since=10, revision=3) is None
+    gateways.drop_silent(50, 15)
     assert not gateways
 
 
-def test_made_up_ids_do_not_fill_the_memory():
-    gateways = Gateways()
-    taken = [gateways.take(report(f"g{number}"), 1.0) for number in range(300)]
+def test_made_up_ids_are_limited_to_256():
+    gateways = GatewayReports()
+    taken = [gateways.record(report(f"g{number}"), 1.0) for number in range(300)]
     assert sum(taken) == 256
-    assert gateways.take(report("g0"), 2.0)
+    assert gateways.record(report("g0"), 2.0)

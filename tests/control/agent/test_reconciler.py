@@ -1,4 +1,4 @@
-"""The reconciler's steps at a TorchServe that keeps lists of workers as the real one does."""
+"""The reconciler's steps with a fake TorchServe that lists workers as the real one does."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ PLAN = {
 
 
 class TorchServe:
-    """Its management API. The workers of an entry are a list of pids; `dead` are those of processes that have gone."""
+    """The management API. The workers of an entry are a list of pids; `dead` are the pids of ended processes."""
 
     def __init__(self):
         self.models = {}
@@ -66,41 +66,41 @@ def torchserve():
 
 @pytest.fixture
 def run(tmp_path, torchserve):
-    """`run(seconds, pids)`: the reconciler after it served version 1.0.0 by workers `pids` for some time.
+    """`run(seconds, pids)`: the reconciler after it kept version 1.0.0 with the workers `pids` for `seconds`.
 
-    With `url` the entry for predictions is from another archive than the plan's.
+    `url` names the archive that the predict entry was registered from.
     """
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
 
     def run(seconds, pids, url=f"{SHA256}.mar"):
-        async def look():
+        async def reconcile():
             management = Management(httpx.MockTransport(torchserve), logging.getLogger("test"))
             settings = AgentSettings(plan=tmp_path / "plan.json")
             reconciler = Reconciler(settings, tmp_path, management, ServerLog(lambda _: None), workers=2)
-            reconciler.follow()
+            reconciler.follow_plan()
             (deployment,) = reconciler.deployments.values()
             contract = {"version": "1.0.0", "classes": ["cat", "dog"]}
             deployment.archive = Archive(tmp_path / f"{SHA256}.mar", SHA256, contract, Reference(0.01, (), ()))
             deployment.verified, deployment.explains, deployment.defaults = True, True, {"predict", "explain"}
             for entry, workers in (("cifar10", pids), ("cifar10-explain", [60])):
                 torchserve.add(entry, url if entry == "cifar10" else f"{SHA256}.mar", workers)
-                reconciler._made[entry, "1.0.0"] = f"{SHA256}.mar"
+                reconciler._registered[entry, "1.0.0"] = f"{SHA256}.mar"
             for _ in range(int(seconds / 0.02)):
                 await reconciler.tick()
                 await asyncio.sleep(0.02)
             await reconciler.close()
             return reconciler
 
-        return asyncio.run(look())
+        return asyncio.run(reconcile())
 
     return run
 
 
-def test_a_dead_worker_gets_one_beside_it_once_and_no_other_is_touched(run, torchserve, monkeypatch):
+def test_one_worker_is_added_for_a_dead_one(run, torchserve, monkeypatch):
     monkeypatch.setattr("control.agent.deployment._DEAD_S", 0.2)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    torchserve.dead.add(gone.pid)  # its number stays in the list, as with the real one
+    torchserve.dead.add(gone.pid)  # its pid stays in the list, as in the real TorchServe
     reconciler = run(1.5, [41, gone.pid])
     three = {"min_worker": "3", "max_worker": "3", "synchronous": "false"}
     assert torchserve.asked == [("PUT", "/models/cifar10/1.0.0", three)]
@@ -108,12 +108,12 @@ def test_a_dead_worker_gets_one_beside_it_once_and_no_other_is_touched(run, torc
     assert [found.state for found in reconciler.deployments.values()] == ["ready"]
 
 
-def test_nothing_is_done_while_all_workers_are_there(run, torchserve):
+def test_nothing_is_changed_while_all_workers_are_ready(run, torchserve):
     reconciler = run(0.3, [41, 42])
     assert (torchserve.asked, list(reconciler.removed)) == ([], [])
 
 
-def test_what_others_registered_is_removed_also_under_our_own_name(run, torchserve):
+def test_foreign_entries_are_removed_also_under_our_own_name(run, torchserve):
     torchserve.add("intruder", "/somebody/elses/folder", [])
     reconciler = run(0.5, [41, 42], url="other.mar")
     urls = {name: model["modelUrl"] for name, model in torchserve.models.items()}

@@ -27,7 +27,7 @@ def entries(probabilities):
 
 @pytest.fixture
 def verify(serve):
-    """Whether a server that answers with these probabilities is held for the engine."""
+    """`verify(archive, probabilities)`: the verification of a server that answers with these probabilities."""
 
     def verify(archive, probabilities):
         url = serve(lambda _: (200, wire.dump_results(entries(probabilities))))
@@ -55,8 +55,8 @@ def near(probabilities):
 
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.1])
-def test_a_worker_on_its_fallback_is_right_and_told_from_one_on_its_engine(verify, tolerance):
-    """0.1 is int8's tolerance, within which the full-precision fallback often lies too."""
+def test_the_engine_and_its_fallback_pass_and_are_distinguished(verify, tolerance):
+    """0.1 is the tolerance of int8; the full-precision fallback often is within it too."""
     assert verify(archive(tolerance=tolerance), near(ENGINE)) is True
     assert verify(archive(tolerance=tolerance), near(FALLBACK)) is False
 
@@ -73,7 +73,7 @@ def test_a_fallback_without_reference_outputs_is_refused(verify):
 
 @pytest.fixture
 def verify_explainer(serve):
-    """Verifies an entry whose predictions are `predictions` and whose explanation is of `label`, that probable."""
+    """`verify(predictions, label, confidence)`: verify an entry with these predictions and this explanation."""
 
     def verify(predictions, label, confidence):
         explanation = wire.dump_explanation(

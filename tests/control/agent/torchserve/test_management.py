@@ -26,17 +26,17 @@ def run(coroutine):
     return asyncio.run(coroutine)
 
 
-def test_describe_counts_ready_workers_and_waiting_jobs():
+def test_describe_counts_ready_workers_and_pending_jobs():
     state = run(client(lambda _: httpx.Response(200, json=DESCRIPTION)).describe("cifar10"))["1.0.0"]
     assert (state.ready, state.min_workers, state.pending, state.capacity) == (1, 2, 3, 100)
     assert [worker.pid for worker in state.workers] == [41, None]
 
 
-def test_a_model_that_is_not_there_has_no_versions():
+def test_an_unknown_model_has_no_versions():
     assert run(client(lambda _: httpx.Response(404, json={"code": 404})).describe("cifar10")) == {}
 
 
-def test_registration_is_asynchronous_and_by_query_parameters_only():
+def test_a_registration_is_asynchronous_and_has_query_parameters_only():
     asked = []
 
     def answer(request):
@@ -51,14 +51,14 @@ def test_registration_is_asynchronous_and_by_query_parameters_only():
     assert (request.url.params["initial_workers"], request.url.params["batch_size"]) == ("2", "16")
 
 
-def test_a_refusal_tells_torchserves_sentence():
+def test_a_refusal_has_torchserves_message():
     answer = httpx.Response(403, json={"code": 403, "message": "Cannot remove default version for model cifar10"})
     with pytest.raises(ManagementError, match="Cannot remove default") as caught:
         run(client(lambda _: answer).unregister("cifar10", "1.0.0"))
     assert caught.value.status == 403
 
 
-def test_silence_is_its_own_error():
+def test_no_answer_raises_management_unreachable():
     def refuse(request):
         raise httpx.ConnectError("refused", request=request)
 
@@ -67,7 +67,7 @@ def test_silence_is_its_own_error():
 
 
 @pytest.mark.parametrize("body", [b"no json", b'[{"modelVersion": "1"}]', b'{"a": 1}'])
-def test_nonsense_is_an_error_and_not_a_crash(body):
+def test_an_unreadable_answer_raises_management_error(body):
     with pytest.raises(ManagementError):
         run(client(lambda _: httpx.Response(200, content=body)).describe("cifar10"))
 

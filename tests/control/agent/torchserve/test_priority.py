@@ -23,7 +23,7 @@ def niceness(process):
 
 
 @pytest.mark.skipif(not can_restore_priority(), reason="needs CAP_SYS_NICE")
-def test_a_worker_that_loads_beside_a_serving_one_gives_way_until_it_is_ready(process):
+def test_a_worker_that_loads_beside_a_serving_one_has_low_priority_until_it_is_ready(process):
     priority = WorkerPriority(is_allowed=True)
     priority.apply([entry((process.pid, False)), entry((os.getpid(), True))])
     assert niceness(process) == LOW_NICE
@@ -31,20 +31,20 @@ def test_a_worker_that_loads_beside_a_serving_one_gives_way_until_it_is_ready(pr
     assert niceness(process) == os.getpriority(os.PRIO_PROCESS, 0) == 0
 
 
-def test_nobody_gives_way_where_nobody_serves_or_nothing_could_be_restored(process):
+def test_no_priority_is_lowered_if_no_worker_serves_or_it_could_not_be_restored(process):
     WorkerPriority(is_allowed=True).apply([entry((process.pid, False))])
     WorkerPriority(is_allowed=False).apply([entry((process.pid, False)), entry((os.getpid(), True))])
     assert niceness(process) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 @pytest.mark.skipif(not can_restore_priority(), reason="needs CAP_SYS_NICE")
-def test_a_shadows_worker_gives_way_until_it_is_no_shadow_any_more(process):
-    priority, serving, copying = (
+def test_a_shadows_worker_has_low_priority_while_it_is_a_shadow(process):
+    priority, serving, shadow = (
         WorkerPriority(is_allowed=True),
         entry((os.getpid(), True)),
         entry((process.pid, True)),
     )
-    priority.apply([serving], [copying])
+    priority.apply([serving], [shadow])
     assert niceness(process) == LOW_NICE
-    priority.apply([serving, copying])
+    priority.apply([serving, shadow])
     assert niceness(process) == 0
