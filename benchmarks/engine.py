@@ -1,7 +1,7 @@
-"""How fast each engine answers, from an image's bytes to the JSON answer, and what it costs in accuracy.
+"""Measure the speed of each engine, from an image's bytes to the JSON answer, and its accuracy.
 
-One process, one thread, through the handler as a TorchServe worker calls it. All engines are timed in turn within each
-round, so that a machine whose speed drifts is unfair to none; ratios are medians over rounds of ratios within a round.
+One process with one thread calls the handler as a TorchServe worker does. All engines take turns within each
+round, so that a drift of the machine's speed affects all of them; ratios are medians over rounds of ratios in a round.
 
     python benchmarks/engine.py [MODEL_FOLDER] [--rounds 15] [--images 10000]
 """
@@ -49,18 +49,18 @@ ENGINES = {
 }
 BATCHES = (1, 8, 32)
 SECONDS = 0.2  # per engine, batch length and round: short, because speed drifts within seconds
-WANTED = {1: 5.0, 8: 4.0}  # times as fast as BASE, for int8
+WANTED = {1: 5.0, 8: 4.0}  # goals for int8, times the speed of BASE
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "engine.json"
 LOOKS = Path(__file__).parents[1] / "results" / "test_looks.jsonl"
 
 
 def main() -> None:
-    """Measures, prints the table and writes it as JSON."""
+    """Measure, print the table and write it as JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--rounds", type=int, default=15)
-    options.add_argument("--images", type=int, default=10_000, help="test images for the accuracies; 0: none")
+    options.add_argument("--images", type=int, default=10_000, help="test images for the accuracies; 0 for none")
     options.add_argument("--accuracies-of", type=Path, help="a report of the same model to take the accuracies from")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def complete(source: Path, contract: model_contract.Contract, scratch: Path) -> Path:
-    """A copy of the version's folder that has the files of all engines; its own are kept."""
+    """Return a copy of the version's folder with the files of all engines; existing files are kept."""
     for path in source.iterdir():
         if path.is_file():
             shutil.copyfile(path, scratch / path.name)
@@ -120,7 +120,7 @@ def complete(source: Path, contract: model_contract.Contract, scratch: Path) -> 
 def measure_rates(
     contract: model_contract.Contract, engines: dict, pixels: np.ndarray, rounds: int
 ) -> dict[str, dict[int, list[float]]]:
-    """Images per second of each engine and batch length, one figure per round."""
+    """Return the images per second of each engine and batch length, one figure per round."""
     rows = [{"body": bytearray(encode(image))} for image in pixels]
     handlers = {name: handler_of(contract, engine) for name, engine in engines.items()}
     rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in engines}
@@ -134,7 +134,7 @@ def measure_rates(
 
 
 def handler_of(contract: model_contract.Contract, engine: object) -> ImageHandler:
-    """A worker's handler around this engine."""
+    """Return a worker's handler with this engine."""
     handler = ImageHandler()
     handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
         replace(contract, engine=Engine()), engine, load_explainer=lambda: None
@@ -143,7 +143,7 @@ def handler_of(contract: model_contract.Contract, engine: object) -> ImageHandle
 
 
 def time_batches(handler: ImageHandler, rows: list[dict]) -> float:
-    """Images per second while batches of these rows are answered one after the other."""
+    """Return the images per second while the handler answers batches of these requests one after the other."""
     context = Context("bench", ".", {}, len(rows), None, "")
     started, done = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started) < SECONDS or not done:
@@ -154,7 +154,7 @@ def time_batches(handler: ImageHandler, rows: list[dict]) -> float:
 
 
 def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: model_contract.Contract) -> float:
-    """The share of images that the engine answers rightly."""
+    """Return the share of images that the engine classifies correctly."""
     answers = [
         predict_all(engine, normalise(pixels[start : start + 256], contract.input)).argmax(1)
         for start in range(0, len(pixels), 256)
@@ -163,7 +163,7 @@ def accuracy(engine: object, pixels: np.ndarray, labels: np.ndarray, contract: m
 
 
 def summarise(rates: dict, accuracies: dict, contract: model_contract.Contract, rounds: int, images: int) -> dict:
-    """The report that is written."""
+    """Return the report."""
     engines = {
         name: {
             "accuracy": accuracies.get(name),
@@ -191,7 +191,7 @@ def summarise(rates: dict, accuracies: dict, contract: model_contract.Contract, 
 
 
 def take_accuracies(report: dict, known: dict) -> None:
-    """Takes over what an earlier run measured, and which commit it was: they take minutes and do not drift."""
+    """Copy the accuracies and the commit from an earlier run: they take minutes to measure and do not drift."""
     if known["model"] != report["model"]:
         raise SystemExit(f"that report is about {known['model']}, not {report['model']}")
     for name, row in report["engines"].items():
@@ -201,7 +201,7 @@ def take_accuracies(report: dict, known: dict) -> None:
 
 
 def show(report: dict) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(f"{report['model']}, images/s at batch {' / '.join(map(str, BATCHES))} (times {BASE}), accuracy")
     for name, row in report["engines"].items():
         speeds = " ".join(
@@ -213,7 +213,7 @@ def show(report: dict) -> None:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """A PNG file."""
+    """Return the image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""How fast the eager engine answers on a GPU: through the handler, the engine alone, and the bare network.
+"""Measure the eager engine's speed on a GPU: through the handler, the engine alone, and the bare network.
 
 `handler` goes from PNG bytes to the JSON answer as a TorchServe worker does, `engine` from normalised images in memory
 to probabilities, `bare` from images on the GPU to logits on the GPU. A fourth and a fifth engine replay a CUDA graph
@@ -39,7 +39,7 @@ SECONDS = 0.15  # per round
 
 
 class GraphEngine(EagerEngine):
-    """The eager engine, with the kernels of each batch length recorded once and replayed."""
+    """Eager engine that records the kernels of each batch length once and replays them."""
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Return the probabilities (N, K)."""
@@ -75,7 +75,7 @@ ENGINES = {
 
 
 def main() -> None:
-    """Measures, prints and writes the table as JSON."""
+    """Measure, print the table and write it as JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--contract", type=Path, default=ROOT / "model_store" / "released" / "contract.json")
     options.add_argument("--rounds", type=int, default=3)
@@ -137,7 +137,7 @@ def rate(call: Callable[[], object], count: int, rounds: int) -> int:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """A PNG file."""
+    """Return the image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""What the engine is worth through the real TorchServe, and what explaining costs those who only predict.
+"""Measure the engine's gain through the real TorchServe, and how much explanations slow down predictions.
 
-Two stacks run side by side with the same settings (a predicting worker of one thread per core): the version as it is
-released, and the same weights in eager fp32 with channels_last. They are measured in turn within each round, because a
+Two stacks run side by side with the same settings (one prediction worker with one thread per core): the released
+version, and the same weights in eager fp32 with channels_last. They take turns within each round, because a
 machine's speed drifts; figures are medians over rounds, ratios medians of ratios within a round. Then the released
-stack's gateway answers predictions with and without clients that do nothing but ask for explanations. The load
+stack's gateway answers predictions with and without clients that only ask for explanations. The load
 generator runs on the same machine.
 
     python benchmarks/engine_serving.py [MODEL_FOLDER] [--rounds 3] [--seconds 6]
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 CLIENTS = 32
 EXPLAINING_CLIENTS = 4
-PREDICTING_CLIENTS = (4, 32)  # a calm service, and one that its own callers saturate
+PREDICTING_CLIENTS = (4, 32)  # a service with little load, and a saturated one
 TIMES_AS_FAST = 3.0
 TIMES_P99 = 2.0
 RESULT = Path(__file__).parent / "results" / "serving.json"
 
 
 def main() -> None:
-    """Measures, prints and writes the JSON."""
+    """Measure, print and write the JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--seconds", type=float, default=6.0, help="of each measurement, the first one warms up")
+    options.add_argument("--seconds", type=float, default=6.0, help="of each measurement; the first second warms up")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     rounds, seconds = chosen.rounds, chosen.seconds
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def compare_engines(released: Stack, eager: Stack, rounds: int, seconds: float) -> dict[str, Any]:
-    """Single images at CLIENTS clients, straight to each stack's TorchServe."""
+    """Measure single images with CLIENTS clients, sent directly to each stack's TorchServe."""
     addresses = [Address(its.inference, single(f"/predictions/cifar10/{its.version}")) for its in (released, eager)]
     pairs = [[closed_loop(address, CLIENTS, seconds) for address in addresses] for _ in range(rounds)]
     ours, its = zip(*pairs, strict=True)
@@ -92,7 +92,7 @@ def compare_engines(released: Stack, eager: Stack, rounds: int, seconds: float) 
 
 
 def measure_explaining(released: Stack, clients: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """The gateway's predictions for so many clients, alone and beside EXPLAINING_CLIENTS that only explain."""
+    """Measure the gateway's predictions for each number of clients, alone and beside EXPLAINING_CLIENTS."""
     address = Address(released.gateway, single("/predict", released.key))
     alone: list[Measurement] = []
     beside: list[Measurement] = []
@@ -121,7 +121,7 @@ def measure_explaining(released: Stack, clients: int, rounds: int, seconds: floa
 
 @contextlib.contextmanager
 def explanations(released: Stack) -> Iterator[Counter[int]]:
-    """Clients that ask for one overlay after the other while the block runs; the statuses that they got."""
+    """Run clients that ask for one overlay after the other during the block; yield the statuses that they get."""
     statuses: Counter[int] = Counter()
     stop = threading.Event()
     files = images()
@@ -149,7 +149,7 @@ def explanations(released: Stack) -> Iterator[Counter[int]]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     engine = report["torchserve"]
     print(f"TorchServe, {engine['workers']} workers, {engine['clients']} clients, one image a request")
     for name in ("released", "eager fp32 channels_last"):

@@ -1,6 +1,6 @@
-"""Which layer and which method show best what decided: all candidates on held-out images, as `package` chooses.
+"""Measure all layers and methods for heatmaps on held-out images, as `package` does before it chooses.
 
-Writes the figures, and an image that shows the layers side by side.
+The script writes the figures, and an image that shows the layers side by side.
 
     python benchmarks/explanations.py [MODEL_FOLDER] [--images 500]
 """
@@ -44,7 +44,7 @@ IMAGE = Path(__file__).parents[1] / "docs" / "heatmap-layers.png"
 
 
 def main() -> None:
-    """Measures, prints the table, writes it as JSON and draws the image."""
+    """Measure, print the table, write it as JSON and draw the image."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--images", type=int, default=500)
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def draw(contract: Contract, network: torch.nn.Module, shown: Images, answers: np.ndarray, path: Path) -> None:
-    """A row for each image, right answers first; a column for each layer, by the first of the contract's methods."""
+    """Draw a row for each image, right answers first, and a column for each layer, by the contract's first method."""
     right = answers == shown.labels
     rows = [*np.flatnonzero(right)[:RIGHT], *np.flatnonzero(~right)[:WRONG]]
     images = normalise(shown.images[rows], contract.input)
@@ -99,7 +99,7 @@ def draw(contract: Contract, network: torch.nn.Module, shown: Images, answers: n
 
 
 def show(report: dict) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s")
     print(
         f"{'layer':14s} {'method':10s} {'score':>6s} {'deletion':>9s} {'insertion':>9s}  like random weights' heatmaps"

@@ -1,9 +1,9 @@
-"""What the gateway costs and how it stands overload: everything side by side in one run, on one machine.
+"""Measure the gateway's cost and its behaviour under overload, beside its rivals on one machine in one run.
 
 The released model behind the whole stack (keys, quotas, metrics and logs on) is measured beside TorchServe directly, a
 bare pass-through to it, FastAPI in process with the same engine, and in eager fp32 FastAPI in process and TorchServe
-directly. The rivals' TorchServe takes batches of 16 rows, because they send it one image a row: with the stack's own
-batches of one row they would be slower. Each is warmed up first: Java compiles what it runs while it runs. Rounds
+directly. The rivals' TorchServe takes batches of 16 requests, because they send one image per request: with the stack's
+own batches of one request they would be slower. Each is warmed up first, because Java compiles at run time. Rounds
 alternate between all of them, because a machine's speed drifts; figures are medians over rounds, ratios are medians of
 ratios within a round. The load generator runs on the same machine and never retries.
 
@@ -39,14 +39,14 @@ CLIENTS = 32
 BATCH_IMAGES = 32
 BATCH_CLIENTS = 2
 WARM_UP_S = 20.0
-# Of the rate with CLIENTS clients: the first that is answered to NEARLY_ALL, or the last, is the sustainable rate.
+# Shares of the rate with CLIENTS clients. The first share that is answered to NEARLY_ALL, or the last, is sustainable.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 NEARLY_ALL = 0.99
 # Times the sustainable rate.
 FACTORS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
-BEFORE_PEAK = 0.9  # of the best goodput of the curve: what the answers' times under overload are compared with
+BEFORE_PEAK = 0.9  # share of the best goodput of the curve, at which the normal latency is taken
 FLOOD = 10.0
-NORMAL_MS = 100  # an answer as quick as this is normal, and one within twice the p99 at half the sustainable rate
+NORMAL_MS = 100  # an answer within this time, or within twice the p99 at half the sustainable rate, is normal
 CORES = len(os.sched_getaffinity(0))
 GATEWAY, PASS_THROUGH = "gateway", "bare pass-through"
 TORCHSERVE, TORCHSERVE_EAGER = "TorchServe direct", "TorchServe direct, eager fp32"
@@ -56,14 +56,14 @@ IMAGE = ROOT / "docs" / "overload.png"
 
 
 def main() -> None:
-    """Measures, prints, and writes the JSON and the image of the overload curve."""
+    """Measure, print, and write the JSON and the image of the overload curve."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
     options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=5.0, help="of each measurement, the first one warms up")
+    options.add_argument("--seconds", type=float, default=5.0, help="of each measurement; the first second warms up")
     options.add_argument("--output", type=Path, default=RESULT)
     options.add_argument("--image", type=Path, default=IMAGE)
-    options.add_argument("--only", choices=("throughput", "overload"), help="a part, for trying things out")
+    options.add_argument("--only", choices=("throughput", "overload"), help="run only one part")
     chosen = options.parse_args()
     rounds, seconds = chosen.rounds, chosen.seconds
     report: dict[str, Any] = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def start_everything(running: contextlib.ExitStack, released: Stack, folder: Path, eager: Path) -> dict[str, Address]:
-    """The released stack's address and the rivals', which are started and stay until `running` ends."""
+    """Start the released stack and the rivals, which stay until `running` ends; return their addresses."""
     direct = running.enter_context(stack(folder, **SINGLE_ROWS))
     other = running.enter_context(stack(eager, **SINGLE_ROWS))
     predictions = f"/predictions/cifar10/{direct.version}"
@@ -118,7 +118,7 @@ def measure_throughput(
     rounds: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Single images at CLIENTS clients and at one, and batches beside the engine alone, of everything in turn."""
+    """Measure single images with CLIENTS clients and with one, and batches beside the engine alone, all in turn."""
     batches = Address(released.gateway, batch(released.key))
     for address in addresses.values():
         closed_loop(address, CLIENTS, WARM_UP_S)
@@ -147,14 +147,14 @@ def measure_throughput(
 
 
 def ratio(ours: Sequence[Measurement], its: Sequence[Measurement]) -> float:
-    """How many times as many answers per second ours gives: the median over the rounds."""
+    """Return our answers per second over the rival's: the median over the rounds."""
     return round(statistics.median(a.rate() / max(b.rate(), 1e-9) for a, b in zip(ours, its, strict=True)), 3)
 
 
 def in_turn(
     addresses: dict[str, Address], rounds: int, measure: Callable[[Address], Measurement]
 ) -> dict[str, list[Measurement]]:
-    """Each address measured once in every round."""
+    """Measure each address once in every round."""
     found: dict[str, list[Measurement]] = {name: [] for name in addresses}
     for _ in range(rounds):
         for name, address in addresses.items():
@@ -164,7 +164,7 @@ def in_turn(
 
 
 def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> float:
-    """Images per second of all engine processes together."""
+    """Return the images per second of all engine processes together."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write(f"{seconds}\n")
@@ -173,7 +173,7 @@ def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> f
 
 
 def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, Any]:
-    """The open-loop curve, and a flood at FLOOD times the sustainable rate, which is measured anew in each round."""
+    """Measure the open-loop curve, and a flood at FLOOD times the sustainable rate, which each round measures again."""
     address = Address(released.gateway, single("/predict", released.key))
     closed_loop(address, CLIENTS, WARM_UP_S)
     rates = []
@@ -201,7 +201,7 @@ def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, 
 
 
 def sustainable_rate(address: Address, seconds: float) -> float:
-    """Requests per second of which, in an open loop, the gateway refuses hardly any."""
+    """Return the requests per second of which, in an open loop, the gateway refuses hardly any."""
     most = closed_loop(address, CLIENTS, seconds).rate()
     for share in SHARES:
         measured = open_loop(address, share * most, seconds)
@@ -211,11 +211,11 @@ def sustainable_rate(address: Address, seconds: float) -> float:
 
 
 def flood(released: Stack, address: Address, sustainable: float, normal_ms: float) -> dict[str, Any]:
-    """What FLOOD times the rate does to memory, and how long after it the answers are as before."""
+    """Measure the memory under FLOOD times the rate, and the time until answers are normal again."""
     before = released.resident_mb()
     with sampled(released.resident_mb) as resident:
         flooded = open_loop(address, FLOOD * sustainable, 5.0)
-    # The generator waits for what the flood left behind, which counts as not yet normal.
+    # The generator waits for the flood's last answers; this time counts as not yet normal.
     left_s = max(0.0, max((answered for _, answered, _ in flooded.answers), default=0.0) - flooded.seconds)
     after = open_loop(address, 0.5 * sustainable, 5.0, warm_up_s=0.0)
     well_after_s = normal_after_s(after, normal_ms)
@@ -232,7 +232,7 @@ def flood(released: Stack, address: Address, sustainable: float, normal_ms: floa
 
 
 def normal_after_s(after: Measurement, normal_ms: float) -> float | None:
-    """From when on, for a second, 99 of 100 requests were answered well; None: never while it was measured."""
+    """Return when a second began in which 99 of 100 requests got a good answer; None if there was none."""
     for start in (tenth / 10 for tenth in range(int(10 * (after.seconds - 1)))):
         well = [
             status == 200 and (answered - due) * 1000 <= normal_ms
@@ -246,7 +246,7 @@ def normal_after_s(after: Measurement, normal_ms: float) -> float | None:
 
 @contextlib.contextmanager
 def sampled(measure: Callable[[], float]) -> Iterator[list[float]]:
-    """Values of `measure`, four a second while the block runs; at least one."""
+    """Yield a list that gets values of `measure` during the block: four a second, at least one."""
     values, stop = [measure()], threading.Event()
 
     def sample() -> None:
@@ -263,7 +263,7 @@ def sampled(measure: Callable[[], float]) -> Iterator[list[float]]:
 
 
 def summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
-    """Medians over the rounds, and each round's rate."""
+    """Return medians over the rounds, and each round's rate."""
 
     def median(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -286,7 +286,7 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, Any]:
 
 
 def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each goal with what was seen."""
+    """Return each goal with its measured figure."""
     goals: list[tuple[str, float | None, str, float]] = []
     if ratios := report.get("ratios"):
         goals += [
@@ -303,7 +303,7 @@ def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
         curve = {point["factor"]: point for point in overload["curve"]}
         peak = max(point["good_per_s"] for point in curve.values())
         beyond = [point for factor, point in curve.items() if factor >= 1]
-        # More than was offered cannot be answered: where the rate was estimated too low, 1x is less than the peak.
+        # The server cannot answer more than was sent: if the rate was estimated too low, 1x is less than the peak.
         worst = min(point["good_per_s"] / min(peak, point["offered_per_s"]) for point in beyond)
         slowest = max(point["p99_ms"] or float("inf") for point in beyond)
         calm_ms = overload["before_peak"]["p99_ms"]
@@ -319,17 +319,17 @@ def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_reached(seen: float | None, how: str, limit: float) -> bool:
-    """Whether the figure is what was wanted."""
+    """Return True if the figure reaches the goal."""
     return seen is not None and (seen >= limit if how == "at least" else seen <= limit)
 
 
 def single(path: str, key: str = "") -> list[bytes]:
-    """A request for each sample image, all different."""
+    """Return a request for each sample image, all different."""
     return [post(path, image, "image/png", key) for image in images()]
 
 
 def batch(key: str) -> list[bytes]:
-    """Requests for /predict/batch, each with other images."""
+    """Return requests for /predict/batch, each with other images."""
     files, requests = images(), []
     for start in range(0, len(files), 7):
         parts = [
@@ -342,33 +342,33 @@ def batch(key: str) -> list[bytes]:
 
 
 def post(path: str, body: bytes, media_type: str, key: str) -> bytes:
-    """A whole POST request."""
+    """Return a whole POST request."""
     head = [f"POST {path} HTTP/1.1", "host: localhost", f"content-type: {media_type}", f"content-length: {len(body)}"]
     head += [f"authorization: Bearer {key}"] if key else []
     return "\r\n".join(head).encode("ascii") + b"\r\n\r\n" + body
 
 
 def images() -> list[bytes]:
-    """The sample images, 32 by 32 pixels each."""
+    """Return the sample images, 32 by 32 pixels each."""
     return [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
 
 
 def model_of(folder: Path) -> dict[str, Any]:
-    """Which model was measured."""
+    """Return the measured model's name, version, architecture and engine."""
     contract = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
     return {name: contract[name] for name in ("name", "version", "architecture", "engine")}
 
 
 def environment_facts() -> dict[str, str]:
-    """Hardware and versions."""
-    # Not at the top: what it imports would take memory and caches from what is measured.
+    """Return hardware and versions."""
+    # Not at the top: its imports would take memory and caches from the measured processes.
     from training.tracking.store import environment  # noqa: PLC0415
 
     return {name: value for name, value in environment().items() if name != "threads"}
 
 
 def draw(overload: dict[str, Any], path: Path) -> None:
-    """The overload curve: good answers and p99 over the rate that was really offered."""
+    """Draw the overload curve: good answers and p99 over the rate that was really sent."""
     from matplotlib.figure import Figure  # noqa: PLC0415 — see above
 
     offered = [point["offered_per_s"] for point in overload["curve"]]
@@ -392,7 +392,7 @@ def draw(overload: dict[str, Any], path: Path) -> None:
 
 
 def show(report: dict[str, Any]) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     for title, key in ((f"{CLIENTS} clients", "many_clients"), ("one client", "one_client")):
         for name, row in report.get(key, {}).items():
             times = f"p50 {row['p50_ms']:6.1f}  p99 {row['p99_ms']:6.1f} ms"

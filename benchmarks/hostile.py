@@ -1,9 +1,9 @@
-"""What an attacker costs a stranger: a caller with a key of his own, beside each kind of hostile load.
+"""Measure how each kind of hostile load slows down a stranger: a normal caller with its own key.
 
-The stranger sends 20 images a second to `/predict`. His median and the share of his calls that are answered are taken
-alone, and then beside each load, in turn. The attackers have another key, or none where the route needs none, and wait
-20 ms between an answer and their next request, as from another network: without that, their generator would take the
-two cores from what is measured. The stack runs with the usual soft limit of 1,024 open files.
+The stranger sends 20 images a second to `/predict`. Its median and the share of its calls that are answered are
+measured alone, and then beside each load, in turn. The attackers have another key, or none if the route needs none.
+They wait 20 ms between an answer and their next request, as from another network: otherwise their generator would take
+the two cores from the stack. The stack runs with the usual soft limit of 1,024 open files.
 
     python benchmarks/hostile.py [--label after] [--seconds 20] [--rounds 3] [--only NAME]
     python benchmarks/hostile.py --short          # one round of 5 s each, for a shared machine
@@ -51,14 +51,14 @@ STRANGER_PER_S = 20.0
 ROUND_TRIP_S = 0.02
 WARM_UP_S = 20.0
 SOFT_LIMIT = 1024
-MOST_TIMES = 2.5  # his median alone
+MOST_TIMES = 2.5  # goal: the stranger's median, times its median alone
 LEAST_ANSWERED = 0.99
 BOUNDARY = "b0undary"
 
 
 @dataclass(frozen=True)
 class Load:
-    """A hostile load: `clients` that send `request` again and again, or that only hold connections (`request` None)."""
+    """Hostile load: `clients` that send `request` repeatedly, or only hold connections (`request` None)."""
 
     what: str
     clients: int
@@ -68,25 +68,25 @@ class Load:
 
 
 def image(mode: str, size: tuple[int, int], name: str, **options: Any) -> bytes:  # noqa: ANN401 — Pillow's own
-    """An image file of one colour."""
+    """Return an image file of one colour."""
     file = io.BytesIO()
     Image.new(mode, size).save(file, name, **options)
     return file.getvalue()
 
 
 def form(files: list[bytes]) -> bytes:
-    """The multipart body of a batch."""
+    """Return the multipart body of a batch."""
     head = f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\n'.encode()
     return b"".join(head + file + b"\r\n" for file in files) + f"--{BOUNDARY}--\r\n".encode()
 
 
 def tiny_webp(height: int) -> bytes:
-    """Some 40 bytes that are 16,383 x `height` pixels."""
+    """Return a WebP file of about 40 bytes with 16,383 x `height` pixels."""
     return image("RGB", (16_383, height), "WEBP", lossless=True, method=0)
 
 
 def long_png() -> bytes:
-    """43 million pixels in one row."""
+    """Return a PNG file of 43 million pixels in one row."""
     return image("L", (43_000_000, 1), "PNG")
 
 
@@ -112,9 +112,9 @@ LOADS = {
 
 
 def main() -> None:
-    """Measures, prints and writes the JSON; or attacks, as a process of its own."""
+    """Measure, print and write the JSON; or attack, in a process of its own."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--label", default="after", help="what the result is kept as: before, after")
+    options.add_argument("--label", default="after", help="name of the result in the JSON: before, after")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     options.add_argument("--short", action="store_true", help="one round of 5 s each")
@@ -143,12 +143,12 @@ def main() -> None:
 
 
 def now() -> str:
-    """The time, as the results tell it."""
+    """Return the time as the results record it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def measure(running: Stack, loads: dict[str, Load], rounds: int, seconds: float, *, warm_up_s: float) -> dict[str, Any]:
-    """The stranger alone and beside each load, in turn within each round."""
+    """Measure the stranger alone and beside each load, in turn within each round."""
     make_key = [sys.executable, "-m", "control.cli.main", "keys", "make", "attacker"]
     made = subprocess.run(make_key, cwd=ROOT, env=running.environment, capture_output=True, text=True, check=True)
     images = [path.read_bytes() for path in SAMPLES]
@@ -163,7 +163,7 @@ def measure(running: Stack, loads: dict[str, Load], rounds: int, seconds: float,
             with attacked(name, running.gateway, made.stdout.strip()) as statuses:
                 beside[name].append(open_loop(stranger, STRANGER_PER_S, seconds))
             attackers[name].update(statuses)
-            print(f"{name:36s} {told(beside[name][-1])}  attackers: {dict(statuses)}", flush=True)
+            print(f"{name:36s} {one_line(beside[name][-1])}  attackers: {dict(statuses)}", flush=True)
             wait_until_usual(stranger)
     median = statistics.median(quantile_ms(row, 0.5) for row in alone)
     print(f"{'alone':36s} {median:.1f} ms")
@@ -181,7 +181,7 @@ def wait_until_usual(stranger: Address) -> None:
 
 
 def summary(found: list[Measurement], alone_ms: float, load: Load, statuses: Counter[str]) -> dict[str, Any]:
-    """One load's figures over all rounds."""
+    """Return one load's figures over all rounds."""
     medians = [quantile_ms(row, 0.5) for row in found]
     median = statistics.median(medians)
     good = sum(len([a for a in row.answers if a[2] == 200 and a[0] >= row.warm_up_s]) for row in found)
@@ -201,18 +201,18 @@ def summary(found: list[Measurement], alone_ms: float, load: Load, statuses: Cou
 
 
 def quantile_ms(row: Measurement, quantile: float) -> float:
-    """Milliseconds from due to answered, of all good answers to what was due after the warm-up, however late; or 0."""
+    """Return a quantile of the milliseconds from due to answered, over good answers due after the warm-up; or 0."""
     times = sorted(answered - due for due, answered, status in row.answers if status == 200 and due >= row.warm_up_s)
     return 1000 * times[min(len(times) - 1, int(len(times) * quantile))] if times else 0.0
 
 
-def told(row: Measurement) -> str:
-    """A measurement in a line."""
+def one_line(row: Measurement) -> str:
+    """Return a measurement as one line."""
     return f"p50 {quantile_ms(row, 0.5):8.1f} ms  p99 {quantile_ms(row, 0.99):8.1f} ms  {row.statuses()}"
 
 
 def request(path: str, body: bytes | None, key: str) -> bytes:
-    """A whole request."""
+    """Return a whole request."""
     kind = f"multipart/form-data; boundary={BOUNDARY}" if path.endswith("/batch") else "application/octet-stream"
     length = f"content-type: {kind}\r\ncontent-length: {len(body)}\r\n" if body is not None else ""
     method = "GET" if body is None else "POST"
@@ -221,7 +221,7 @@ def request(path: str, body: bytes | None, key: str) -> bytes:
 
 @contextlib.contextmanager
 def attacked(name: str, port: int, key: str) -> Iterator[Counter[str]]:
-    """Run an attack in a process of its own; when it has ended, the yielded counter has what it was answered."""
+    """Run an attack in a process of its own; when it has ended, the yielded counter has the answers' statuses."""
     statuses: Counter[str] = Counter()
     command = [sys.executable, __file__, "--attack", name, str(port), key]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -261,7 +261,7 @@ def attack(load: Load, port: int, key: str) -> Counter[str]:
 
 
 def ask_again(port: int, message: bytes, over: threading.Event, statuses: Counter[str]) -> None:
-    """One client that never stops."""
+    """Run one client that never stops."""
     while not over.is_set():
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             while not over.is_set():

@@ -1,4 +1,4 @@
-"""Whether explaining leaks: resident memory of a worker's handler over thousands of explanations, and its slope.
+"""Measure a handler's resident memory over thousands of explanations, and its slope: explaining must not leak.
 
 python benchmarks/memory.py [MODEL_FOLDER] [--explanations 5000]
 """
@@ -28,12 +28,12 @@ from handlers.wire import Options, Row
 from training.tracking.store import environment
 
 STEP = 50
-FLAT = 1024  # bytes an explanation; a forgotten graph would be a million
+FLAT = 1024  # bytes per explanation; a graph that is kept would add a million
 RESULT = Path(__file__).parent / "results" / "memory.json"
 
 
 def main() -> None:
-    """Explains, prints the slope and writes it as JSON."""
+    """Explain, print the slope and write it as JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--explanations", type=int, default=5000)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def explain(model: ServedModel, count: int) -> list[int]:
-    """Resident bytes after every `STEP` explanations, methods, formats and sizes in turn."""
+    """Return the resident bytes after every `STEP` explanations, with methods, formats and sizes in turn."""
     rng = np.random.default_rng(0)
     methods = [method for method in METHODS if method in model.contract.explain.methods]
     resident = []
@@ -75,7 +75,7 @@ def explain(model: ServedModel, count: int) -> list[int]:
 
 
 def summarise(resident: list[int], contract: model_contract.Contract) -> dict:
-    """The report that is written; the first half lets allocators settle."""
+    """Return the report; it ignores the first half, in which allocators settle."""
     settled = resident[len(resident) // 2 :]
     slope = float(np.polyfit(np.arange(len(settled)) * STEP, settled, 1)[0])
     return {
@@ -89,7 +89,7 @@ def summarise(resident: list[int], contract: model_contract.Contract) -> dict:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """A PNG file."""
+    """Return the image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""Moves a version in and out under steady load, and counts what callers notice: nothing, or it is a fault.
+"""Release a version and retire another under steady load, and count every error that callers notice.
 
-RATE requests a second from CALLERS callers with keys of their own, through the gateway, by a generator that never
-retries (the gateway does not either): deploy a second version as a 10 % canary, promote it, roll back, promote it
-again, retire the first. Counted: failed requests; answers of a version that no plan in force gave traffic (a second is
-granted for following a change); the share of callers on the canary's side; callers that changed sides meanwhile.
+The generator sends RATE requests a second from CALLERS callers with their own keys through the gateway, and never
+retries (nor does the gateway). Meanwhile a second version is deployed as a 10 % canary, promoted, rolled back and
+promoted again, and the first one is retired. The report counts failed requests, answers of a version to which no plan
+in force gave traffic (following a change may take a second), the canary's callers, and callers that changed sides.
 
     python benchmarks/releases.py [MODEL_FOLDER] [--canary-seconds 82]
 """
@@ -51,7 +51,7 @@ _VERSION = re.compile(rb'"version":"([^"]+)"')
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: whose request, when it was due and answered (Unix time), status (0: connection lost), version."""
+    """Answer to one caller: when it was due and answered (Unix time), status (0: connection lost), version."""
 
     caller: int
     due: float
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Change:
-    """A plan that came into force at `since` (Unix time), and the versions to which it gives traffic."""
+    """Plan that came into force at `since` (Unix time), and the versions to which it gives traffic."""
 
     since: float
     revision: int
@@ -70,10 +70,10 @@ class Change:
 
 
 def main() -> None:
-    """Measures, prints and writes the JSON; exits with 1 when a caller noticed anything."""
+    """Measure, print and write the JSON; exit with 1 if a caller noticed an error."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
-    options.add_argument("--canary-seconds", type=float, default=82.0, help="how long the canary lasts")
+    options.add_argument("--canary-seconds", type=float, default=82.0, help="how long the canary serves")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     report = measure(chosen.folder, chosen.canary_seconds)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def measure(folder: Path, canary_s: float) -> dict[str, Any]:
-    """The whole course under load, and what came of it."""
+    """Run the whole sequence under load and return the report."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     with stack(folder) as running, tempfile.TemporaryDirectory() as scratch:
         archive = second_archive(folder, Path(scratch))
@@ -101,7 +101,7 @@ def measure(folder: Path, canary_s: float) -> dict[str, Any]:
         "requests": len(answers),
         "failed": dict(Counter(str(answer.status) for answer in answers if answer.status != 200)),
         "failures": failures(answers),
-        "gateway_retries": 0,  # it makes none: gateway/inference/torchserve.py sends a row once
+        "gateway_retries": 0,  # gateway/inference/torchserve.py sends each upstream batch once
         "outside_the_plan": len(outside_the_plan(answers, plans)),
         "latency_ms": latencies(answers),
         "canary": canary_sides(answers, plans),
@@ -112,7 +112,7 @@ def measure(folder: Path, canary_s: float) -> dict[str, Any]:
 
 
 def is_unnoticed(report: dict[str, Any]) -> bool:
-    """Whether no caller noticed anything, and the canary had its share."""
+    """Return True if no caller noticed an error and the canary had its share."""
     canary = report["canary"]
     low, high = canary["callers_expected"]
     return (
@@ -125,8 +125,8 @@ def is_unnoticed(report: dict[str, Any]) -> bool:
 
 
 def second_archive(folder: Path, scratch: Path) -> Path:
-    """The same model as another version: what moves is a version, and its answers are not looked at here."""
-    # Not at the top: it imports what the generator's process has no use for.
+    """Return the archive of the same model as another version; this benchmark does not compare answers."""
+    # Not at the top: the generator's process does not need its imports.
     from training.package.export import package_directory  # noqa: PLC0415
 
     copy = shutil.copytree(folder, scratch / "second")
@@ -136,7 +136,7 @@ def second_archive(folder: Path, scratch: Path) -> Path:
 
 
 def add_callers(running: Stack) -> list[str]:
-    """The secrets of CALLERS new callers, which the running gateway takes up within a second."""
+    """Return the secrets of CALLERS new callers, which the running gateway accepts within a second."""
     path = Path(running.environment["GATEWAY_KEYS_FILE"])
     made = [make_key(f"caller-{number:04d}", ["predict"]) for number in range(CALLERS)]
     save_keys(path, [*load_keys(path), *(key for _, key in made)])
@@ -145,7 +145,7 @@ def add_callers(running: Stack) -> list[str]:
 
 
 def requests_of(secrets: list[str]) -> list[bytes]:
-    """One request of each caller, with the sample images in turn."""
+    """Return one request of each caller, with the sample images in turn."""
     images = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob("*/*.png"))]
     found = []
     for index, secret in enumerate(secrets):
@@ -160,7 +160,7 @@ def requests_of(secrets: list[str]) -> list[bytes]:
 
 @contextlib.contextmanager
 def loaded(address: Address, answers: list[Answer]) -> Iterator[None]:
-    """Steady load while the block runs; its answers are collected, those that come after its end too."""
+    """Send steady load during the block and collect all answers, also those that arrive after its end."""
 
     def note(number: int, due: float, answered: float, status: int, answer: bytes) -> None:
         now, found = time.time(), _VERSION.search(answer)
@@ -178,7 +178,7 @@ def loaded(address: Address, answers: list[Answer]) -> Iterator[None]:
 
 
 def move(running: Stack, archive: Path, canary_s: float) -> list[dict[str, Any]]:
-    """The course of commands, each with the seconds that it took, its start included."""
+    """Run the sequence of commands and return the seconds of each, including its start."""
     time.sleep(PAUSE_S)
     return [
         gradserve(running, "deploy", str(archive), "--canary", f"{SHARE:g}", then_s=canary_s),
@@ -190,7 +190,7 @@ def move(running: Stack, archive: Path, canary_s: float) -> list[dict[str, Any]]
 
 
 def gradserve(running: Stack, *arguments: str, then_s: float = PAUSE_S) -> dict[str, Any]:
-    """Runs a command beside the stack; a failure ends the benchmark with what it said."""
+    """Run a command beside the stack; a failure ends the benchmark with the command's output."""
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-m", "control.cli.main", *arguments],
@@ -206,7 +206,7 @@ def gradserve(running: Stack, *arguments: str, then_s: float = PAUSE_S) -> dict[
 
 
 def changes(home: Path) -> list[Change]:
-    """Every plan that was in force, by its file in the history, which is written just before it comes into force."""
+    """Return every plan that was in force, by its file in the history, which is written just before."""
     found = []
     for path in sorted((home / "history").glob("plan-*.json")):
         plan = traffic_plan.load(path)
@@ -217,7 +217,7 @@ def changes(home: Path) -> list[Change]:
 
 
 def outside_the_plan(answers: list[Answer], plans: list[Change]) -> list[Answer]:
-    """Answers of versions that no plan in force gave traffic while the request was under way."""
+    """Return the answers of versions to which no plan in force gave traffic during the request."""
     ends = [change.since + FOLLOWED_WITHIN_S for change in plans[1:]] + [float("inf")]
     return [
         answer
@@ -231,7 +231,7 @@ def outside_the_plan(answers: list[Answer], plans: list[Change]) -> list[Answer]
 
 
 def failures(answers: list[Answer]) -> list[dict[str, float]]:
-    """The first failed requests: seconds after the first request, seconds until it was known, and the status."""
+    """Return the first failed requests: seconds after the first request, seconds until the failure, and the status."""
     began = answers[0].due
     bad = [answer for answer in answers if answer.status != 200]
     return [
@@ -240,7 +240,7 @@ def failures(answers: list[Answer]) -> list[dict[str, float]]:
 
 
 def canary_sides(answers: list[Answer], plans: list[Change]) -> dict[str, Any]:
-    """How many callers the canary had, beside what its share allows, and how many of them changed sides."""
+    """Return the number of the canary's callers, the range that its share allows, and callers that changed sides."""
     from scipy.stats import binom  # noqa: PLC0415 — see above
 
     index = next(index for index, change in enumerate(plans) if len(change.versions) == 2)
@@ -263,7 +263,7 @@ def canary_sides(answers: list[Answer], plans: list[Change]) -> dict[str, Any]:
 
 
 def rollback_times(answers: list[Answer], plans: list[Change], steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds: the whole command; from its start, and from the plan's change, to the last request the new one got."""
+    """Return seconds: the whole command; from its start, and from the plan's change, to the new one's last request."""
     step = next(step for step in steps if step["command"] == "rollback")
     plan = next(change for change in plans if change.since >= step["began"])
     after = next(change.since for change in plans if change.since > plan.since)
@@ -276,7 +276,7 @@ def rollback_times(answers: list[Answer], plans: list[Change], steps: list[dict[
 
 
 def latencies(answers: list[Answer]) -> dict[str, float]:
-    """Milliseconds from due to answered."""
+    """Return a quantile of the milliseconds from due to answered."""
     times = sorted(answer.answered - answer.due for answer in answers if answer.status == 200)
     return {name: round(1000 * times[int(len(times) * share)], 1) for name, share in (("p50", 0.5), ("p99", 0.99))} | {
         "max": round(1000 * times[-1], 1)
@@ -284,13 +284,13 @@ def latencies(answers: list[Answer]) -> dict[str, float]:
 
 
 def management_calls(home: Path) -> dict[str, int]:
-    """What TorchServe's management API was asked, without the looks."""
+    """Return the calls of TorchServe's management API, without the status checks."""
     lines = (home / "logs" / "management.log").read_text(encoding="utf-8").splitlines()
     return dict(Counter(call["method"] for call in map(json.loads, lines) if call["method"] != "GET"))
 
 
 def environment_facts() -> dict[str, str]:
-    """Hardware and versions."""
+    """Return hardware and versions."""
     from training.tracking.store import environment  # noqa: PLC0415 — see above
 
     return {name: value for name, value in environment().items() if name != "threads"} | {

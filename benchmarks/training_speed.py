@@ -1,7 +1,7 @@
-"""How fast our training loop is against a bare PyTorch loop: same network, precision, batch and optimiser.
+"""Compare our training loop with a bare PyTorch loop: same network, precision, batch and optimiser.
 
-Ours does what a training does: augmentation in the loader's process, resizing, label smoothing, averaged weights,
-progress. The bare one takes normalised tensors of the right size from memory and does nothing else; it runs in each of
+Ours runs a complete training: augmentation in the loader's process, resizing, label smoothing, averaged weights,
+progress. The bare one only reads normalised tensors of the right size from memory; it runs in each of
 a few settings, with the convolutions of `training.convolution` and with torch's own, of which the one with the highest
 median counts. All are timed in turn within each round; shares are medians over rounds of shares within a round.
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STEPS = {20: 16, 32: 8}  # per round, by image size: the smallest and the largest of the released recipe
-WANTED = 0.9  # of the bare loop's images/s
+WANTED = 0.9  # goal: share of the bare loop's images/s
 PATCHES = "patch"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
@@ -46,7 +46,7 @@ RESULT = Path(__file__).parent / "results" / "training.json"
 
 
 def main() -> None:
-    """Measures, prints the table and writes it as JSON."""
+    """Measure, print the table and write it as JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--output", type=Path, default=RESULT)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str, list[float]]:
-    """Images per second at this image size, one figure per round: of our loop, and of the bare one by its setting."""
+    """Return images per second at this image size, one figure per round: of our loop, and of each bare setting."""
     pictures = STEPS[size] * released.batch_size
     recipe = replace(
         released,
@@ -91,7 +91,7 @@ def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str
 
 
 def our_rounds(run: Run) -> Iterator[float]:
-    """Images per second of one epoch after the other."""
+    """Yield the images per second of one epoch after the other."""
     recipe = run.recipe
     loader, batches = training_loader(
         run.training_images,
@@ -107,7 +107,7 @@ def our_rounds(run: Run) -> Iterator[float]:
 
 
 class BareLoop:
-    """The shortest loop that trains this network: images in memory, no augmentation, nothing recorded."""
+    """Shortest loop that trains this network: images in memory, no augmentation, no records."""
 
     def __init__(
         self, run: Run, images: torch.Tensor, labels: torch.Tensor, layout: str, *, fused: bool, patches: bool
@@ -128,7 +128,7 @@ class BareLoop:
         )
 
     def rate(self, steps: int) -> float:
-        """Images per second over so many steps."""
+        """Return the images per second over a number of steps."""
         order = torch.randperm(len(self.images), device=self.device)
         self._finish()
         started = time.perf_counter()
@@ -149,7 +149,7 @@ class BareLoop:
 
 
 def summarise(sizes: dict[int, dict[str, list[float]]], recipe: Recipe, rounds: int) -> dict:
-    """The report that is written."""
+    """Return the report."""
     figures = {}
     for size, rates in sizes.items():
         medians = {name: round(float(np.median(rate)), 1) for name, rate in rates.items()}
@@ -174,7 +174,7 @@ def summarise(sizes: dict[int, dict[str, list[float]]], recipe: Recipe, rounds: 
 
 
 def _gain_of_patches(rates: dict[str, list[float]], medians: dict[str, float]) -> float:
-    """The bare loop's images/s with patches, times those with torch's convolutions, each in its best setting."""
+    """Return the bare loop's images/s with our convolutions over those with torch's, each in its best setting."""
     with_patches, without = (
         max((name for name in medians if (PATCHES in name) is wanted), key=medians.__getitem__)
         for wanted in (True, False)
@@ -183,7 +183,7 @@ def _gain_of_patches(rates: dict[str, list[float]], medians: dict[str, float]) -
 
 
 def show(report: dict) -> None:
-    """Prints the table."""
+    """Print the table."""
     for size, row in report["sizes"].items():
         bare = row["bare_images_per_s"][row["bare_setting"]]
         print(

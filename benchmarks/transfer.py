@@ -1,10 +1,10 @@
-"""What a backbone is worth to somebody with few images: transfer in two phases against training from scratch.
+"""Compare transfer in two phases with training from scratch, for a user with few images.
 
-A backbone is trained on six of CIFAR-10's classes, with the pipeline's own commands' functions. The other four classes,
-50 images each, are then learnt from it and from random weights: the same number of steps, the same rates tried, the
-best of them chosen on held-out images, three seeds. The test images of the four classes are only reported.
+A backbone is trained on six of CIFAR-10's classes, by the functions of the pipeline's own commands. Then networks learn
+the other four classes, 50 images each, from the backbone and from random weights: the same number of steps, the same
+rates, the best of them chosen on held-out images, three seeds. The test images of the four classes decide nothing.
 
-Finished runs are kept in the work folder: called again, it goes on where it stopped.
+Finished runs are kept in the work folder: a second call continues where the first stopped.
 
     python benchmarks/transfer.py [--minutes 4]
 """
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 BACKBONE_CLASSES = ("airplane", "automobile", "bird", "cat", "frog", "ship")
 CLASSES = ("deer", "dog", "horse", "truck")
 BACKBONE_IMAGES = 2000  # of each class
-IMAGES = 50  # of each class to learn from, and as many held out to choose epoch and rate
+IMAGES = 50  # of each class to train on, and as many held out to choose epoch and rate
 RATES = (0.01, 0.03, 0.1, 0.3)
-SEEDS = (0, 1, 2)  # the rates are tried with the first
+SEEDS = (0, 1, 2)  # rates are tried with the first one
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "transfer.json"
 LOOKS = Path(__file__).parents[1] / "results" / "test_looks.jsonl"
@@ -57,9 +57,9 @@ TRANSFER = replace(SCRATCH, head_epochs=4, epochs=11)
 
 
 def main() -> None:
-    """Trains what is not trained yet, until the time is up, and writes what there is."""
+    """Train the missing runs until the time is up, and write the results so far."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--minutes", type=float, default=60, help="start no run after this time")
+    options.add_argument("--minutes", type=float, default=60, help="start no new run after this time")
     options.add_argument("--work", type=Path, default=Path(".gradserve") / "transfer")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
@@ -78,11 +78,11 @@ def main() -> None:
     report = summarise(runs, backbone)
     chosen.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     show(report)
-    print(f"written to {chosen.output}" if report["complete"] else "time is up: call it again to go on")
+    print(f"written to {chosen.output}" if report["complete"] else "time is up: run it again to continue")
 
 
 def write_folders(work: Path) -> None:
-    """Writes the two data sets as folders of images, as a user would bring them."""
+    """Write the two data sets as folders of images, as a user would have them."""
     training, size = load_training_images("cifar10", CACHE)
     test = load_test_images("cifar10", CACHE, size)
     write_images(training, BACKBONE_CLASSES, BACKBONE_IMAGES, work / "six")
@@ -92,7 +92,7 @@ def write_folders(work: Path) -> None:
 
 
 def write_images(images: Images, classes: tuple[str, ...], count: int, folder: Path) -> None:
-    """Writes the first `count` images of each class as PNG."""
+    """Write the first `count` images of each class as PNG."""
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for index in np.flatnonzero(images.labels == CIFAR10_CLASSES.index(name))[:count]:
@@ -100,7 +100,7 @@ def write_images(images: Images, classes: tuple[str, ...], count: int, folder: P
 
 
 def finished(folder: Path, recipe: Recipe) -> Path:
-    """The folder of the finished training by `recipe`; one that was broken off is continued."""
+    """Return the folder of the finished training by `recipe`; an interrupted training is continued."""
     if not (folder / "done").exists():
         if (folder / "last.pt").exists():
             resume(folder, CACHE, registers=False)
@@ -111,7 +111,7 @@ def finished(folder: Path, recipe: Recipe) -> Path:
 
 
 def tried(arms: dict[str, Recipe], work: Path, until: float) -> Iterator[dict]:
-    """Results of all runs, as far as the time reaches: each rate with the first seed, the best rate with all seeds."""
+    """Return the results of all runs until the time is up: each rate with the first seed, the best with all seeds."""
     held_out: dict[tuple[str, float], float] = {}
     for name, recipe in arms.items():
         for rate in RATES:
@@ -131,12 +131,12 @@ def tried(arms: dict[str, Recipe], work: Path, until: float) -> Iterator[dict]:
 
 
 def folder_of(arm: str, rate: float, seed: int, work: Path) -> Path:
-    """A run's folder."""
+    """Return a run's folder."""
     return work / f"{arm.replace(' ', '-')}-{rate}-{seed}"
 
 
 def test_accuracy(folder: Path, data: str) -> float:
-    """The share of the test images that the run's model answers rightly; measured once."""
+    """Return the share of the test images that the run's model classifies correctly; measured once."""
     path = folder / "test_accuracy"
     if not path.exists():
         contract, network = read_model(folder)
@@ -158,7 +158,7 @@ def test_accuracy(folder: Path, data: str) -> float:
 
 
 def summarise(runs: list[dict], backbone: Path) -> dict:
-    """The report that is written."""
+    """Return the report."""
     arms = {}
     for name in dict.fromkeys(run["arm"] for run in runs):
         measured = [run for run in runs if run["arm"] == name and "test_accuracy" in run]
@@ -190,7 +190,7 @@ def summarise(runs: list[dict], backbone: Path) -> dict:
 
 
 def show(report: dict) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(f"{report['images']} images of {len(report['classes'])} classes, {report['steps']} steps")
     for name, arm in report["arms"].items():
         if arm["seeds"] > 1:

@@ -1,4 +1,4 @@
-"""Draws docs/answers.png from a running gateway: two images side by side as one, and the heatmap of each one's class.
+"""Draw docs/answers.png from a running gateway: two images side by side as one, and the heatmap of each one's class.
 
 python docs/make_picture.py http://127.0.0.1:8000
 """

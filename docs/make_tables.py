@@ -1,8 +1,8 @@
-"""Writes the tables in docs/ anew from the committed reports in JSON, between their markers.
+"""Write the tables in docs/ again from the committed JSON reports, between their markers.
 
 python docs/make_tables.py
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; what stands there is replaced.
+A table is between `<!-- table: NAME -->` and `<!-- end of table -->`; the script replaces it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TABLE = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->)
 
 
 def main() -> None:
-    """Writes each document that has tables."""
+    """Write each document that has tables."""
     for path in documents():
         path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -180,7 +180,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]], left: int 
     return "\n".join([first, f"|{rule}|", *others])
 
 
-def _read(path: str) -> Any:  # noqa: ANN401 - whatever the report holds
+def _read(path: str) -> Any:  # noqa: ANN401 - the report's own form
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 

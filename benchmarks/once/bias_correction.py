@@ -1,6 +1,6 @@
-"""What NNCF's two bias corrections leave of the integers' error: measured once, docs/engines.md tells the result.
+"""Compare the error after NNCF's two bias corrections (run once; docs/engines.md has the result).
 
-Both quantise the same weights with the same calibration images, and answer the 5,000 held-out images.
+Both quantise the same weights with the same calibration images, and classify the 5,000 held-out images.
 
     python benchmarks/once/bias_correction.py
 """
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parents[1] / "results" / "bias_correction.json"
 
 
 def main() -> None:
-    """Measures, prints a line for each correction and writes them as JSON."""
+    """Measure, print a line for each correction and write them as JSON."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--output", type=Path, default=RESULT)

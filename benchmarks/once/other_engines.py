@@ -1,7 +1,7 @@
-"""The engines that were tried and left out, beside those that serve: measured once, the table is in docs/engines.md.
+"""Compare the engines that were left out with those that serve (run once; docs/engines.md has the table).
 
-One process, one thread, from prepared images to logits; all in turn within each round. Not part of `make bench`: the
-packages are in none of our extras.
+One process, one thread, from prepared images to logits; all in turn within each round. It is not part of `make bench`:
+none of our extras has these packages.
 
     pip install --no-deps --target /tmp/engines onnxruntime==1.32.0 onnx==1.23.2 torchao==0.18.0 flatbuffers ml_dtypes
     PYTHONPATH=/tmp/engines python benchmarks/once/other_engines.py
@@ -58,7 +58,7 @@ LOOKS = Path(__file__).parents[2] / "results" / "test_looks.jsonl"
 
 
 def main() -> None:
-    """Measures, prints the table and writes it as JSON; an engine that cannot run here is told so."""
+    """Measure, print the table and write it as JSON, with the error of each engine that cannot run here."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--rounds", type=int, default=5)
@@ -91,7 +91,7 @@ def main() -> None:
             predict = make()
             for length in BATCHES:
                 predict(batch[:length])
-        except Exception as error:  # noqa: BLE001 - what does not run is a finding, not a failure
+        except Exception as error:  # noqa: BLE001 - an engine that does not run is a result, not a failure
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
         else:
             engines[name] = predict
@@ -119,7 +119,7 @@ def main() -> None:
 
 
 def compiled(network: nn.Module, dtype: torch.dtype) -> Predict:
-    """torch.compile with frozen weights, a graph for each batch length."""
+    """Return torch.compile's network with frozen weights and one graph for each batch length."""
     frozen = torch.compile(network.to(memory_format=torch.channels_last), dynamic=False)
 
     def predict(images: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def compiled(network: nn.Module, dtype: torch.dtype) -> Predict:
 
 
 def torchao_int8(network: nn.Module, calibration: np.ndarray) -> Predict:
-    """Static 8-bit convolutions by torchao's PT2E flow and Inductor's x86 quantiser, compiled and frozen."""
+    """Return the network with torchao's static 8-bit convolutions (PT2E, Inductor's x86), compiled and frozen."""
     from torchao.quantization.pt2e import move_exported_model_to_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
@@ -139,7 +139,7 @@ def torchao_int8(network: nn.Module, calibration: np.ndarray) -> Predict:
         get_default_x86_inductor_quantization_config,
     )
 
-    # A batch of one would be taken for a constant.
+    # The export would treat a batch of one as a constant.
     example = (torch.from_numpy(calibration[:2]).contiguous(memory_format=torch.channels_last),)
     shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
     exported = torch.export.export(network.eval(), example, dynamic_shapes=shapes).module()
@@ -160,7 +160,7 @@ def torchao_int8(network: nn.Module, calibration: np.ndarray) -> Predict:
 
 
 def onnxruntime(network: nn.Module, calibration: np.ndarray | None) -> Predict:
-    """ONNX Runtime on the CPU, in fp32 or with static 8-bit QDQ nodes (per channel, signed)."""
+    """Return ONNX Runtime's network on the CPU, in fp32 or with static 8-bit QDQ nodes (per channel, signed)."""
     import onnxruntime as runtime
 
     folder = Path(tempfile.mkdtemp())
@@ -178,7 +178,7 @@ def onnxruntime(network: nn.Module, calibration: np.ndarray | None) -> Predict:
         from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
         class Reader(CalibrationDataReader):
-            """The calibration images, 32 at a time."""
+            """Return the next 32 calibration images."""
 
             def __init__(self) -> None:
                 self._parts = iter(np.split(calibration, len(calibration) // 32))
@@ -196,7 +196,7 @@ def onnxruntime(network: nn.Module, calibration: np.ndarray | None) -> Predict:
 
 
 def measure(engines: dict[str, Predict], batch: np.ndarray, rounds: int) -> dict[str, dict[int, list[float]]]:
-    """Images per second of each engine and batch length, one figure per round."""
+    """Return the images per second of each engine and batch length, one figure per round."""
     rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in engines}
     for turn in range(rounds + 1):
         for length in BATCHES:
@@ -211,7 +211,7 @@ def measure(engines: dict[str, Predict], batch: np.ndarray, rounds: int) -> dict
 
 
 def summarise(engines: dict[str, Predict], rates: dict, batch: np.ndarray, labels: np.ndarray) -> dict:
-    """The table: medians, ratios within rounds, accuracy in batches of a length that was compiled."""
+    """Return the table: medians, ratios within rounds, and accuracy in batches of a compiled length."""
     length, rows = max(BATCHES), {}
     for name, predict in engines.items():
         answers = [predict(batch[start : start + length]).argmax(1) for start in range(0, len(batch), length)]

@@ -1,4 +1,4 @@
-"""The engine alone, without images, HTTP or JSON: images per second of one process with one thread at batch 16.
+"""Measure the engine alone, without image files, HTTP or JSON: one process with one thread at batch 16.
 
 Started by benchmarks/gateway.py, once per core: each line on stdin is a number of seconds to measure, each line on
 stdout images per second.
@@ -23,7 +23,7 @@ BATCH = 16
 
 
 def main(folder: Path) -> None:
-    """Says `ready`, then answers each number of seconds with a rate."""
+    """Print `ready`, then a rate for each number of seconds."""
     torch.set_num_threads(1)
     contract = model_contract.load(folder / "contract.json")
     network = load_network(folder, contract) if contract.engine.name == "eager" else None

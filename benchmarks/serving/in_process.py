@@ -1,4 +1,4 @@
-"""The model without TorchServe and gateway: FastAPI answers from its own process with the handler's own code.
+"""Serve the model without TorchServe and gateway: FastAPI calls the handler's own code in its own process.
 
 The forward pass blocks the event loop on purpose: there are as many processes as cores, each computes with one thread,
 and a thread pool would only add switches.
@@ -21,7 +21,7 @@ from handlers.wire import Options, Row
 
 
 def create_app() -> FastAPI:
-    """The application; MODEL_FOLDER holds the version's files."""
+    """Return the application; the environment variable MODEL_FOLDER names the version's folder."""
     torch.set_num_threads(1)
     folder = Path(os.environ["MODEL_FOLDER"])
     contract = model_contract.load(folder / "contract.json")

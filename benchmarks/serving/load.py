@@ -1,9 +1,9 @@
-"""A load generator without retries: closed loop (so many clients, each waits for its answer) and open loop (a rate).
+"""Load generator without retries: closed loop (a number of clients that wait for answers) and open loop (a rate).
 
-It speaks just enough HTTP/1.1 for that, because it shares the machine with what it measures. In the open loop requests
-are sent when they are due, whether or not earlier ones are answered, and each one's time counts from when it was due,
-so that a server that stalls cannot hide it. What could not be sent, because every connection waits for an answer, is
-counted as not offered.
+It implements only the HTTP/1.1 that it needs, because it shares the machine with the measured server. In the open loop
+requests are sent when they are due, whether or not earlier ones are answered, and each one's time counts from when it
+was due, so that a server that stalls cannot hide it. A request that could not be sent, because every connection waits
+for an answer, does not count as sent.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 EachAnswer: TypeAlias = "Callable[[int, float, float, int, bytes], None]"
 MAX_CONNECTIONS = 2000
-TICK_S = 0.002  # to wake up for each request would cost as much as to send it; what this adds is in its time
+TICK_S = 0.002  # waking up for each request would cost as much as sending it; the added delay counts in its time
 MOST_AT_ONCE = 64  # requests sent before answers are read again
 ANSWERS_WITHIN_S = 15.0  # after the last request was sent; the gateway's own limit is 10
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where requests go, and whole requests (head and body) that are sent in turn."""
+    """Address, and whole requests (head and body) that are sent to it in turn."""
 
     port: int
     requests: Sequence[bytes]
@@ -38,7 +38,11 @@ class Address:
 
 @dataclass
 class Measurement:
-    """What came back. `answers`: when it was due and answered (seconds from the start), status (0: connection lost)."""
+    """Result of a measurement.
+
+    `answers` has, for each request, when it was due and answered (seconds from the start) and its status (0: connection
+    lost).
+    """
 
     seconds: float
     warm_up_s: float
@@ -49,7 +53,7 @@ class Measurement:
     """The generator's own share of one core."""
 
     def within(self, status: int | None = None) -> list[tuple[float, float, int]]:
-        """The answers that came between the warm-up's end and the end, of a status or of all."""
+        """Return the answers that came between the warm-up's end and the end, of one status or of all."""
         return [
             answer
             for answer in self.answers
@@ -57,25 +61,25 @@ class Measurement:
         ]
 
     def rate(self, status: int | None = 200) -> float:
-        """Answers per second."""
+        """Return the answers per second."""
         return len(self.within(status)) / (self.seconds - self.warm_up_s)
 
     def offered(self) -> float:
-        """Requests per second that were really sent."""
+        """Return the requests per second that were really sent."""
         return self.sent / self.seconds
 
     def latency_ms(self, quantile: float) -> float | None:
-        """Milliseconds from due to answered, of the answers with status 200."""
+        """Return a quantile of the milliseconds from due to answered, of answers with status 200."""
         times = sorted(answered - due for due, answered, _ in self.within(200))
         return 1000 * times[min(len(times) - 1, int(len(times) * quantile))] if times else None
 
     def statuses(self) -> dict[str, int]:
-        """How many answers had which status."""
+        """Return the number of answers of each status."""
         return {str(status): count for status, count in sorted(Counter(a[2] for a in self.answers).items())}
 
 
 def closed_loop(address: Address, clients: int, seconds: float, *, warm_up_s: float = 1.0) -> Measurement:
-    """So many clients, each of which sends its next request when it has its answer."""
+    """Run a number of clients, each of which sends its next request when it has its answer."""
     return uvloop.run(_closed_loop(address, clients, seconds, warm_up_s))
 
 
@@ -88,9 +92,9 @@ def open_loop(
     each: EachAnswer | None = None,
     stop: threading.Event | None = None,
 ) -> Measurement:
-    """`rate` requests per second at equal distances, whatever happens to them; for fewer `seconds` once `stop` is set.
+    """Send `rate` requests per second at equal distances, whatever their answers; end early once `stop` is set.
 
-    `each` sees every answer: which request it is to (in turn, from 0), when that was due and answered (seconds from the
+    `each` gets every answer: the number of its request (from 0), when that was due and answered (seconds from the
     start), the status (0: connection lost) and the whole answer.
     """
 
@@ -101,12 +105,12 @@ def open_loop(
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection with at most one request on its way."""
+    """Kept connection with at most one request in flight."""
 
     def __init__(self, on_answer: Callable[[Connection, int], None]) -> None:
         self._on_answer = on_answer
         self._buffer = b""
-        self._length = -1  # of the whole answer, when its head is there
+        self._length = -1  # of the whole answer, once its head has arrived
         self._waits = False
         self.transport: asyncio.Transport | None = None
         self.due = 0.0
@@ -114,11 +118,11 @@ class Connection(asyncio.Protocol):
         self.answer = b""  # the last one
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the transport."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one without being its subclass
+        """Keep the transport."""
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transport is no subclass of it
 
     def send(self, request: bytes, due: float) -> None:
-        """Sends a request; `on_answer` follows in any case."""
+        """Send a request; `on_answer` is called in any case."""
         self.due, self._waits = due, True
         if self.transport is None or self.transport.is_closing():
             self._finish(0)
@@ -126,7 +130,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        """Collects the answer until it is whole."""
+        """Collect the answer until it is complete."""
         self._buffer = self._buffer + data if self._buffer else data
         if self._length < 0:
             end = self._buffer.find(b"\r\n\r\n")
@@ -140,17 +144,17 @@ class Connection(asyncio.Protocol):
             self._length = end + 4 + int(head[start + 17 :].split(b"\r\n", 1)[0])
         if len(self._buffer) >= self._length:
             status = int(self._buffer[9:12])
-            # TorchServe says 200 and puts the error into the answer.
+            # TorchServe answers 200 with the error in the body.
             self._finish(-1 if status == 200 and b'"class"' not in self._buffer else status)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 — asyncio's signature
-        """A request on its way has no answer."""
+        """Report a request in flight as unanswered."""
         self.transport = None
         if self._waits:
             self._finish(0)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Close the connection."""
         self._waits = False
         if self.transport is not None:
             self.transport.close()
@@ -194,11 +198,11 @@ async def _closed_loop(address: Address, clients: int, seconds: float, warm_up_s
 async def _hang_up(connections: Iterable[Connection]) -> None:
     for connection in connections:
         connection.close()
-    await asyncio.sleep(0.01)  # what is closed is gone in the loop's next turn
+    await asyncio.sleep(0.01)  # closed connections are gone after the loop's next iteration
 
 
 class _OpenLoop:
-    """Sends requests when they are due, over connections that are idle or new."""
+    """Sender of requests when they are due, over idle or new connections."""
 
     def __init__(self, address: Address, seconds: float, warm_up_s: float, each: EachAnswer | None) -> None:
         self._each = each
@@ -212,7 +216,7 @@ class _OpenLoop:
         self._waiting = 0
 
     async def run(self, rate: float, stop: threading.Event) -> Measurement:
-        """Offers `rate` requests per second and collects the answers."""
+        """Send `rate` requests per second and collect the answers."""
         measurement, number, cpu = self.measurement, 0, time.process_time()
         while (now := self._now()) < measurement.seconds:
             most = number + MOST_AT_ONCE
@@ -240,7 +244,7 @@ class _OpenLoop:
         request = self._address.requests[number % len(self._address.requests)]
         self._waiting += 1
         self.measurement.sent += 1
-        # The server hangs up on what has been idle for some seconds.
+        # The server closes connections that have been idle for some seconds.
         while self._idle and self._idle[-1].transport is None:
             self._idle.pop()
         if self._idle:

@@ -1,6 +1,6 @@
-"""The least that can stand before TorchServe: FastAPI and the gateway's own transport, nothing else.
+"""Serve as the smallest possible gateway before TorchServe: only FastAPI and the gateway's own transport.
 
-No keys, limits, metrics, ids, logs or errors. What the gateway costs beside this is what its duties cost.
+It has no keys, limits, metrics, ids, logs or errors. The gateway's extra cost is the cost of these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gateway.inference.transport import PooledTransport
 
 
 def create_app() -> FastAPI:
-    """The application; PASS_TO is TorchServe's address with path, like http://127.0.0.1:9101/predictions/cifar10."""
+    """Return the application; PASS_TO is TorchServe's address with path, like http://127.0.0.1:9101/predictions/cifar10."""
     url, transport = httpx.URL(os.environ["PASS_TO"]), PooledTransport()
     headers = [(b"content-type", b"application/octet-stream")]
     app = FastAPI()

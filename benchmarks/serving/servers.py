@@ -1,4 +1,4 @@
-"""Starts and stops what is measured: the whole stack by `gradserve up`, and the rivals under Gunicorn."""
+"""Start and stop the measured servers: the whole stack by `gradserve up`, and the rivals under Gunicorn."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
-# What serves callers of TorchServe best who send it one image a row; our gateway fills its rows.
+# The best batch size for callers that send TorchServe one image per request; our gateway sends whole batches.
 SINGLE_ROWS = {"AGENT_BATCH_SIZE": "16"}
 PORTS = ("PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_METRICS_PORT")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A running `gradserve up`: the gateway's and TorchServe's ports, an API key, its leader's pid, its environment."""
+    """Running `gradserve up`: the gateway's and TorchServe's ports, an API key, its leader's pid, its environment."""
 
     gateway: int
     inference: int
@@ -41,13 +41,13 @@ class Stack:
     environment: dict[str, str]
 
     def resident_mb(self) -> float:
-        """Resident memory of all processes of the stack together; shared pages count for each."""
+        """Return the resident memory of all processes of the stack; shared pages count for each."""
         return sum(_resident_bytes(pid) for pid in _descendants(self.pid)) / 1e6
 
 
 @contextlib.contextmanager
 def stack(source: Path, **settings: str) -> Iterator[Stack]:
-    """`gradserve up` with the model in `source`: keys and quotas on, all else as it comes or as `settings` say."""
+    """Run `gradserve up` with the model in `source`, with keys and quotas, and otherwise defaults or `settings`."""
     folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: TorchServe puts Unix sockets there
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     keys = folder / "keys.json"
@@ -77,7 +77,7 @@ def stack(source: Path, **settings: str) -> Iterator[Stack]:
 
 @contextlib.contextmanager
 def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
-    """The port of an application of this folder, under the Gunicorn worker that the gateway's own is made from."""
+    """Start an application of this folder under the class of the gateway's Gunicorn worker; return its port."""
     (port,) = free_ports(1)
     command = [
         *(sys.executable, "-m", "gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-w", str(processes)),
@@ -94,7 +94,7 @@ def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def engines(folder: Path, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes of engine_alone.py, loaded and waiting."""
+    """Start processes of engine_alone.py; return them loaded and waiting."""
     command = [sys.executable, "-m", "benchmarks.serving.engine_alone", str(folder)]
     environment = _clean_environment() | {"OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as started:
@@ -114,7 +114,7 @@ def engines(folder: Path, processes: int) -> Iterator[list[subprocess.Popen[str]
 
 
 def eager_folder(source: Path, target: Path) -> Path:
-    """A copy of the version that runs in eager fp32: its own fallback made the engine."""
+    """Return a copy of the version that runs in eager fp32, with its fallback as engine."""
     target.mkdir()
     contract = json.loads((source / "contract.json").read_text(encoding="utf-8"))
     reference = json.loads((source / "reference.json").read_text(encoding="utf-8"))
@@ -130,7 +130,7 @@ def eager_folder(source: Path, target: Path) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different."""
+    """Return different free ports."""
     with contextlib.ExitStack() as sockets:
         probes = [sockets.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -139,7 +139,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until_ok(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when `url` answers 200 and, where it says a status, that is `ok`."""
+    """Return when `url` answers 200 and its status, if it has one, is `ok`."""
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as answer:
@@ -174,7 +174,7 @@ def _clean_environment() -> dict[str, str]:
 
 
 def _descendants(pid: int) -> list[int]:
-    """The process and all below it."""
+    """Return the process and all its descendants."""
     found, left = [], [pid]
     while left:
         found.append(left.pop())
