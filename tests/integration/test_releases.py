@@ -173,7 +173,7 @@ def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drain
         if version[1:] == ["set-default"]:
             assert entry.endswith("-explain") or last_seen[entry][version[0]]["ready"] > 0, call
             default[entry] = version[0]
-        if call["method"] == "DELETE":
+        if call["method"] == "DELETE" and call["status"] != 404:  # which removed nothing: it was gone already
             assert last_seen[entry][version[0]]["pending"] == 0, call
             assert default[entry] != version[0], call
             in_force = [routed for since, routed in plans if since <= call["time"]][-1]

@@ -144,7 +144,7 @@ def test_every_look_adds_a_line_and_a_folder_without_a_test_part_is_measured_on_
     assert line["weights_sha256"] == report["model"]["weights_sha256"]
     assert (line["accuracy"], line["images"], line["data"]) == (report["accuracy"], 20, "imagefolder")
     assert report["data"]["part"] == line["part"] == "held-out"
-    _, held_out = split_images(recipe_from_dict(load_contract(run / "contract.json").accepted["recipe"]), cache)
+    _, held_out = split_images(recipe_from_dict(load_contract(run / "contract.json").accepted.recipe), cache)
     assert report["data"]["sha256"] == held_out.sha256()
     assert "held-out images, which made the model's choices" in (evaluation.folder / "card.md").read_text()
     shutil.copytree(SAMPLES, tmp_path / "others" / "test")
@@ -245,7 +245,7 @@ def test_package_keeps_what_it_measured(packed, tmp_path, cache):
     assert contract.engine.temperature != pytest.approx(1, abs=0.05)
     report = evaluated(packed.folder, tmp_path, cache)
     assert report["model"]["version"] == "1.2.3"
-    _, images = split_images(recipe_from_dict(contract.accepted["recipe"]), cache)
+    _, images = split_images(recipe_from_dict(contract.accepted.recipe), cache)
     logits = predict_logits(read_model(packed.folder)[1], images.images, contract.input).numpy()
     for when, temperature in (("_before", 1.0), ("", contract.engine.temperature)):
         expected = expected_calibration_error(softmax(logits, temperature), images.labels)
