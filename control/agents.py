@@ -1,4 +1,4 @@
-"""Ask agents for their status, as the commands that wait for them and show them do."""
+"""Ask agents for their status."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True)
-class AskedAgent:
-    """What came of asking the agent at `url`: its status, or in `error` why there is none.
+class AgentAnswer:
+    """The answer of the agent at `url`: its status, or in `error` the reason why there is none.
 
-    `age_s` is how many seconds ago it last saw TorchServe, by this machine's clock.
+    `age_s` is the age of its observation of TorchServe in seconds, by this machine's clock.
     """
 
     url: str
@@ -32,7 +32,7 @@ class AskedAgent:
 
     @property
     def serves(self) -> bool:
-        """Whether it answers and has a stable version that gateways may send to."""
+        """Return True if the agent answers and has a stable version that gateways may send to."""
         return self.status is not None and self.status.serves()
 
     def dump(self) -> dict[str, Any]:
@@ -42,26 +42,26 @@ class AskedAgent:
         return {"url": self.url, "age_s": self.age_s, **agent_status.dump(self.status)}
 
 
-def ask_agent(url: str) -> AskedAgent:
-    """Return what the agent at `url` says, or why it says nothing."""
+def ask_agent(url: str) -> AgentAnswer:
+    """Return the status of the agent at `url`, or the reason why there is none."""
     try:
         status = agent_status.parse(_read(f"{url}/status"))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return AskedAgent(url, error=f"does not answer ({type(error).__name__})")
+        return AgentAnswer(url, error=f"does not answer ({type(error).__name__})")
     except StatusError as error:
-        return AskedAgent(url, error=f"answers something else than a status ({error})")
-    return AskedAgent(url, status, age_s=round(max(0.0, time.time() - status.observed_at), 1))
+        return AgentAnswer(url, error=f"does not answer with a status ({error})")
+    return AgentAnswer(url, status, age_s=round(max(0.0, time.time() - status.observed_at), 1))
 
 
-def ask_agents(urls: Iterable[str]) -> list[AskedAgent]:
-    """Return what each agent says; they are asked at the same time."""
+def ask_agents(urls: Iterable[str]) -> list[AgentAnswer]:
+    """Return the answer of each agent, in the order of `urls`; they are asked in parallel."""
     asked = list(urls)
     with ThreadPoolExecutor(max(1, len(asked))) as threads:
         return list(threads.map(ask_agent, asked))
 
 
 def _read(url: str) -> bytes:
-    """Return the page at `url`, or as much of it as is too much for a status."""
+    """Return the page at `url`; reading stops after more than a status may have."""
     content = b""
     with (
         httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client,

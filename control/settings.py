@@ -19,16 +19,16 @@ PORTS = {
     "inference_port": "TorchServe's inference",
     "metrics_port": "TorchServe's metrics",
 }
-"""The settings that are ports, with their uses."""
+"""The settings that are ports, with the use of each."""
 
 
 def home_directory() -> Path:
-    """Where plan, history and logs live: `GRADSERVE_HOME`, default `.gradserve` in the working directory."""
+    """Return the folder of plan, history and logs: `GRADSERVE_HOME`, default `.gradserve` in the working directory."""
     return Path(os.environ.get("GRADSERVE_HOME") or ".gradserve").resolve()
 
 
 def trusted_key_files() -> tuple[Path, ...]:
-    """Return the public keys that operators' commands trust too: `AGENT_TRUSTED_KEYS`, split at commas."""
+    """Return the files of trusted public keys, `AGENT_TRUSTED_KEYS`, which operators' commands use too."""
     return tuple(map(Path, _split(os.environ.get(f"{PREFIX}TRUSTED_KEYS", ""))))
 
 
@@ -37,35 +37,37 @@ def _split(text: str) -> list[str]:
 
 
 class AgentSettings(BaseSettings):
-    """What one agent, and the TorchServe it starts, is told."""
+    """The settings of one agent and of the TorchServe that it starts."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address of the status page; private: only gateways and operators read it."""
+    """Address of the private status page, for gateways and operators only."""
     port: Port = 9100
     """Port of the status page."""
     plan: Path = Field(default_factory=lambda: home_directory() / "plan.json")
     """The traffic plan to carry out."""
     model_store: Path = Path("model_store")
-    """Folder with the archives the plan names."""
+    """Folder with the archives that the plan names."""
     trusted_keys: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Files of public keys (PEM), with commas. With any, only archives are loaded that one of them has signed."""
+    """Files of trusted public keys (PEM), separated by commas. If set, the agent loads only archives signed by one of
+    them."""
     config: Path = Path(__file__).resolve().parent.parent / "config" / "torchserve"
     """Folder with TorchServe's config.properties template, log4j2.xml and metrics.yaml."""
     temp: Path | None = None
-    """Folder for TorchServe's sockets, archives and unpacked models: a short path, not mounted with noexec, and none
-    that is cleaned by age, as /tmp is. Default: GRADSERVE_HOME/run; ~/.cache/gradserve where that cannot be used."""
+    """Folder for TorchServe's sockets, archives and unpacked models: a short path, not mounted with noexec, where the
+    system removes no old files (it does in /tmp). Default: GRADSERVE_HOME/run, else ~/.cache/gradserve."""
     management_log: Path | None = None
-    """Where every call of TorchServe's management API is written, one JSON object a line. `up`: GRADSERVE_HOME/logs."""
+    """Log file of all calls of TorchServe's management API, one JSON object a line. `up` writes it to
+    GRADSERVE_HOME/logs."""
     inference_host: str = "127.0.0.1"
-    """Address TorchServe's inference port binds to."""
+    """Address that TorchServe's inference port binds to."""
     advertised_host: str | None = None
     """Host name under which gateways reach the inference port. Default: `inference_host`."""
     inference_port: Port = 9101
-    """TorchServe's inference port. Where one of these three is taken and none is set, `up` finds others."""
+    """TorchServe's inference port. `up` replaces the unset ports of the agent and TorchServe if one is taken."""
     metrics_host: str = "127.0.0.1"
-    """Address TorchServe's metrics port binds to; it has no access control at all."""
+    """Address that TorchServe's metrics port binds to. The port has no access control."""
     metrics_port: Port = 9103
     """TorchServe's metrics port."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -74,24 +76,24 @@ class AgentSettings(BaseSettings):
     """Threads of each worker (OMP_NUM_THREADS)."""
     explain_workers: Annotated[int, Field(ge=1)] = 1
     """Explain workers of each version; they run at lower priority."""
-    # The gateway fills its rows itself, and of one row a time TorchServe waits for no second: with 2, a lone caller got
-    # 228 answers a second instead of 336, and a batch of 32 took 6 % longer.
+    # The gateway forms the upstream batches, and with 1 TorchServe does not wait for a second one: with 2, a single
+    # caller got 228 answers a second instead of 336, and a batch of 32 images took 6 % longer.
     batch_size: Annotated[int, Field(ge=1)] = 1
-    """Most rows, of one or more images each, that TorchServe hands a predict worker at once."""
+    """Most upstream batches, of one or more images each, that TorchServe gives a predict worker at once."""
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs TorchServe may spread workers over."""
+    """Number of GPUs over which TorchServe distributes workers."""
     java_options: str = (
         "-Xms128m -Xmx512m -XX:MaxDirectMemorySize=256m -XX:+UseSerialGC -XX:+ExitOnOutOfMemoryError "
         "-Djava.util.concurrent.ForkJoinPool.common.parallelism=4"
     )
-    """Options of the Java machine, split at spaces."""
+    """Options of the Java virtual machine, separated by spaces."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 180.0
-    """How long a version may take from registration to its first READY worker."""
+    """Longest time from a version's registration to its first READY worker, in seconds."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 20.0
-    """How long a stopping agent waits for what is under way."""
+    """Longest time that a stopping agent waits for requests in flight, in seconds."""
     retire_settle_s: Annotated[float, Field(ge=0)] = 15.0
-    """How long a gateway that is not heard any more is waited for before a version that left the plan is unregistered:
-    it would follow within 3 s, and its longest request takes 10 s (`GATEWAY_TIMEOUT_S`)."""
+    """Seconds after its last report during which a silent gateway still delays the unregistration of a version that
+    left the plan: a gateway follows the plan within 3 s, and its longest request takes 10 s (`GATEWAY_TIMEOUT_S`)."""
 
     @field_validator("trusted_keys", mode="before")
     @classmethod
@@ -100,7 +102,7 @@ class AgentSettings(BaseSettings):
 
     @property
     def inference_url(self) -> str:
-        """The address gateways call."""
+        """The address of TorchServe's inference port for gateways."""
         return f"http://{self.advertised_host or self.inference_host}:{self.inference_port}"
 
     def ports(self) -> dict[int, str]:
@@ -109,10 +111,10 @@ class AgentSettings(BaseSettings):
 
 
 def read_agent_settings() -> AgentSettings:
-    """Return the agent's settings that the process's environment gives.
+    """Return the agent's settings from the environment.
 
     Raises:
-        BadSetting: an `AGENT_*` variable that nothing reads, or a value that a field cannot have.
+        BadSetting: an `AGENT_*` variable is unknown, or a value is invalid.
     """
     try:
         return read_settings(AgentSettings)
@@ -121,6 +123,6 @@ def read_agent_settings() -> AgentSettings:
 
 
 def local_url(host: str, port: int | str) -> str:
-    """The address at which this machine reaches what listens on `host`."""
+    """Return the URL under which this machine reaches a server that listens on `host`."""
     reached = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 — nothing is bound
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"

@@ -1,7 +1,7 @@
-"""Signatures of archives by key, offline, in the format of OpenSSF Model Signing: `<archive>.sig` beside the archive.
+"""Sign archives with a key, offline, in the format of OpenSSF Model Signing: `<archive>.sig` beside the archive.
 
-A signature names its key and the SHA-256 of the archive's bytes. Checking one computes that hash and parses the
-signature, nothing of the archive. Importing this module takes a second and 40 MB: only what signs or checks does.
+A signature names its key and the SHA-256 of the archive's bytes. A check computes that hash and parses the signature,
+but not the archive. Importing this module takes a second and 40 MB, so only signing and checking code imports it.
 
 Source: https://github.com/ossf/model-signing-spec; the file is a Sigstore bundle, https://docs.sigstore.dev/about/bundle/
 """
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-# Those of the format's library.
+# The curves that model-signing supports.
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _KIND = "an elliptic-curve key (P-256, P-384 or P-521)"
-# One of a key has 1 kB.
+# A signature by key has about 1 kB.
 _MAX_SIGNATURE_BYTES = 100_000
 
 
 @dataclass(frozen=True)
 class TrustedKeys:
-    """Public keys by fingerprint, each with the file that it was read from; `read_trusted_keys` makes it."""
+    """Trusted public keys: the file of each by its fingerprint. `read_trusted_keys` creates it."""
 
     keys: Mapping[str, Path]
 
     def check(self, archive: Path, signature: Path) -> str:
-        """Return the name of the key that signed the bytes of `archive`, by the file `signature`.
+        """Return the file name of the key that signed the bytes of `archive`, by the file `signature`.
 
         Raises:
-            SignatureMissing: there is no such file.
-            SignatureUnreadable: it is no signature by key.
-            SignerUnknown: it was made with a key that is not trusted.
-            SignatureWrong: it is of other bytes, or was changed.
+            SignatureMissing: the file `signature` does not exist.
+            SignatureUnreadable: the file is no signature by key.
+            SignerUnknown: the signature is by a key that is not trusted.
+            SignatureWrong: the signature is of other bytes, or was changed.
             KeyMissing, KeyUnreadable, KeyOfOtherKind: the key's file was removed or replaced.
         """
         fingerprint = _signer(archive, signature)
@@ -82,35 +82,35 @@ def read_trusted_keys(paths: Iterable[Path]) -> TrustedKeys:
 
 
 def sign_archive(archive: Path, signature: Path, key: Path, password: str | None = None) -> None:
-    """Write to `signature` that the private key in the file `key` signed the bytes of `archive`.
+    """Sign the bytes of `archive` with the private key in the file `key`, and write the file `signature`.
 
     Raises:
         KeyMissing, KeyUnreadable, KeyOfOtherKind: the key cannot be used, or not with this password.
     """
     secret = password.encode() if password else None
     read_private_key(key, password)
-    part = signature.with_suffix(".part")
-    # The library hands the password on as it is, and what reads the key takes bytes.
+    partial = signature.with_suffix(".part")
+    # The library passes the password on unchanged, and the reader of the key needs bytes.
     signer = signing.Config().use_elliptic_key_signer(private_key=key, password=secret)  # type: ignore[arg-type]
-    signer.sign(archive, part)
-    part.replace(signature)
+    signer.sign(archive, partial)
+    partial.replace(signature)
 
 
 def read_public_key(path: Path) -> EllipticCurvePublicKey:
     """Return the public key in the PEM file `path`.
 
     Raises:
-        KeyMissing, KeyUnreadable, KeyOfOtherKind: there is none that can be used.
+        KeyMissing, KeyUnreadable, KeyOfOtherKind: the file has no usable public key.
     """
     data = _read(path)
     if b"PRIVATE KEY-----" in data:
-        raise KeyOfOtherKind(path, "a private key", "the public one is wanted")
+        raise KeyOfOtherKind(path, "a private key", "a public key is needed")
     try:
         key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise KeyUnreadable(path, "it holds no public key in PEM") from error
     if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in _CURVES:
-        raise KeyOfOtherKind(path, "another kind of key", f"{_KIND} is wanted")
+        raise KeyOfOtherKind(path, "another kind of key", f"{_KIND} is needed")
     return key
 
 
@@ -118,21 +118,21 @@ def read_private_key(path: Path, password: str | None = None) -> EllipticCurvePr
     """Return the private key in the PEM file `path`.
 
     Raises:
-        KeyMissing, KeyUnreadable, KeyOfOtherKind: there is none that can be used, or not with this password.
+        KeyMissing, KeyUnreadable, KeyOfOtherKind: the file has no private key that this password opens.
     """
     data = _read(path)
     if b"PUBLIC KEY-----" in data:
-        raise KeyOfOtherKind(path, "a public key", "the private one is wanted")
+        raise KeyOfOtherKind(path, "a public key", "a private key is needed")
     try:
         key = load_pem_private_key(data, password.encode() if password else None)
     except TypeError as error:
-        needs = "it has no password" if password else "it has a password"
-        raise KeyUnreadable(path, f"{needs}: GRADSERVE_SIGNING_PASSWORD holds it, or nothing") from error
+        remedy = "it has no password: unset" if password else "it has a password: set"
+        raise KeyUnreadable(path, f"{remedy} GRADSERVE_SIGNING_PASSWORD") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        problem = "the password is not its own, or it is" if password else "it is"
+        problem = "the password is wrong, or it is" if password else "it is"
         raise KeyUnreadable(path, f"{problem} no private key in PEM") from error
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
-        raise KeyOfOtherKind(path, "another kind of key", f"{_KIND} is wanted")
+        raise KeyOfOtherKind(path, "another kind of key", f"{_KIND} is needed")
     return key
 
 
@@ -146,12 +146,12 @@ def _read(path: Path) -> bytes:
 
 
 def _fingerprint(key: EllipticCurvePublicKey) -> str:
-    """Return what a signature calls its key: the SHA-256 of the public key's PEM."""
+    """Return the key's name in a signature: the SHA-256 of the public key's PEM."""
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def _signer(archive: Path, signature: Path) -> str:
-    """Return the fingerprint of the key that the signature says it was made with."""
+    """Return the fingerprint of the key that the signature names."""
     try:
         with signature.open("rb") as file:
             data = file.read(_MAX_SIGNATURE_BYTES + 1)

@@ -122,7 +122,7 @@ class Agent:
                 await asyncio.wait_for(self._reconciler.step_ended.wait(), RECONCILE_EVERY_S)
 
     async def drain(self) -> None:
-        """Tell gateways to stop sending; return when no request is left or `drain_timeout_s` has passed."""
+        """Ask gateways to stop sending; return when no request is left or `drain_timeout_s` has passed."""
         self._draining = True
         began = time.monotonic()
         _log.info("draining")

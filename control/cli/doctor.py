@@ -16,7 +16,7 @@ import httpx
 
 from control.agent.torchserve.process import find_java, torchserve_home
 from control.agent.torchserve.run_folder import run_base
-from control.agents import AskedAgent, ask_agents
+from control.agents import AgentAnswer, ask_agents
 from control.archive import inspect_archive, load_trusted_keys
 from control.cli.keys import read_keys
 from control.cli.status import ask_gateway, columns, drift, output
@@ -89,7 +89,7 @@ def _installed() -> Iterable[Finding]:
         yield Finding("bad", "kill", "not on PATH: TorchServe cannot stop workers", "install procps")
 
 
-def _settings(seen: Sequence[AskedAgent]) -> Iterable[Finding]:
+def _settings(seen: Sequence[AgentAnswer]) -> Iterable[Finding]:
     try:
         settings = read_agent_settings()
     except ControlError as error:
@@ -142,7 +142,7 @@ def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
         yield Finding("note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/security.md)")
 
 
-def _agent(plan: traffic_plan.Plan | None, agent: AskedAgent) -> Iterable[Finding]:
+def _agent(plan: traffic_plan.Plan | None, agent: AgentAnswer) -> Iterable[Finding]:
     about = f"agent {agent.url}"
     if agent.status is None:
         yield Finding(

@@ -12,7 +12,7 @@ import httpx
 
 from contracts import model as model_contract
 from contracts import plan as traffic_plan
-from control.agents import AskedAgent, ask_agents
+from control.agents import AgentAnswer, ask_agents
 from control.archive import inspect_archive
 from control.errors import ControlError, MetricsUnreadable
 from control.release import plan_edits
@@ -50,7 +50,7 @@ class Overview:
     ok: bool
     plan: Plan | None
     plan_error: str | None
-    agents: list[AskedAgent]
+    agents: list[AgentAnswer]
     gateways: list[dict[str, Any]]
     drift: list[str]
     counted: dict[str, Any]
@@ -148,7 +148,7 @@ def print_overview(view: Overview, *, as_json: bool) -> None:
         console.print(f"drift     [yellow]{line}[/yellow]")
 
 
-def list_versions(home: Path, seen: Iterable[AskedAgent], model_store: Path) -> list[dict[str, Any]]:
+def list_versions(home: Path, seen: Iterable[AgentAnswer], model_store: Path) -> list[dict[str, Any]]:
     """Return every version in the plan, on the agents `seen` or in the model store, as JSON-able data."""
     found: dict[str, dict[str, Any]] = {}
 
@@ -196,7 +196,7 @@ def plan_line(plan: Plan) -> str:
     return f"revision {plan.revision}: {plan.model}, {', '.join(roles)}"
 
 
-def _agent_line(agent: AskedAgent) -> str:
+def _agent_line(agent: AgentAnswer) -> str:
     if agent.status is None:
         return f"[red]{agent.error}[/red]"
     server = agent.status.torchserve
@@ -237,7 +237,7 @@ def _counted_line(counted: dict[str, Any]) -> str:
     return line
 
 
-def drift(plan: Plan | None, agent: AskedAgent) -> Iterable[str]:
+def drift(plan: Plan | None, agent: AgentAnswer) -> Iterable[str]:
     """Yield each difference between the plan and the agent's status, as a sentence."""
     url, status = agent.url, agent.status
     if status is None:

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture
 def serve():
-    """`serve(answer)`: a server's address; `answer(headers)` is the status and the body of each of its answers."""
+    """`serve(answer)`: the address of a server; `answer(headers)` returns status and body of each response."""
     servers = []
 
     def serve(answer):

@@ -1,4 +1,4 @@
-"""Asking agents: a status, or a sentence about why there is none."""
+"""Asking agents gives a status, or a sentence with the reason why there is none."""
 
 import json
 import time
@@ -20,7 +20,7 @@ def page(observed_at: float, role: str = "stable") -> bytes:
 
 
 @pytest.mark.parametrize(("role", "serves"), [("stable", True), ("canary", False)])
-def test_a_status_comes_with_its_age_and_whether_the_stable_version_serves(serve, role, serves):
+def test_a_status_has_its_age_and_says_if_the_stable_version_serves(serve, role, serves):
     asked = ask_agent(serve(lambda _: (200, page(time.time() - 5, role))))
     assert asked.status is not None
     assert (asked.status.plan_revision, asked.serves, asked.error) == (3, serves, "")
@@ -31,20 +31,20 @@ def test_a_status_comes_with_its_age_and_whether_the_stable_version_serves(serve
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        ((200, b"<html>"), "answers something else than a status (agent status is no JSON"),
+        ((200, b"<html>"), "does not answer with a status (agent status is no JSON"),
         ((200, b'{"schema": 9}'), "agent status field schema is 9, expected 1 or 2"),
         ((200, b" " * (agent_status.MAX_BYTES + 1)), "expected at most 16000000"),
         ((503, b"busy"), "does not answer (HTTPStatusError)"),
     ],
 )
-def test_an_agent_without_a_status_is_told_by_a_sentence(serve, answer, error):
+def test_an_agent_without_a_status_gives_an_error_sentence(serve, answer, error):
     asked = ask_agent(serve(lambda _: answer))
     assert asked.status is None
     assert error in asked.error
     assert asked.dump() == {"url": asked.url, "error": asked.error}
 
 
-def test_each_agent_is_asked_and_stands_in_its_place(serve):
+def test_answers_are_in_the_order_of_the_addresses(serve):
     works = serve(lambda _: (200, page(time.time())))
     first, second = ask_agents([NOWHERE, works])
     assert (first.url, first.error) == (NOWHERE, "does not answer (ConnectError)")

@@ -23,18 +23,18 @@ def test_a_mistyped_name_is_refused_with_the_nearest_known_one(monkeypatch):
         read_agent_settings()
 
 
-def test_an_impossible_value_is_named_without_a_traceback_of_pydantic(monkeypatch):
+def test_an_invalid_value_is_refused_with_its_variable(monkeypatch):
     monkeypatch.setenv("AGENT_PORT", "99999")
     with pytest.raises(BadSetting, match=r"^AGENT_PORT = '99999': "):
         read_agent_settings()
 
 
-def test_plan_lies_in_the_home_folder(monkeypatch, tmp_path):
+def test_the_plan_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("GRADSERVE_HOME", str(tmp_path))
     assert read_agent_settings().plan == tmp_path / "plan.json"
 
 
-def test_gateways_are_told_the_advertised_host(monkeypatch):
+def test_the_inference_url_has_the_advertised_host(monkeypatch):
     monkeypatch.setenv("AGENT_ADVERTISED_HOST", "replica-1")
     assert read_agent_settings().inference_url == "http://replica-1:9101"
 
@@ -53,5 +53,5 @@ def test_env_example_is_up_to_date():
         ("192.0.2.1", "http://192.0.2.1:80"),
     ],
 )
-def test_a_server_is_asked_where_it_listens(host, url):
+def test_local_url_reaches_a_server_that_listens_on_the_host(host, url):
     assert local_url(host, 80) == url

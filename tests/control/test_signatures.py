@@ -1,4 +1,4 @@
-"""Signed archives: who has to have signed, what is refused in which words, and that nothing is parsed before."""
+"""Signed archives: the keys that are accepted, the refusals, and that the signature is checked before parsing."""
 
 import json
 import zipfile
@@ -63,7 +63,7 @@ def sign(archive, private, password=None):
     sign_archive(archive, signature_path(archive), private, password)
 
 
-def test_an_archive_is_loaded_when_one_of_the_trusted_keys_has_signed_it(archive, keys):
+def test_an_archive_signed_by_one_of_the_trusted_keys_is_accepted(archive, keys):
     (ours, public), (_, other) = keys("release"), keys("other")
     sign(archive, ours)
     assert inspect_archive(archive, trusted=load_trusted_keys([other, public])).signed == "by release.pub"
@@ -72,10 +72,10 @@ def test_an_archive_is_loaded_when_one_of_the_trusted_keys_has_signed_it(archive
     assert inspect_archive(archive, trusted=load_trusted_keys([])).signed == "no"
 
 
-def test_each_wrong_signature_has_its_own_refusal(archive, keys):
+def test_each_wrong_signature_has_its_own_error(archive, keys):
     (ours, public), (stranger, _) = keys("release"), keys("stranger")
     trusted = load_trusted_keys([public])
-    with pytest.raises(SignatureMissing, match=r"m-1\.0\.mar\.sig is missing \(gradserve archive sign"):
+    with pytest.raises(SignatureMissing, match=r"m-1\.0\.mar\.sig is missing; create it with gradserve archive sign"):
         inspect_archive(archive, trusted=trusted)
     sign(archive, stranger)
     with pytest.raises(SignerUnknown, match=r"unknown key \([0-9a-f]{12}…\); trusted: release\.pub"):
@@ -87,7 +87,7 @@ def test_each_wrong_signature_has_its_own_refusal(archive, keys):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[" * 50_000, '{"verificationMaterial": null}', " " * 200_000])
-def test_what_is_no_signature_is_refused(archive, keys, text):
+def test_a_file_that_is_no_signature_is_refused(archive, keys, text):
     trusted = load_trusted_keys([keys("release")[1]])
     signature_path(archive).write_text(text)
     with pytest.raises(SignatureUnreadable, match="sign it again"):
@@ -127,7 +127,7 @@ def test_the_agents_private_copy_is_checked_by_the_signature_beside_the_archive(
     assert inspect_copy(archive, sha256, store, trusted).signed == "by release.pub"
 
 
-def test_nothing_of_an_archive_is_parsed_before_its_signature_is_checked(tmp_path, keys):
+def test_the_signature_is_checked_before_the_archive_is_parsed(tmp_path, keys):
     (_, public), (stranger, _) = keys("release"), keys("stranger")
     path = tmp_path / "m-1.0.mar"
     path.write_bytes(b"no zip at all")
@@ -139,7 +139,7 @@ def test_nothing_of_an_archive_is_parsed_before_its_signature_is_checked(tmp_pat
         inspect_archive(path, trusted=trusted)
 
 
-def test_each_trusted_key_that_cannot_be_used_is_told_apart(tmp_path, keys):
+def test_each_unusable_public_key_has_its_own_error(tmp_path, keys):
     private, public = keys("release")
     _, edwards = keys("edwards", ed25519.Ed25519PrivateKey.generate())
     _, curve = keys("bitcoin", ec.generate_private_key(ec.SECP256K1()))
@@ -148,7 +148,7 @@ def test_each_trusted_key_that_cannot_be_used_is_told_apart(tmp_path, keys):
         (tmp_path / "none.pub", KeyMissing, "no such file"),
         (tmp_path, KeyUnreadable, "Is a directory"),
         (tmp_path / "text.pub", KeyUnreadable, "no public key in PEM"),
-        (private, KeyOfOtherKind, "a private key, the public one is wanted"),
+        (private, KeyOfOtherKind, "a private key, a public key is needed"),
         (edwards, KeyOfOtherKind, "another kind of key"),
         (curve, KeyOfOtherKind, "another kind of key"),
     ):
@@ -156,23 +156,23 @@ def test_each_trusted_key_that_cannot_be_used_is_told_apart(tmp_path, keys):
             load_trusted_keys([public, path])
 
 
-def test_each_private_key_that_cannot_sign_is_told_apart(tmp_path, keys):
+def test_each_unusable_private_key_has_its_own_error(tmp_path, keys):
     private, public = keys("release")
     locked, _ = keys("locked", password=b"secret")
     edwards, _ = keys("edwards", ed25519.Ed25519PrivateKey.generate())
     for path, password, error, text in (
         (tmp_path / "none.key", None, KeyMissing, "no such file"),
-        (public, None, KeyOfOtherKind, "a public key, the private one is wanted"),
+        (public, None, KeyOfOtherKind, "a public key, a private key is needed"),
         (edwards, None, KeyOfOtherKind, "another kind of key"),
-        (locked, None, KeyUnreadable, "it has a password: GRADSERVE_SIGNING_PASSWORD"),
-        (locked, "wrong", KeyUnreadable, "the password is not its own"),
+        (locked, None, KeyUnreadable, "it has a password: set GRADSERVE_SIGNING_PASSWORD"),
+        (locked, "wrong", KeyUnreadable, "the password is wrong"),
         (private, "secret", KeyUnreadable, "it has no password"),
     ):
         with pytest.raises(error, match=text):
             read_private_key(path, password)
 
 
-def test_commands_sign_with_a_locked_key_and_check(archive, keys, monkeypatch):
+def test_the_commands_sign_with_a_locked_key_and_verify(archive, keys, monkeypatch):
     private, public = keys("release", password=b"secret")
     monkeypatch.setenv("GRADSERVE_SIGNING_PASSWORD", "secret")
     run = CliRunner().invoke
@@ -186,7 +186,7 @@ def test_commands_sign_with_a_locked_key_and_check(archive, keys, monkeypatch):
     assert isinstance(run(app, ["archive", "verify", str(archive), "--key", str(public)]).exception, SignatureWrong)
 
 
-def test_an_archive_that_is_not_the_one_of_its_checksum_is_not_signed(archive, keys):
+def test_an_archive_with_another_checksum_is_not_signed(archive, keys):
     archive.with_name("m-1.0.mar.sha256").write_text(f"{'0' * 64}  m-1.0.mar\n")
     answer = CliRunner().invoke(app, ["archive", "sign", str(archive), "--key", str(keys("release")[0])])
     assert isinstance(answer.exception, ArchiveError)

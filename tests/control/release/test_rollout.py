@@ -101,7 +101,7 @@ def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, 
     assert both.rollback().stable == OLD
     assert time.monotonic() - began < 2
     assert any("http://127.0.0.1:9 does not answer" in line for line in said)
-    with pytest.raises(NotFollowed, match="The plan stands"):
+    with pytest.raises(NotFollowed, match="The plan stays in force"):
         both.promote("2.0")
 
 

@@ -70,7 +70,7 @@ def test_an_archive_becomes_the_stable_version_under_its_own_name(store, archive
 def test_a_plan_of_another_model_is_refused_with_a_command_that_works(store, archive, tmp_path):
     write(store, OTHER)
     command = "GRADSERVE_HOME=.gradserve-pets gradserve serve run"
-    with pytest.raises(OtherModel, match=f"the plan in force is of photos, not of pets.*{command}$"):
+    with pytest.raises(OtherModel, match=f"the plan in force serves photos, not pets.*{command}$"):
         refuse_other_model(store, "pets", Path("run"))
     with pytest.raises(OtherModel):
         plan_archive(store, archive, tmp_path / "models", print)
