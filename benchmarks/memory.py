@@ -20,11 +20,12 @@ from PIL import Image
 
 from contracts import model as model_contract
 from contracts.model import Engine
+from contracts.wire import Options
 from handlers.archive import load_network
 from handlers.engines import build_engine
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel
-from handlers.wire import Options, Row
+from handlers.wire import Row
 from training.tracking.store import environment
 
 STEP = 50

@@ -14,10 +14,11 @@ import torch
 from fastapi import FastAPI, Request, Response
 
 from contracts import model as model_contract
+from contracts.wire import Options
 from handlers.archive import load_network
 from handlers.engines import build_engine
 from handlers.model import ServedModel
-from handlers.wire import Options, Row
+from handlers.wire import Row
 
 
 def create_app() -> FastAPI:
