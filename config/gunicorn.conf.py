@@ -128,6 +128,6 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gu
 
     from gateway.server.worker import CONNECTIONS, INFERENCE  # noqa: PLC0415 — as above
 
-    CONNECTIONS.leave(worker.age)
-    INFERENCE.leave(worker.age)
+    CONNECTIONS.clear(worker.age)
+    INFERENCE.clear(worker.age)
     multiprocess.mark_process_dead(worker.pid)

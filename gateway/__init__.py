@@ -1,1 +1,1 @@
-"""The data plane's public face: HTTP in, TorchServe behind, no torch and no labels of its own."""
+"""The HTTP gateway in front of TorchServe. It imports no torch, and gets class names from the model's contract."""

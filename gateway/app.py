@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracer
 
 logger = logging.getLogger(__name__)
-# What another site's page may read of an answer's headers.
+# The response headers that scripts of another origin may read.
 EXPOSED = (
     "x-request-id",
     "server-timing",
@@ -62,7 +62,7 @@ def create_app(
     agent: httpx.AsyncBaseTransport | None = None,
     tracer: Tracer | None = None,
 ) -> FastAPI:
-    """Return the gateway; settings come from the environment unless given, tests pass in transports and tracer.
+    """Return the gateway. Without `settings` they come from the environment; tests pass in transports and the tracer.
 
     Raises:
         SettingsError: the environment's settings cannot be used.
@@ -90,8 +90,8 @@ def create_app(
         versions,
         service,
         BodyBudget(settings.max_buffered_bytes),
-        # Gunicorn's configuration refuses an unusable key file. One that breaks later must not end a new worker, and
-        # with it the gateway.
+        # Gunicorn's configuration refuses an unusable key file at the start. A file that breaks later must not stop a
+        # new worker, because Gunicorn would then stop the gateway.
         Callers(settings, waits_for_file=True),
         metrics,
         Shadow(
@@ -100,7 +100,7 @@ def create_app(
             metrics,
             predict=predict,
             timeout_s=settings.timeout_s,
-            row_images=settings.chunk_images,
+            batch_images=settings.chunk_images,
         ),
         tracer,
     )
@@ -108,24 +108,24 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if state.tracer is None and settings.otlp_endpoint:
-            # Not at the top: a gateway without traces does not pay for the import.
+            # Imported here, so that a gateway without traces does not pay for the import.
             from gateway.telemetry.tracing import exporting_tracer  # noqa: PLC0415
 
             state.tracer = exporting_tracer(settings.otlp_endpoint)
-        look(state)
+        refresh(state)
         await agents.poll_all(versions.revision)
-        watch = asyncio.create_task(keep_fresh(state))
+        refreshing = asyncio.create_task(refresh_forever(state))
         yield
-        watch.cancel()
+        refreshing.cancel()
         with suppress(asyncio.CancelledError):
-            await watch
+            await refreshing
         await state.shadow.close()
         if state.tracer is not None:
             await asyncio.to_thread(state.tracer.close)
         await agents.close()
         await torchserve.close()
         await state.callers.close()
-        tell_refused(state)
+        report_refused(state)
 
     app = FastAPI(
         title="gradserve",
@@ -135,7 +135,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=operation_id,
-        # Its own spans would stand beside ours (gateway/telemetry/tracing.py), and it looks for them at each request.
+        # FastAPI's own spans would duplicate ours (gateway/telemetry/tracing.py).
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.gateway = state
@@ -157,21 +157,21 @@ def create_app(
 
 
 def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
-    """Return the places of one kind of call: so many for one caller, and a quarter more for the others."""
+    """Return the limiter for one kind of call: `for_one` places per caller, a quarter more for all callers together."""
     return ConcurrencyLimiter(for_one + math.ceil(for_one / 4), settings.admission_wait_s, per_caller=for_one)
 
 
-def look(state: AppState) -> None:
-    """One look at the plan, the keys and the places."""
+def refresh(state: AppState) -> None:
+    """Re-read the plan and the keys if they changed, sample the places in use, and report the refused calls."""
     state.versions.refresh_plan()
     state.callers.refresh_keys()
     state.metrics.sample("predict", state.service.predict_limiter)
     state.metrics.sample("explain", state.service.explain_limiter)
-    tell_refused(state)
+    report_refused(state)
 
 
-def tell_refused(state: AppState) -> None:
-    """Logs and counts the refusals for want of a place since the last time."""
+def report_refused(state: AppState) -> None:
+    """Log and count the calls that were refused since the last report because no place was free."""
     for route, count in state.refused_early.items():
         state.metrics.count_refused(route, count)
     if refused := state.saturated + state.refused_early.total():
@@ -180,24 +180,25 @@ def tell_refused(state: AppState) -> None:
     state.refused_early.clear()
 
 
-async def keep_fresh(state: AppState) -> None:
-    """Looks again and again; a fault in one look must not end the looking."""
+async def refresh_forever(state: AppState) -> None:
+    """Refresh the state and poll the agents every `poll_s` seconds; an exception is logged and does not end it."""
     while True:
         await asyncio.sleep(state.settings.poll_s)
         try:
-            look(state)
-            state.agents.begin_polls(state.versions.revision)  # after the plan: they report by which one is routed
+            refresh(state)
+            # After the plan was read: a poll reports the revision that calls are routed by.
+            state.agents.begin_polls(state.versions.revision)
         except Exception:
-            logger.exception("a look at the plan and the agents failed")
+            logger.exception("refreshing the plan, the keys and the agents' statuses failed")
 
 
 def operation_id(route: APIRoute) -> str:
-    """Return a route's operation id: clients that are generated from the document name their functions by it."""
+    """Return a route's operation id; generated clients name their functions after it."""
     return route.name
 
 
 async def answer_problem(request: Request, exception: Exception) -> Response:
-    """The problem document of a refusal or failure."""
+    """Return the problem document of a refusal or failure."""
     context = context_of(request.scope)
     error = from_exception(exception)
     context.code = error.code

@@ -1,4 +1,4 @@
-"""Keep the client's former address: `from gradserve import Client` replaces it."""
+"""The client under its former import path; `from gradserve import Client` replaces it."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Every way in which the gateway refuses or fails, and the one shape in which callers learn of it (RFC 9457).
+"""Every error that the gateway answers with, in one shape: problem documents (RFC 9457).
 
     GatewayError
     ├── BadRequest              400  empty_body · bad_multipart · missing_file · unexpected_field · too_many_files
@@ -19,8 +19,8 @@
     ├── QuotaExceeded           429  quota_exceeded
     ├── CallerHasTooManyPixels  429  too_many_pixels
     ├── HeadersTooLarge         431  headers_too_large
-    │   (all of these in gateway/refusals.py: the caller can do something about them)
-    ├── ImageRefused            4xx  what the handler said of one image (`HANDLER_CODES`)
+    │   (all errors above are in gateway/refusals.py: the caller can correct them)
+    ├── ImageRefused            4xx  the handler's error for one image (`HANDLER_CODES`)
     ├── Internal                500  internal_error
     ├── HandlerFailed           500  handler_failed
     ├── EngineNonsense          502  engine_nonsense
@@ -28,7 +28,7 @@
     ├── Unavailable             503  saturated · not_ready · draining
     └── DeadlinePassed          504  deadline_passed
 
-A constructor takes facts, the class writes the sentence. No upstream text, path or stack trace gets into one.
+A constructor takes facts, the class writes the sentence. No sentence holds text from TorchServe, a path or a traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import ClassVar
 
-# The handler's codes (its own sentence and facts are passed on for 4xx) and the status a caller gets.
+# The status for each of the handler's error codes. For a 4xx the handler's own sentence and facts are passed on.
 HANDLER_CODES = {
     "image_too_large": 413,
     "image_unreadable": 422,
@@ -47,12 +47,12 @@ HANDLER_CODES = {
     "deadline_passed": 504,
     "handler_failed": 500,
 }
-# Members that facts from the handler may not overwrite.
+# Members of the problem document that the handler's facts may not overwrite.
 RESERVED = {"type", "title", "status", "code", "detail", "instance", "request_id"}
 
 
 class GatewayError(Exception):
-    """What a caller is told: a status, a stable code, one sentence with its facts."""
+    """An error that a caller gets: a status, a stable code, one sentence and its facts."""
 
     status: int = 500
     code: str = "internal_error"
@@ -64,7 +64,7 @@ class GatewayError(Exception):
         self.facts = facts
 
     def problem(self) -> dict[str, object]:
-        """The members of the problem document that do not depend on the request."""
+        """Return the members of the problem document that do not depend on the request."""
         return {
             "type": "about:blank",
             "title": HTTPStatus(self.status).phrase,
@@ -76,7 +76,7 @@ class GatewayError(Exception):
 
 
 class ImageRefused(GatewayError):
-    """What the handler found wrong with one image or its options; `code` is the handler's own."""
+    """4xx: the handler refused one image or its options; `code` is the handler's own."""
 
     def __init__(self, code: str, detail: str, facts: dict[str, object]) -> None:
         super().__init__(detail)
@@ -86,14 +86,14 @@ class ImageRefused(GatewayError):
 
 
 class Internal(GatewayError):
-    """500: a fault of the gateway; the log has it under the request's id."""
+    """500: the gateway raised an unexpected exception; its log has it under the request's id."""
 
     def __init__(self) -> None:
         super().__init__("The gateway failed; its log has the reason under this request's id.")
 
 
 class HandlerFailed(GatewayError):
-    """500: the model's code, or its worker, failed on this request."""
+    """500: the model's code or its worker failed on this request."""
 
     code = "handler_failed"
 
@@ -102,31 +102,31 @@ class HandlerFailed(GatewayError):
 
 
 class EngineNonsense(GatewayError):
-    """502: TorchServe answered something that is no answer."""
+    """502: TorchServe's response cannot be parsed."""
 
     status = 502
     code = "engine_nonsense"
 
     def __init__(self) -> None:
-        super().__init__("The model server answered something that cannot be understood.")
+        super().__init__("The model server's answer cannot be parsed; its log may have the reason.")
 
 
 class EngineBroke(GatewayError):
-    """502: the connection to TorchServe broke before an answer came."""
+    """502: the connection to TorchServe was lost before the response came."""
 
     status = 502
     code = "engine_broke"
 
     def __init__(self) -> None:
-        super().__init__("The model server went away before it answered; the request may be sent again.")
+        super().__init__("The connection to the model server was lost before it answered: send the request again.")
 
 
 class Unavailable(GatewayError):
-    """503: not now; Retry-After says when."""
+    """503: the gateway cannot serve the call now; Retry-After gives the seconds to wait."""
 
     status = 503
     sentences: ClassVar[dict[str, str]] = {
-        "saturated": "All places, or all that one caller may have, are taken",
+        "saturated": "All places for calls, or all that one caller may have, are taken",
         "not_ready": "No verified worker is ready for this version",
         "draining": "This server is shutting down",
     }

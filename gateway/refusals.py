@@ -1,4 +1,4 @@
-"""What the caller can do something about: the tree's 4xx (gateway/errors.py draws all of it)."""
+"""The 4xx errors, which the caller can correct; gateway/errors.py draws the whole tree."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from gateway.errors import GatewayError
 
 
 class BadRequest(GatewayError):
-    """400: the request does not say what the route needs."""
+    """400: the request lacks something, or has something that the route does not take."""
 
     status = 400
 
 
 class EmptyBody(BadRequest):
-    """400: nothing was sent."""
+    """400: the body is empty."""
 
     code = "empty_body"
 
@@ -21,7 +21,7 @@ class EmptyBody(BadRequest):
 
 
 class BadMultipart(BadRequest):
-    """400: the body is not the multipart that its content type announces."""
+    """400: the content type announces multipart, and the body cannot be parsed as such."""
 
     code = "bad_multipart"
 
@@ -30,7 +30,7 @@ class BadMultipart(BadRequest):
 
 
 class MissingFile(BadRequest):
-    """400: a multipart body without the field `file`."""
+    """400: the multipart body has no field `file`."""
 
     code = "missing_file"
 
@@ -39,7 +39,7 @@ class MissingFile(BadRequest):
 
 
 class UnexpectedField(BadRequest):
-    """400: a multipart field that is not `file`."""
+    """400: the multipart body has another field than `file`."""
 
     code = "unexpected_field"
 
@@ -51,7 +51,7 @@ class UnexpectedField(BadRequest):
 
 
 class TooManyFiles(BadRequest):
-    """400: more images than the route takes."""
+    """400: the body has more images than the route takes."""
 
     code = "too_many_files"
 
@@ -61,7 +61,7 @@ class TooManyFiles(BadRequest):
 
 
 class BadParameter(BadRequest):
-    """400: an option, header or JSON member with a value that it cannot have."""
+    """400: an option, header or JSON member has an impossible value."""
 
     code = "bad_parameter"
 
@@ -70,7 +70,7 @@ class BadParameter(BadRequest):
 
 
 class UnknownParameter(BadRequest):
-    """400: an option that the route does not have."""
+    """400: the route has no such option."""
 
     code = "bad_parameter"
 
@@ -80,7 +80,7 @@ class UnknownParameter(BadRequest):
 
 
 class BadJson(BadRequest):
-    """400: a JSON body that cannot be read as what the route takes."""
+    """400: the JSON body is not what the route takes."""
 
     code = "bad_json"
 
@@ -89,7 +89,7 @@ class BadJson(BadRequest):
 
 
 class BadHttp(BadRequest):
-    """400: what came is no HTTP."""
+    """400: the bytes are no HTTP request."""
 
     code = "bad_http"
 
@@ -98,7 +98,7 @@ class BadHttp(BadRequest):
 
 
 class KeyMissing(GatewayError):
-    """401: no API key came."""
+    """401: the request has no API key."""
 
     status = 401
     code = "key_missing"
@@ -111,7 +111,7 @@ class KeyMissing(GatewayError):
 
 
 class KeyUnknown(GatewayError):
-    """401: the API key is none of ours."""
+    """401: the API key is not known here."""
 
     status = 401
     code = "key_unknown"
@@ -121,7 +121,7 @@ class KeyUnknown(GatewayError):
 
 
 class KeyExpired(GatewayError):
-    """401: the API key was ours until `expires`."""
+    """401: the API key was valid until `expires`."""
 
     status = 401
     code = "key_expired"
@@ -135,7 +135,7 @@ class KeyExpired(GatewayError):
 
 
 class ScopeMissing(GatewayError):
-    """403: the API key may not do this."""
+    """403: the API key lacks the scope that the route needs."""
 
     status = 403
     code = "scope_missing"
@@ -145,7 +145,7 @@ class ScopeMissing(GatewayError):
 
 
 class RouteUnknown(GatewayError):
-    """404: no such path."""
+    """404: no route has this path."""
 
     status = 404
     code = "route_unknown"
@@ -155,7 +155,7 @@ class RouteUnknown(GatewayError):
 
 
 class VersionUnknown(GatewayError):
-    """404: no replica has, or is about to have, this version."""
+    """404: the plan does not name this version."""
 
     status = 404
     code = "version_unknown"
@@ -165,7 +165,7 @@ class VersionUnknown(GatewayError):
 
 
 class ModelUnknown(GatewayError):
-    """404: the V2 path names another model."""
+    """404: the V2 path names a model that is not served."""
 
     status = 404
     code = "model_unknown"
@@ -175,7 +175,7 @@ class ModelUnknown(GatewayError):
 
 
 class MethodNotAllowed(GatewayError):
-    """405: the path exists, the method does not."""
+    """405: the route does not take this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -197,7 +197,7 @@ class BodyTooSlow(GatewayError):
 
 
 class BodyTooLarge(GatewayError):
-    """413: the body, counted as it streams, is over the limit."""
+    """413: the body has more bytes than the limit; they are counted while they arrive."""
 
     status = 413
     code = "body_too_large"
@@ -228,7 +228,7 @@ class ImageTooLarge(GatewayError):
 
 
 class TooManyPixels(GatewayError):
-    """413: the images of one call have too many pixels together."""
+    """413: the images of one call together have too many pixels."""
 
     status = 413
     code = "too_many_pixels"
@@ -242,7 +242,7 @@ class TooManyPixels(GatewayError):
 
 
 class CallerHasTooManyPixels(GatewayError):
-    """429: the images of a caller's calls in flight have too many pixels together."""
+    """429: the images of a caller's calls in flight together have too many pixels."""
 
     status = 429
     code = "too_many_pixels"
@@ -256,7 +256,7 @@ class CallerHasTooManyPixels(GatewayError):
 
 
 class MediaTypeUnsupported(GatewayError):
-    """415: the declared type is no raster image."""
+    """415: the declared content type is not that of a raster image."""
 
     status = 415
     code = "media_type_unsupported"
@@ -269,7 +269,7 @@ class MediaTypeUnsupported(GatewayError):
 
 
 class FormExpected(GatewayError):
-    """415: the route takes a form, and the declared type is another."""
+    """415: the route takes a form, and the declared content type is another."""
 
     status = 415
     code = "media_type_unsupported"
@@ -282,7 +282,7 @@ class FormExpected(GatewayError):
 
 
 class QuotaExceeded(GatewayError):
-    """429: the caller's quota is used up for now."""
+    """429: the caller's quota is used up until the window ends."""
 
     status = 429
     code = "quota_exceeded"
@@ -296,7 +296,7 @@ class QuotaExceeded(GatewayError):
 
 
 class HeadersTooLarge(GatewayError):
-    """431: the request's line and headers are over the limit."""
+    """431: the request's line and headers have more bytes, or there are more headers, than the limit."""
 
     status = 431
     code = "headers_too_large"

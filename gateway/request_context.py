@@ -1,4 +1,4 @@
-"""What the gateway notes about one request while it answers: for its log line, its metrics and its Server-Timing."""
+"""The request context: facts about one request for its log line, its metrics and its Server-Timing header."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-# Long enough for a W3C trace id or a UUID with a prefix; no character that could break a log line or a header.
+# Long enough for a W3C trace id or a UUID with a prefix, without a character that could break a log line or a header.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-# The route of a request that no route takes: a caller's own path would be a label without bound.
+# The route label of a request that no route matches. The path itself would be a label without bound.
 UNMATCHED = "unmatched"
 
 
 class Quota(NamedTuple):
-    """One quota that the request was counted against: `remaining` of `amount` calls are left for `left_s` seconds.
+    """A quota that the request was counted against: `remaining` of `amount` calls are left for `left_s` seconds.
 
-    `kind` is what it belongs to, `key` or `address`; its windows are `window_s` seconds long.
+    `kind` is `key` or `address`; a window is `window_s` seconds long.
     """
 
     kind: str
@@ -34,9 +34,10 @@ class Quota(NamedTuple):
 
 
 class RequestContext:
-    """One request's notes; `stages` are seconds spent, in the order in which they ended."""
+    """The facts about one request; `stages` has the seconds spent in each stage, in the order in which they ended."""
 
     __slots__ = (
+        "batch_id",
         "body_bytes",
         "caller",
         "client",
@@ -48,7 +49,6 @@ class RequestContext:
         "quotas",
         "request_id",
         "route",
-        "row",
         "stages",
         "started",
         "status",
@@ -67,33 +67,33 @@ class RequestContext:
         self.model = ""
         self.version = ""
         self.caller = ""
-        self.client = ""  # whom its places count for: the key's name, else the address
-        self.key = ""  # which of the caller's keys, by its id
+        self.client = ""  # the places it takes count for this caller: the key's name, else the address
+        self.key = ""  # the id of the caller's key
         self.quotas: tuple[Quota, ...] = ()
-        self.entries: Sequence[dict[str, Any]] = ()  # a prediction's, for the metrics
-        self.is_hurried = False  # the caller left the version little time: that none is left is not its fault
+        self.entries: Sequence[dict[str, Any]] = ()  # of a prediction, for the metrics
+        self.is_hurried = False  # the caller's own short deadline: if it passes, the version is not to blame
         self.traceparent = ""
-        self.row = ""  # the request id under which its image travelled, if it is another's
+        self.batch_id = ""  # the request id that the upstream batch was sent under, if it is another request's
 
     def stage(self, name: str) -> Stage:
-        """A context that adds the time spent inside to the stage `name`."""
+        """Return a context manager that adds the time spent inside to the stage `name`."""
         return Stage(self.stages, name)
 
     def carried(self) -> Options:
-        """Return what names the request on its way to the model."""
+        """Return the options that identify the request to the handler: its id and its trace context."""
         return Options(self.request_id, traceparent=self.traceparent or None)
 
     def elapsed_s(self) -> float:
-        """Seconds since the request came."""
+        """Return the seconds since the request came."""
         return time.perf_counter() - self.started
 
     def server_timing(self) -> str:
-        """The stages so far as a Server-Timing header's value, in ms."""
+        """Return the value of the Server-Timing header: the stages so far, in ms."""
         stages = {**self.stages, "total": self.elapsed_s()}
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
     def rate_limits(self) -> tuple[str, str]:
-        """The values of the headers RateLimit-Policy and RateLimit, which list each quota.
+        """Return the values of the headers RateLimit-Policy and RateLimit, which list each quota.
 
         Source: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
         """
@@ -104,7 +104,10 @@ class RequestContext:
 
 
 class Stage:
-    """Times one stage; a generator's context costs several times as much, and each request has three."""
+    """A context manager that times one stage.
+
+    `contextlib.contextmanager` costs several times as much, and each request has three stages.
+    """
 
     __slots__ = ("_name", "_stages", "_started")
 
@@ -120,7 +123,7 @@ class Stage:
 
 
 def request_id_of(scope: Scope) -> str:
-    """The caller's own x-request-id where it is sane, else a new one."""
+    """Return the caller's own x-request-id if it matches `SANE_ID`, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and SANE_ID.fullmatch(value):
             return str(value.decode("ascii"))
@@ -128,11 +131,11 @@ def request_id_of(scope: Scope) -> str:
 
 
 def new_request_id() -> str:
-    """As random as a UUID, in a tenth of its time."""
+    """Return 128 random bits in hexadecimal; `uuid.uuid4` takes ten times as long."""
     return os.urandom(16).hex()
 
 
 def context_of(scope: Scope) -> RequestContext:
-    """The notes that the envelope began for this request."""
+    """Return the request context that RequestMiddleware made for this request."""
     context: RequestContext = scope["gradserve"]
     return context

@@ -1,4 +1,4 @@
-"""The gateway's settings: read once from `GATEWAY_*`, frozen, passed in. Nothing reads the environment on import."""
+"""The gateway's settings: read once from `GATEWAY_*`, frozen, passed in. No module reads the environment on import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
 
 class SettingsError(ValueError):
-    """Settings with which a process does not start; the message says what to change."""
+    """Raised for settings with which a process does not start; the message says what to change."""
 
 
 def _home_file(name: str) -> Path:
@@ -29,88 +29,89 @@ def _home_file(name: str) -> Path:
 
 
 class Settings(BaseSettings):
-    """What can be set. Each field is the environment variable `GATEWAY_<FIELD>`; lists are separated by commas."""
+    """The settings. Each field is the environment variable `GATEWAY_<FIELD>`; lists are separated by commas."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, use_attribute_docstrings=True, extra="forbid")
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback needs API keys, or `GATEWAY_AUTH=off`."""
+    """Address to listen on. An address other than loopback needs API keys, or `GATEWAY_AUTH=off`."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
     workers: int = Field(default=2, ge=1, le=64)
-    """Gateway processes. They share the cores with the model's workers."""
+    """Number of gateway processes. They share the CPU cores with TorchServe's workers."""
 
     agents: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:9100",)
     """Addresses of the agents, one per replica."""
     plan: Path = Field(default_factory=lambda: _home_file("plan.json"))
-    """The traffic plan's file. By default `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
+    """File of the traffic plan. The default is `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
     poll_s: float = Field(default=0.5, gt=0)
-    """Seconds between two looks at the agents, the plan and the key file."""
+    """Seconds between two polls of the agents, the plan file and the key file."""
     status_max_age_s: float = Field(default=3.0, gt=0)
-    """An agent's status older than this many seconds is no status."""
+    """Seconds after which an agent's status no longer counts."""
 
     timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a request may take in all. A caller may ask for less with the header `x-timeout-ms`, never for more."""
+    """Seconds that a request may take in total. A caller can shorten this with the header `x-timeout-ms`."""
     in_flight_predict: int = Field(default=16, ge=1)
-    """Predictions that one caller (by key, else by address) has in flight in one gateway process; a quarter more places
-    are for other callers. More wait, then get 503."""
+    """Predictions that one caller (by key, else by address) may have in flight in one gateway process; all callers
+    together may have a quarter more. Further calls wait briefly, then get 503."""
     in_flight_explain: int = Field(default=4, ge=1)
-    """Explanations that one caller has in flight in one gateway process, likewise."""
+    """Explanations that one caller may have in flight in one gateway process; otherwise as for predictions."""
     admission_wait_s: float = Field(default=0.25, ge=0)
-    """Seconds a request may wait for a place before it gets 503; under lasting overload most do not wait at all."""
+    """Seconds that a request may wait for a place before it gets 503. Under lasting overload most get 503 at once."""
 
     max_image_bytes: int = Field(default=6 * MIB, ge=1)
-    """Bytes one image may have. TorchServe's `max_request_size` must be larger."""
+    """Bytes that one image may have. TorchServe's `max_request_size` must be larger."""
     max_batch_bytes: int = Field(default=32 * MIB, ge=1)
-    """Bytes the body of one /predict/batch or V2 call may have."""
+    """Bytes that the body of one /predict/batch or V2 call may have."""
     max_pixels: int = Field(default=25_000_000, ge=1, le=50_000_000)
-    """Pixels one image may have; the handler decodes 50,000,000 at most."""
+    """Pixels that one image may have. The handler decodes at most 50,000,000."""
     max_caller_pixels: int = Field(default=200_000_000, ge=1)
-    """Pixels that the images of one call may have together (413), and those of all calls that one caller has in flight
-    in one gateway process (429)."""
+    """Pixels that the images of one call may have together (above it: 413), and those of all calls that one caller has
+    in flight in one gateway process (above it: 429)."""
     max_batch_images: int = Field(default=256, ge=1)
-    """Images one /predict/batch or V2 call may have."""
+    """Images that one /predict/batch or V2 call may have."""
     chunk_images: int = Field(default=32, ge=1)
-    """Images that go to TorchServe as one row, at most: of one batch, or of several callers of /predict. With 1 no
-    callers share a row."""
+    """Images in one upstream batch (one request to TorchServe), at most. They come from one /predict/batch call or from
+    several callers of /predict. With 1 the images of different callers are never sent together."""
     max_buffered_bytes: int = Field(default=256 * MIB, ge=1)
-    """Bytes of bodies that one gateway process holds at a time, over all its requests; above it new ones get 503."""
+    """Bytes of request bodies that one gateway process holds at a time; further requests get 503."""
     body_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a body may take to arrive, and an answer to be read, before the caller is cut off."""
+    """Seconds that a caller may take to send a body, and to read an answer, before its connection is closed."""
     header_timeout_s: float = Field(default=10.0, gt=0)
-    """Seconds a connection may take to send a request's headers before it is closed."""
+    """Seconds that a caller may take to send a request's headers before its connection is closed."""
     max_header_bytes: int = Field(default=16 * 1024, ge=1024)
-    """Bytes a request's line and headers may have together."""
+    """Bytes that a request's line and headers may have together."""
     max_connections: int = Field(default=1000, ge=1)
-    """Connections that one gateway process holds at a time, as far as its limit of open files leaves 256 for other
-    uses; for further ones those that have been idle longest are ended."""
+    """Connections that one gateway process holds at a time; fewer if its limit of open files would not leave 256 for
+    other uses. For each further connection the one that has been idle longest is closed."""
     keep_alive_s: int = Field(default=15, ge=1)
-    """Seconds an idle connection stays open."""
+    """Seconds that an idle connection stays open."""
 
     auth: Literal["keys", "off"] = "keys"
-    """`off` serves everyone, on any address. `keys` asks for an API key where keys are configured, and without any
-    serves loopback only."""
+    """`off` serves everyone, on any address. `keys` needs an API key if any keys are configured; without keys it serves
+    loopback only."""
     keys_file: Path | None = None
-    """File of API keys (their SHA-256 only), made by `gradserve keys`; re-read when it changes."""
+    """File of API keys (only their SHA-256), written by `gradserve keys` and re-read when it changes."""
     keys: Annotated[tuple[str, ...], NoDecode] = ()
     """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, read."""
     rate_per_key: str = ""
-    """Quota of each API key that has none of its own, like `600/minute`; empty for none."""
+    """Quota of each API key that has no quota of its own, like `600/minute`; empty for no quota."""
     rate_per_address: str = ""
-    """Quota of each client address, like `100/second`; empty for none."""
+    """Quota of each client address, like `100/second`; empty for no quota."""
     rate_store: str = "memory://"
-    """Where quotas are counted: `memory://` (each gateway process for itself) or a `redis://` address (together)."""
+    """Store in which quotas are counted: `memory://` (per gateway process) or a `redis://` address (shared)."""
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
-    """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto count; `*` believes every caller."""
+    """Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted; `*` trusts every caller."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins whose pages may call the gateway from a browser."""
+    """Origins whose web pages may call the gateway from a browser."""
 
     drain_s: float = Field(default=1.0, ge=0)
-    """Seconds from SIGTERM, when /readyz turns 503 and connections are asked to close, to the end of accepting."""
+    """Seconds that a process still accepts connections after SIGTERM, while /readyz answers 503 and answers ask for the
+    connection's end."""
     otlp_endpoint: str = ""
-    """OpenTelemetry collector that gets traces over OTLP/HTTP, like `http://127.0.0.1:4318`; empty for no traces."""
+    """OpenTelemetry collector that traces are sent to over OTLP/HTTP, like `http://127.0.0.1:4318`; empty for none."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log line that is written; a request's line is `info`."""
+    """Lowest level of log lines that are written; the line for each request has `info`."""
 
     @field_validator("agents", "keys", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
@@ -135,29 +136,29 @@ class Settings(BaseSettings):
         return self
 
     def check_addresses(self, hosts: Iterable[str]) -> None:
-        """Does nothing where only this machine reaches `hosts`, or callers need keys.
+        """Refuse to serve other machines without API keys, unless `GATEWAY_AUTH=off` allows it.
 
         Raises:
-            ValueError: others reach one of them, and nobody said that everyone may.
+            ValueError: one of `hosts` is reachable by other machines, and callers need no key.
         """
         if self.auth == "off" or self.asks_for_keys:
             return
         for host in hosts:
             if not is_loopback(host):
                 raise ValueError(
-                    f"the address {host} is reachable by others and no API keys are configured: set "
+                    f"the address {host} is reachable by other machines and no API keys are configured: set "
                     "GATEWAY_KEYS_FILE (`gradserve keys` makes one), or GATEWAY_AUTH=off to serve everyone, "
                     "or GATEWAY_HOST=127.0.0.1"
                 )
 
     @property
     def asks_for_keys(self) -> bool:
-        """Whether callers need an API key."""
+        """True if callers need an API key."""
         return self.auth == "keys" and (self.keys_file is not None or bool(self.keys))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
+    """Return True if only this machine reaches `host`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -165,21 +166,21 @@ def is_loopback(host: str) -> bool:
 
 
 def load_settings() -> Settings:
-    """Return the gateway's settings that the process's environment gives.
+    """Return the gateway's settings from the environment.
 
     Raises:
-        SettingsError: an unknown `GATEWAY_*` name, or a value that a field cannot have.
+        SettingsError: the environment has an unknown `GATEWAY_*` name, or an impossible value.
     """
     return read_settings(Settings)
 
 
 def read_settings(model: type[AnySettings]) -> AnySettings:
-    """Return the settings of `model` that the process's environment gives; control reads the agent's with it.
+    """Return the settings of `model` from the environment; the agent's settings are read with it too.
 
-    pydantic-settings ignores a mistyped variable, so names with the model's prefix that no field has are refused here.
+    pydantic-settings ignores a mistyped variable, so this refuses names that have the model's prefix and are no field.
 
     Raises:
-        SettingsError: an unknown name with the model's prefix, or a value that a field cannot have.
+        SettingsError: the environment has an unknown name with the model's prefix, or an impossible value.
     """
     prefix = model.model_config["env_prefix"]
     known = {prefix + field.upper() for field in model.model_fields}
@@ -203,5 +204,5 @@ def _sentence(error: ValidationError, prefix: str) -> str:
 
 
 def trusts_everyone(proxies: Iterable[str]) -> bool:
-    """Return True if `proxies` (GATEWAY_TRUSTED_PROXIES) let every caller say from which address he comes."""
+    """Return True if `proxies` (GATEWAY_TRUSTED_PROXIES) lets every caller choose the address it is counted by."""
     return any(proxy.strip() in {"*", "0.0.0.0/0", "::/0"} for proxy in proxies)

@@ -1,4 +1,4 @@
-"""The settings for people: the table of docs/gateway.md, and the values in effect with where they come from."""
+"""The settings as text for people: the table of docs/gateway.md, and the values in effect with their sources."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ SECRET_PARAMETER = re.compile(r"([?&](?:password|secret|token|username))=[^&,\s]
 
 
 def settings_table() -> str:
-    """The settings as a Markdown table."""
+    """Return the settings as a Markdown table."""
     rows = [f"| `{name}` | {_shown(default)} | {text} |" for name, default, text in _fields()]
     return "\n".join(["| variable | default | meaning |", "|---|---|---|", *rows])
 
 
 def effective_settings(settings: Settings) -> list[tuple[str, str, str]]:
-    """Each setting's name, value and source (`environment` or `default`); secrets are masked."""
+    """Return each setting's name, value and source (`environment` or `default`); secrets are masked."""
     shown = []
     for field in Settings.model_fields:
         value = mask_passwords(written(getattr(settings, field)))
@@ -31,13 +31,13 @@ def effective_settings(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def mask_key(entry: str) -> str:
-    """The name of the key that an entry of GATEWAY_KEYS describes; what is no entry may be a secret itself."""
+    """Return an entry of GATEWAY_KEYS as `name:****`; one without a colon is masked whole, as it may be a secret."""
     name, colon, _ = entry.partition(":")
     return f"{name}:****" if colon else "****"
 
 
 def mask_passwords(value: str) -> str:
-    """The addresses in `value` without who logs in there and with what."""
+    """Return `value` with the credentials in its addresses masked."""
     return SECRET_PARAMETER.sub(r"\1=****", CREDENTIALS.sub("://****@", value))
 
 
@@ -51,7 +51,7 @@ def _fields() -> list[tuple[str, str, str]]:
 
 
 def written(value: Any) -> str:  # noqa: ANN401 — a setting's value
-    """The value as an environment variable writes it."""
+    """Return the value as text for an environment variable."""
     if value is None:
         return ""
     if isinstance(value, tuple):

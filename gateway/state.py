@@ -1,4 +1,4 @@
-"""What an application is made of, put together once in `gateway.app` and reached from every route."""
+"""The application's state: made once in `gateway.app`, and reached from every route."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class AppState:
-    """The application's parts.
+    """The objects that one gateway process shares between its requests.
 
-    `is_draining` changes once, when the process is told to stop. `saturated` counts refusals for want of a place until
-    they are logged, `refused_early` those of gateway/server/load_shedding.py by their route until they are in the
-    metrics too.
+    `is_draining` becomes true once, when the process gets SIGTERM. `saturated` counts the calls that were refused
+    because no place was free, until they are logged. `refused_early` counts by route those that
+    gateway/server/load_shedding.py refused, until they are logged and in the metrics.
     """
 
     settings: Settings
@@ -44,6 +44,6 @@ class AppState:
 
 
 def state_of(request: Request) -> AppState:
-    """The parts of the application that answers `request`."""
+    """Return the state of the application that answers `request`."""
     state: AppState = request.app.state.gateway
     return state

@@ -1,4 +1,4 @@
-"""The client for callers in Python: `from gradserve import Client`. Imports httpx alone."""
+"""The client for Python callers: `from gradserve import Client`. It needs only httpx."""
 
 from gradserve.client import Client, GatewayProblem
 

@@ -1,4 +1,4 @@
-"""Call a gateway from Python. Needs httpx alone.
+"""Call a gateway from Python. This module needs only httpx.
 
 with Client("http://localhost:8000") as client:
     answer = client.predict(Path("cat.png"), top_k=3)
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-# Refusals that say the call was not worked on, so that it may be sent again.
+# Statuses of calls that the gateway did not begin, so that they may be sent again.
 RETRIED = {429, 503}
 
 
 class GatewayProblem(Exception):
-    """The gateway refused or failed; `problem` is the whole problem document."""
+    """An error answer of the gateway; `problem` is the whole problem document."""
 
     def __init__(self, status: int, problem: dict[str, Any]) -> None:
         self.status = status
@@ -33,9 +33,9 @@ class GatewayProblem(Exception):
 
 
 class Client:
-    """Call one gateway. A refused call (429, 503) is sent again after Retry-After, at most `retries` times.
+    """A client for one gateway. A refused call (429, 503) is sent again after Retry-After, at most `retries` times.
 
-    A Retry-After above `timeout_s`, as a daily quota gives, raises the refusal at once.
+    If Retry-After is above `timeout_s`, as for a daily quota, the refusal is raised at once.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Client:
             least_s = _least_pause_s(answer, attempt)
             if answer.status_code not in RETRIED or attempt == self._retries or least_s > self._longest_pause_s:
                 break
-            # Callers that were refused together should not come back together.
+            # Random, so that callers that were refused together do not all come back together.
             self._sleep(least_s * random.uniform(1.0, 1.5))  # noqa: S311 — no secret
         return _checked(answer)
 

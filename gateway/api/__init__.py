@@ -1,1 +1,1 @@
-"""The HTTP surface: routes, schemas, uploads and the middleware around them."""
+"""The HTTP interface: routes, schemas, uploads and the middleware around them."""

@@ -1,4 +1,4 @@
-"""What routes are given: the application's state, the request's context, the caller's right to call, the deadline."""
+"""The dependencies of the routes: application state, request context, authorization and deadline."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gateway.inference.torchserve import Deadline
 from gateway.request_context import RequestContext, context_of
 from gateway.state import AppState, state_of
 
-# For the OpenAPI document; gateway/auth/callers.py reads the headers.
+# These two only document the headers in OpenAPI; gateway/auth/callers.py reads them.
 BEARER = HTTPBearer(scheme_name="bearer", auto_error=False)
 KEY_HEADER = APIKeyHeader(name="x-api-key", scheme_name="header", auto_error=False)
 
 
-# Dependencies are coroutines: FastAPI would run plain functions in a thread each.
+# Dependencies are coroutines because FastAPI runs each plain function in a thread.
 async def _state(request: Request) -> AppState:
     return state_of(request)
 
@@ -32,7 +32,7 @@ Context = Annotated[RequestContext, Depends(_context)]
 
 
 def require(scope: str) -> Any:  # noqa: ANN401 — FastAPI's own type of a dependency
-    """Return the dependency that lets a call pass if its key has `scope` and its quota is not used up."""
+    """Return the dependency that admits a call if its key has `scope` and its quota is not used up."""
 
     async def admit(
         request: Request,

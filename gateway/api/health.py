@@ -1,4 +1,4 @@
-"""`/livez`, `/readyz`, `/health` and `/models`: what the agents saw last, so a probe costs nothing and asks nobody."""
+"""`/livez`, `/readyz`, `/health`, `/models` and `/metrics`: from the agents' last statuses, without a request."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gateway.telemetry.metrics import CONTENT_TYPE
 from gateway.telemetry.state_metrics import state_metrics
 
 router = APIRouter(tags=["state"])
-UNAVAILABLE = {"description": "The stable version does not answer", "content": {JSON: {"example": examples.HEALTH}}}
+UNAVAILABLE = {"description": "The stable version is not ready", "content": {JSON: {"example": examples.HEALTH}}}
 
 
 @router.get("/livez", summary="The process is alive", response_model=Probe)
 async def livez() -> dict[str, str]:
-    """Answer while the process can; TorchServe's state does not matter."""
+    """Answer 200 while the process runs, whatever TorchServe's state."""
     return {"status": "alive"}
 
 
@@ -39,12 +39,12 @@ async def readyz(state: State) -> dict[str, str]:
 
 @router.get(
     "/health",
-    summary="What serves",
+    summary="The health report",
     response_model=Health,
     responses={**answers(examples.HEALTH), 503: {"model": Health, **UNAVAILABLE}},
 )
 async def health(state: State, response: Response) -> dict[str, Any]:
-    """Report what serves: 200 while the stable version answers and 503 while it does not."""
+    """Report the versions' health: 200 while the stable version is ready, 503 otherwise."""
     report = health_report(state)
     if report["status"] == "unavailable":
         response.status_code = 503
@@ -74,16 +74,16 @@ async def models(state: State) -> dict[str, Any]:
 )
 async def metrics(state: State) -> Response:
     """Return the metrics of all gateway processes in Prometheus's text format."""
-    # Several processes' files are read, which blocks for milliseconds.
+    # In a thread: reading the files of all processes blocks for milliseconds.
     text = await asyncio.to_thread(state.metrics.render, state_metrics(state))
     return Response(text, media_type=CONTENT_TYPE)
 
 
 def refuse_unready(state: AppState) -> None:
-    """Refuse a probe while calls should go elsewhere.
+    """Refuse a probe while calls should go to another gateway.
 
     Raises:
-        Unavailable: the gateway is shutting down, or no stable version answers.
+        Unavailable: the gateway is shutting down, or the stable version is not ready.
     """
     if state.is_draining:
         raise Unavailable("draining")
@@ -92,11 +92,15 @@ def refuse_unready(state: AppState) -> None:
 
 
 def health_report(state: AppState) -> dict[str, Any]:
-    """`ok`: every worker that the plan wants is ready; `degraded`: the stable version answers, but not all is well."""
+    """Return the health report; `reasons` says what is wrong.
+
+    `status` is `ok` if every worker that the plan wants is ready, `degraded` if the stable version is ready but
+    something is wrong, else `unavailable`.
+    """
     versions = merge_versions(state)
     plan = state.versions.plan
-    complaints = _complaints(state, versions)
-    status = "degraded" if complaints else "ok"
+    reasons = _reasons(state, versions)
+    status = "degraded" if reasons else "ok"
     if state.is_draining or not state.versions.is_ready():
         status = "unavailable"
     return {
@@ -105,12 +109,12 @@ def health_report(state: AppState) -> dict[str, Any]:
         "plan_revision": plan.revision if plan else None,
         "replicas": {"known": len(state.agents.replicas), "seen": len(state.agents.current())},
         "versions": [{key: value for key, value in version.items() if key != "contract"} for version in versions],
-        "reasons": complaints,
+        "reasons": reasons,
     }
 
 
 def merge_versions(state: AppState) -> list[dict[str, Any]]:
-    """Each version once, its workers summed over the replicas; the state is the worst that a replica reports."""
+    """Return each version once: its workers summed over the replicas, its state the worst that a replica reports."""
     merged: dict[str, dict[str, Any]] = {}
     for _, _, seen in state.versions.seen():
         entry = merged.setdefault(seen.version, _blank(seen))
@@ -148,7 +152,8 @@ def _add_pool(total: dict[str, Any], pool: Pool) -> None:
         total["pending"] = (total["pending"] or 0) + pool.pending
 
 
-def _complaints(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
+def _reasons(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for everything that is wrong."""
     reasons = []
     if state.is_draining:
         reasons.append("this gateway is shutting down")
@@ -165,7 +170,8 @@ def _complaints(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
             for kind, pool in version["workers"].items()
             if pool["ready"] < pool["wanted"]
         ]
-        if version["state"] == "degraded":  # a machine on which the engine never ran is as it was verified
+        # Only if degraded: on a machine where the engine never ran, the fallback engine is what the agent verified.
+        if version["state"] == "degraded":
             missing += [
                 f"{version['version']}: {pool['fallback']} of {pool['ready']} {kind} workers run the fallback engine"
                 for kind, pool in version["workers"].items()

@@ -1,6 +1,6 @@
-"""The outermost layer of every request: its id, its error answer, its headers, its log line and its metrics.
+"""The outermost layer of every request: it adds the id, error answer, headers, log line and metrics.
 
-Pure ASGI, because Starlette's BaseHTTPMiddleware costs a task and two queues for each request.
+It is pure ASGI, because Starlette's BaseHTTPMiddleware makes a task and two queues for each request.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from gateway.state import AppState
 
 logger = logging.getLogger(__name__)
-CLIENT_GONE = 499  # nginx's word in logs and metrics for a caller who left; nobody is answered with it
+CLIENT_GONE = 499  # nginx's status in logs and metrics for a caller who disconnected; it is never sent
 
 
 class RequestMiddleware:
-    """Wrap `app`, the application that `state` belongs to."""
+    """Middleware around `app`, the application that `state` belongs to."""
 
     def __init__(self, app: ASGIApp, *, state: AppState) -> None:
         self._app = app
         self._state = state
-        self._early = LoadShedder(state)
+        self._load_shedder = LoadShedder(state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, whatever happens inside."""
+        """Answer one request; an exception from the application becomes a problem document."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -44,34 +44,34 @@ class RequestMiddleware:
 
         head: Message | None = None
 
-        async def send_enveloped(message: Message) -> None:
+        async def send_answer(message: Message) -> None:
             nonlocal head
             if message["type"] == "http.response.start":
                 context.status = message["status"]
                 self._add_headers(message.setdefault("headers", []), context)
-                head = message  # sent with the body, by which its headers change
+                head = message  # sent together with the body, whose compression changes the headers
                 return
             if head is not None:
                 if len(message.get("body", b"")) >= MIN_BYTES and not message.get("more_body", False):
                     await compress(scope, head, message)
-                begun, head = head, None
-                await send(begun)
+                start, head = head, None
+                await send(start)
             await send(message)
 
         try:
             self._refuse_early(scope, context)
-            await self._app(scope, receive, send_enveloped)
+            await self._app(scope, receive, send_answer)
         except ClientGoneError:
             context.status = CLIENT_GONE
         except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
-            await self._answer_error(exception, scope, receive, send_enveloped)
+            await self._answer_error(exception, scope, receive, send_answer)
         finally:
             self._finish(scope, context)
             if tracer is not None and span is not None:
                 tracer.end(span, scope, context)
 
     def _add_headers(self, headers: list[tuple[bytes, bytes]], context: RequestContext) -> None:
-        # No image is needed any more, and the caller may take its time to read.
+        # The images are not needed any more; the caller may take long to read the answer.
         self._state.body_budget.give_back(context.body_bytes)
         context.body_bytes = 0
         headers.append((b"x-request-id", context.request_id.encode("ascii")))
@@ -84,12 +84,12 @@ class RequestMiddleware:
             headers.append((b"connection", b"close"))
 
     def _refuse_early(self, scope: Scope, context: RequestContext) -> None:
-        """Lets the call pass, unless it would be refused for want of a place after all the work of getting there.
+        """Refuse a call that gets no place, before its body is read.
 
         Raises:
-            Unavailable: there is no place, nor one in the line for it.
+            Unavailable: no place is free, and the queue for one is full.
         """
-        if self._early.applies(scope):
+        if self._load_shedder.applies(scope):
             context.route = scope["path"]
             raise Unavailable("saturated")
 
@@ -99,7 +99,7 @@ class RequestMiddleware:
         self._state.body_budget.give_back(context.body_bytes)
         self._state.metrics.finish(scope["method"], context)
         if context.code == "saturated" and context.status == 503:
-            self._state.saturated += 1  # told together: a line for each would take from those who are answered
+            self._state.saturated += 1  # logged together: a line for each would take time from served calls
         elif logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, context))
 
@@ -110,13 +110,13 @@ class RequestMiddleware:
         context.code = error.code
         if error.code == "internal_error":
             logger.error("unhandled exception", exc_info=exception, extra={"request_id": context.request_id})
-        if context.status:  # the answer has begun; nothing can be said any more
+        if context.status:  # the answer has begun, so its status cannot be changed
             raise exception
         await problem_response(error, context.request_id, scope["path"])(scope, receive, send)
 
 
 def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:
-    """What a request's log line says."""
+    """Return the members of a request's log line."""
     line: dict[str, Any] = {
         "request_id": context.request_id,
         "method": scope["method"],
@@ -130,6 +130,6 @@ def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:
         "code": context.code,
         "caller": context.caller,
         "key": context.key,
-        "row": context.row,
+        "row": context.batch_id,
     }
     return {**line, **{name: note for name, note in notes.items() if note}}

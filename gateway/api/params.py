@@ -1,7 +1,7 @@
-"""Query parameters and headers that a caller may send beside the image, as the types that the routes declare.
+"""The types of the query parameters and headers that a caller may send with the image.
 
 A parameter that a route does not declare, that comes twice or that has an impossible value is refused with a sentence
-about that parameter, before any body is read.
+that names it, before the body is read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_fraction(name: str, value: str) -> float:
 
 
 def check_name(name: str, value: str) -> str:
-    """Return `value` if a class or a method can be called so.
+    """Return `value` if it can be the name of a class or a method.
 
     Raises:
         BadParameter: `value` is empty or too long.
@@ -61,17 +61,17 @@ def check_name(name: str, value: str) -> str:
 
 
 def check_version(version: str) -> str:
-    """Return `version` if a version can be called so.
+    """Return `version` if it can be the name of a version.
 
     Raises:
-        BadParameter: no version is written like this.
+        BadParameter: `version` does not match `contracts.names.VERSION`.
     """
     if not VERSION.fullmatch(version):
         raise BadParameter("version", version, "a version, like 1.0.0")
     return version
 
 
-# The validators stand last, so that the OpenAPI document shows the bounds before them.
+# The validators come last, so that the OpenAPI document shows the bounds before them.
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(partial(whole_number, "top_k", 1, MAX_TOP_K))]
 Size = Annotated[
     int, Field(ge=1, le=MAX_OVERLAY_SIDE), BeforeValidator(partial(whole_number, "size", 1, MAX_OVERLAY_SIDE))
@@ -105,9 +105,9 @@ class PredictQuery(_Query):
     """Options of a prediction."""
 
     top_k: TopK = 1
-    """Classes to name, best first."""
+    """Number of classes to return, best first."""
     version: Version | None = None
-    """A version by name; by default the gateway chooses."""
+    """Version to ask; by default the gateway chooses."""
 
 
 class ExplainQuery(_Query):
@@ -118,14 +118,14 @@ class ExplainQuery(_Query):
     method: Method | None = None
     """CAM method; GET /models lists them."""
     alpha: Alpha | None = None
-    """How strongly the heatmap covers the image."""
+    """Opacity of the heatmap over the image, from 0 to 1."""
     size: Size | None = None
-    """Pixels of the overlay's long side."""
+    """Pixels of the overlay's longer side."""
     version: Version | None = None
-    """A version by name; by default the gateway chooses."""
+    """Version to ask; by default the gateway chooses."""
 
     def options(self, *, as_json: bool) -> Options:
-        """Return the options as the handler takes them."""
+        """Return the options for the handler."""
         return Options(
             target=self.target,
             method=self.method,
@@ -136,10 +136,10 @@ class ExplainQuery(_Query):
 
 
 async def refuse_repeated(request: Request) -> None:
-    """Refuse a query parameter that comes twice: which one counts would be a guess.
+    """Refuse a query parameter that comes twice, because the caller's intention is unclear.
 
     Raises:
-        BadParameter: one comes twice.
+        BadParameter: a parameter comes twice.
     """
     if not request.scope["query_string"]:
         return
@@ -150,5 +150,5 @@ async def refuse_repeated(request: Request) -> None:
 
 
 def wants_json(accept: str) -> bool:
-    """Return True if an Accept header asks for numbers: it names JSON and no image. In doubt the image is sent."""
+    """Return True if an Accept header asks for numbers, that is, if it names JSON and no image."""
     return "application/json" in accept and "image/" not in accept

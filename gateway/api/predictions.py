@@ -1,7 +1,7 @@
-"""`/predict`, `/predict/batch` and `/explain`: translate HTTP to the inference service and back, nothing else.
+"""`/predict`, `/predict/batch` and `/explain`: translate HTTP to the inference service and back.
 
-These routes return ready responses: to validate each answer against its schema again would cost every caller. A test
-holds real answers to the schemas.
+These routes return finished responses, because FastAPI's validation of each answer would make every call slower. A test
+checks real answers against the schemas.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def predict(
 async def predict_batch(
     request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
 ) -> Response:
-    """Name the class of each image. An image without an answer has its error in its place."""
+    """Name the class of each image, in order. The entry of an image that failed is its error."""
     ask = Ask(context, deadline, query.version)
     settings = state.settings
     with context.stage("body"):
@@ -112,19 +112,19 @@ async def explain(
     image = await _image(request, state, context)
     answer = await state.service.explain(image, options=options, ask=ask)
     if answer.overlay is not None:
-        about = overlay_headers(wire.parse_about(answer.overlay))
-        headers = {"vary": "accept", **about, "x-model-version": answer.version}
+        facts = overlay_headers(wire.parse_about(answer.overlay))
+        headers = {"vary": "accept", **facts, "x-model-version": answer.version}
         return Response(answer.overlay, media_type="image/png", headers=headers)
     return json_response({**answer.entries[0], **signature(answer, context)}, headers={"vary": "accept"})
 
 
 def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
-    """Return what an overlay explains as headers; what is not printable ASCII in a class's name is percent-encoded."""
+    """Return an overlay's facts as headers; characters of a class name that are not printable are percent-encoded."""
     return {f"x-{name}": quote(str(about[name]), safe=PRINTABLE) for name in OVERLAY_FACTS if name in about}
 
 
 def signature(answer: Answer, context: RequestContext) -> dict[str, Any]:
-    """Return who answered, and under which request id."""
+    """Return the members that name the model, the version and the request."""
     return {"model": {"name": answer.model, "version": answer.version}, "request_id": context.request_id}
 
 

@@ -1,4 +1,4 @@
-"""How any exception becomes the one error answer: `application/problem+json` (RFC 9457)."""
+"""Translate any exception into the one error format: `application/problem+json` (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def from_exception(error: Exception) -> GatewayError:
-    """The gateway's own error for any exception; an unknown one becomes `Internal` and tells nothing."""
+    """Return the gateway's error for any exception; an unexpected one becomes `Internal`, without its message."""
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, HTTPException):
@@ -29,7 +29,7 @@ def from_exception(error: Exception) -> GatewayError:
 
 
 def problem_response(error: GatewayError, request_id: str, path: str) -> Response:
-    """The problem document of `error` as a response; below /v2 with the member that the V2 protocol's clients read."""
+    """Return the problem document of `error`; for paths below /v2 with the member `error` that V2 clients read."""
     problem = {**error.problem(), "request_id": request_id}
     if path.startswith("/v2"):
         problem["error"] = error.detail
@@ -42,7 +42,7 @@ def problem_response(error: GatewayError, request_id: str, path: str) -> Respons
 
 
 def raw_problem(error: GatewayError, request_id: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """The problem document of `error` as the bytes of an HTTP/1.1 response with its headers and these."""
+    """Return a whole HTTP/1.1 response in bytes: the problem document of `error`, its headers and `headers`."""
     body = orjson.dumps({**error.problem(), "request_id": request_id})
     own = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     head = (

@@ -1,4 +1,4 @@
-"""The public answers as types: FastAPI documents them, and a test holds real answers to them."""
+"""The public answers as types: FastAPI documents them, and a test checks real answers against them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class _Answer(BaseModel):
 
 
 class ClassConfidence(_Answer):
-    """One class and how sure the model is of it."""
+    """One class and the model's confidence in it."""
 
     name: str = Field(alias="class")
     confidence: float = Field(ge=0, le=1)
 
 
 class ModelName(_Answer):
-    """Which version of which model answered."""
+    """The name and the version of the model that answered."""
 
     name: str
     version: str
@@ -41,7 +41,7 @@ class Prediction(ImagePrediction):
 
 
 class ImageError(BaseModel):
-    """Why one image of a batch has no prediction; further members are the error's facts."""
+    """The error of one image of a batch; further members are the error's facts."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -89,9 +89,9 @@ class Problem(BaseModel):
 
 
 class Workers(_Answer):
-    """Workers of one kind over all replicas, and the rows that wait for them (null: unseen).
+    """Workers of one kind over all replicas; `pending` upstream batches wait for them (null: not known).
 
-    `fallback` of the ready ones run the model's fallback engine: slower, with the same answers within its tolerance.
+    `fallback` of the ready workers run the model's fallback engine: slower, with the same answers within its tolerance.
     """
 
     ready: int
@@ -101,7 +101,7 @@ class Workers(_Answer):
 
 
 class WorkerKinds(_Answer):
-    """Predictions and explanations have workers of their own."""
+    """The workers for predictions and those for explanations."""
 
     predict: Workers
     explain: Workers

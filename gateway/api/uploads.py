@@ -1,7 +1,7 @@
-"""Images out of request bodies: raw or multipart, counted while they stream, cut off when they dawdle.
+"""Read images from request bodies, raw or multipart, with limits on bytes and time while they arrive.
 
-A file's name and declared size are never looked at; its declared type only to refuse what says itself that it is no
-image. What the bytes are, the handler finds out.
+A file's name and declared size are ignored. Its declared type is used only to refuse a file that is declared as
+something other than an image. The handler decides by the bytes.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 MAX_PART_HEADERS = 8
 MAX_PART_HEADER_BYTES = 1024
-# What a multipart body may have beyond its images: boundaries and part headers.
+# Bytes for each image that a multipart body may have for boundaries and part headers.
 PART_OVERHEAD_BYTES = 2 * 1024
 FIELDS = {b"file", b"files", b"image"}
-# How clients announce a file, unless its name needs escapes: to parse that takes a third of the form's time.
+# The usual Content-Disposition of a file. Parsing it by the library takes a third of the time for the whole form.
 _PLAIN_FILE = re.compile(rb'form-data; name="?(?:file|files|image)"?(?:; filename="[^"\\;]*")?')
-# What curl declares for `--data-binary` unless it is told otherwise; the bytes decide.
+# Content types that say nothing about the bytes; curl sends the last one by default for `--data-binary`.
 ANY_BYTES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
 _SANE_HOST = re.compile(r"[A-Za-z0-9.:\[\]_-]{1,255}")
 
 
 class ClientGoneError(Exception):
-    """The caller closed the connection before the body was whole; nobody is left to answer."""
+    """The caller closed the connection before the body was complete, so there is nobody to answer."""
 
 
 async def read_image(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The one image in the request's body.
+    """Return the one image in the request's body.
 
     Raises:
-        GatewayError: the body is empty, too large, too slow, of a wrong type, broken multipart, or no single image.
+        GatewayError: the body is empty, too large, too slow, of a wrong type or broken, or has not exactly one image.
     """
     if is_multipart(request):
         images = await read_images(
@@ -69,10 +69,10 @@ async def read_image(request: Request, *, max_bytes: int, timeout_s: float) -> b
 async def read_images(
     request: Request, *, max_images: int, max_image_bytes: int, max_bytes: int, timeout_s: float
 ) -> list[bytes]:
-    """The images of a multipart body's `file` parts, in order.
+    """Return the images in the `file` fields of a multipart body, in order.
 
     Raises:
-        GatewayError: as `read_image`, and for more than `max_images` images.
+        GatewayError: as `read_image`, or the body has more than `max_images` images.
     """
     form = ImageForm(request, _boundary(request), max_images=max_images, max_image_bytes=max_image_bytes)
     received = 0
@@ -88,11 +88,11 @@ async def read_images(
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body; its one chunk itself where it came as one.
+    """Return the whole body; a body that came as one chunk is not copied.
 
     Raises:
-        BodyTooLarge: it has more than `max_bytes`.
-        BodyTooSlow: it was not whole after `timeout_s`.
+        BodyTooLarge: the body has more than `max_bytes` bytes.
+        BodyTooSlow: the body was not complete after `timeout_s` seconds.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
@@ -108,15 +108,15 @@ async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> by
 
 
 def is_multipart(request: Request) -> bool:
-    """Whether the body announces itself as a form."""
+    """Return True if the body is declared as multipart."""
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
 def check_media_type(declared: str | None, request: Request) -> None:
-    """Let pass what may be a raster image: `ANY_BYTES`, and `image/*` but SVG.
+    """Accept the types in `ANY_BYTES`, and `image/*` except SVG.
 
     Raises:
-        MediaTypeUnsupported: the declared type is something else.
+        MediaTypeUnsupported: the declared type is another one.
     """
     media_type = (declared or "").split(";", 1)[0].strip().lower()
     if media_type in ANY_BYTES:
@@ -126,7 +126,7 @@ def check_media_type(declared: str | None, request: Request) -> None:
 
 
 def _own_url(request: Request) -> str:
-    """Return the request's address without its query, as it can be typed into a shell."""
+    """Return the request's URL without its query, in characters that are safe in a shell command."""
     host = request.headers.get("host", "")
     return f"{request.url.scheme}://{host if _SANE_HOST.fullmatch(host) else 'localhost'}{request.scope['path']}"
 
@@ -144,7 +144,7 @@ def _boundary(request: Request) -> bytes:
 
 
 async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
-    """The body's chunks as they come, without the empty ones; they count as held until the request is answered."""
+    """Yield the body's chunks that are not empty; they count in the body budget until the request is answered."""
     context, budget = context_of(request.scope), state_of(request).body_budget
     end = asyncio.get_running_loop().time() + timeout_s
     more = True
@@ -164,7 +164,7 @@ async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
 
 
 class ImageForm:
-    """A multipart form of images, parsed as it streams; nothing but parts with a name of `FIELDS` is kept."""
+    """A parser for a multipart form of images, fed while the body arrives; it takes only the fields `FIELDS`."""
 
     def __init__(self, request: Request, boundary: bytes, *, max_images: int, max_image_bytes: int) -> None:
         self._request = request
@@ -194,21 +194,21 @@ class ImageForm:
         )
 
     def write(self, chunk: bytes) -> None:
-        """Takes the body's next bytes.
+        """Parse the body's next bytes.
 
         Raises:
-            GatewayError: they break the form, or what it may hold.
+            GatewayError: the form is broken or over a limit, or has an unknown field.
         """
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            raise BadMultipart("its parts cannot be told apart by its boundary") from error
+            raise BadMultipart("its boundary does not separate its parts") from error
 
     def finish(self) -> list[bytes]:
-        """The images, when the body is whole.
+        """Return the images of the complete form.
 
         Raises:
-            GatewayError: the form's end is missing, or it holds no image.
+            GatewayError: the form's end is missing, or it has no image.
         """
         if not self._is_whole:
             raise BadMultipart("its closing boundary is missing")

@@ -1,7 +1,7 @@
 """The Open Inference Protocol V2 over HTTP, so that Triton's and KServe's clients work unchanged.
 
-The model takes one input `image` (BYTES, shape [n]: whole image files) and gives `class` (BYTES) and `confidence`
-(FP32), both of shape [n], or with the request parameter `top_k` above 1 both of shape [n, top_k].
+The input is `image` (BYTES, shape [n]: whole image files). The outputs are `class` (BYTES) and `confidence` (FP32),
+both of shape [n], or [n, top_k] if the request parameter `top_k` is above 1.
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
@@ -56,7 +56,7 @@ async def _ask_version(context: Context, deadline: CallDeadline, version: PathVe
     return Ask(context, deadline, version)
 
 
-Model = Annotated[str, Depends(_model)]  # the one in the path, if the plan serves it
+Model = Annotated[str, Depends(_model)]  # the model in the path; the plan serves it
 
 
 @router.get(
@@ -69,13 +69,13 @@ async def server() -> dict[str, Any]:
 
 @router.get("/health/live", name="v2_live", summary="V2: the process is alive")
 async def live() -> dict[str, bool]:
-    """Answer while the process can."""
+    """Answer 200 while the process runs."""
     return {"live": True}
 
 
 @router.get("/health/ready", name="v2_ready", summary="V2: calls can be sent here", responses=problems(*PROBE))
 async def ready(state: State) -> dict[str, bool]:
-    """Answer 200 while the stable version answers."""
+    """Answer 200 while the stable version is ready."""
     refuse_unready(state)
     return {"ready": True}
 
@@ -88,27 +88,27 @@ async def model_metadata(state: State, model: Model) -> dict[str, Any]:
 
 @router.get(OF_VERSION, name="v2_version", summary="V2: one version", **ABOUT)
 async def version_metadata(state: State, model: Model, version: PathVersion) -> dict[str, Any]:
-    """Return the same of one version."""
+    """Return the metadata of one version."""
     if version not in _versions(state):
         raise VersionUnknown(version)
     return _metadata(model, [version])
 
 
-@router.get(f"{MODEL}/ready", name="v2_model_ready", summary="V2: the model answers", **ABOUT)
+@router.get(f"{MODEL}/ready", name="v2_model_ready", summary="V2: the model is ready", **ABOUT)
 async def model_ready(state: State, model: Model) -> dict[str, Any]:
-    """Answer 200 while the model answers."""
+    """Answer 200 while the version that a call would get is ready."""
     return _readiness(state, model, None)
 
 
-@router.get(f"{OF_VERSION}/ready", name="v2_version_ready", summary="V2: the version answers", **ABOUT)
+@router.get(f"{OF_VERSION}/ready", name="v2_version_ready", summary="V2: the version is ready", **ABOUT)
 async def version_ready(state: State, model: Model, version: PathVersion) -> dict[str, Any]:
-    """Answer 200 while this version answers."""
+    """Answer 200 while this version is ready."""
     return _readiness(state, model, version)
 
 
 @router.post(f"{MODEL}/infer", name="v2_infer", **INFER)
 async def infer(request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask)]) -> Response:
-    """Name the classes of the images in the input tensor; one image without an answer fails the call.
+    """Name the classes of the images in the input tensor; if one image fails, the call fails.
 
     `shape` is the number of images. As octet-stream the body is the JSON, then the binary tensor, with the JSON's
     length in the header Inference-Header-Content-Length.
@@ -120,7 +120,7 @@ async def infer(request: Request, state: State, model: Model, ask: Annotated[Ask
 async def infer_by(
     request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask_version)]
 ) -> Response:
-    """Do the same with one version."""
+    """Name the classes of the images by one version."""
     return await _infer(request, state, model, ask)
 
 
@@ -147,7 +147,7 @@ async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Res
 
 
 async def _read(request: Request, state: AppState, context: RequestContext) -> v2_tensors.InferRequest:
-    """Return what is asked; the body is let go, because the images are copies of its parts."""
+    """Return the parsed call. The images are copies, so that the body's memory is freed on return."""
     settings = state.settings
     with context.stage("body"):
         body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)

@@ -1,7 +1,7 @@
-"""V2 tensors to images and predictions to V2 tensors, as JSON or with the binary tensor extension.
+"""Convert V2 tensors to images, and predictions to V2 tensors, in JSON or with the binary tensor extension.
 
-A BYTES tensor in binary is, for each element, its length as 4 bytes, little-endian, and the element. In JSON, where
-images cannot stand as they are, an element is base64.
+A binary BYTES tensor is a sequence of elements, each preceded by its length as 4 bytes, little-endian. In JSON an
+element is base64.
 Source: https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OUTPUTS = ("class", "confidence")
-MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON
-MAX_DIMENSIONS = 8  # of a shape; to multiply a body full of them would take hours
+MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON part
+MAX_DIMENSIONS = 8  # of a shape: multiplying the millions that a body has room for would take hours
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What a call asks: its images, how many classes each, and each wanted output: its name, whether it goes binary."""
+    """A parsed V2 call. Each of `outputs` is the name of a wanted output, and True if it is sent in binary."""
 
     id: str
     images: list[bytes]
@@ -39,7 +39,7 @@ class InferRequest:
 
 
 class ImageFailedError(GatewayError):
-    """One image of a V2 call has no answer, so the call has none; `index` says which."""
+    """The error of the image `index`, which fails the whole V2 call."""
 
     def __init__(self, index: int, error: dict[str, Any]) -> None:
         headers = {"retry-after": "1"} if error["status"] == 503 else None
@@ -49,10 +49,10 @@ class ImageFailedError(GatewayError):
 
 
 def read_request(body: bytes, header_length: str | None, *, max_images: int, max_image_bytes: int) -> InferRequest:
-    """The call that a body holds; `header_length` is its Inference-Header-Content-Length.
+    """Parse a V2 call's body; `header_length` is the value of its header Inference-Header-Content-Length.
 
     Raises:
-        GatewayError: it holds none, or more or larger images than are taken.
+        GatewayError: the body is no V2 call, or has more or larger images than allowed.
     """
     if not body:
         raise EmptyBody
@@ -61,7 +61,7 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
         if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 12):
             raise BadParameter("inference-header-content-length", header_length, "a number of bytes")
         end = min(int(header_length), end)
-    # Parsed, a member takes 24 times its bytes; base64 holds none of these.
+    # A parsed member takes 24 times its bytes in memory. Base64 has none of these characters.
     if sum(body.count(sign, 0, end) for sign in (b"[", b"{", b",")) > MAX_MEMBERS + MEMBERS_PER_IMAGE * max_images:
         raise BadJson("it has more members than a call can have")
     try:
@@ -84,10 +84,10 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
 
 
 def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
-    """Does nothing when every image has an answer.
+    """Raise the error of the first image that has no prediction.
 
     Raises:
-        ImageFailedError: the first that has none.
+        ImageFailedError: an image has no prediction.
     """
     for index, entry in enumerate(entries):
         if "error" in entry:
@@ -97,7 +97,7 @@ def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
 def write_response(
     head: dict[str, Any], entries: Sequence[dict[str, Any]], asked: InferRequest
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part where binary tensors follow (None: there are none)."""
+    """Return the body, and the length of its JSON part if binary tensors follow it, else None."""
     wide = asked.top_k > 1
     columns = min((len(entry["top"]) for entry in entries), default=0)
     shape = [len(entries), columns] if wide else [len(entries)]
@@ -137,7 +137,7 @@ def _input(head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _images(tensor: dict[str, Any], binary: memoryview, most: int) -> list[bytes]:
-    """The tensor's elements, `most` at most: counted while they are read, for a body has room for millions."""
+    """Return the tensor's elements; they are counted while they are read, because a body has room for millions."""
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(isinstance(side, int) and not isinstance(side, bool) for side in shape):
         raise BadJson("`shape` is no list of whole numbers")

@@ -1,4 +1,4 @@
-"""Who calls, what they may do and how often: API keys and quotas, checked before a body is read."""
+"""Callers, their API keys, scopes and quotas: checked before a body is read."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STORE_TIMEOUT_S = 0.25
-STORE_PAUSE_S = 5.0  # a store that failed is left alone for so long: each try costs a call its whole timeout
+STORE_PAUSE_S = 5.0  # after a failure of the store quotas are not counted for so long: each try delays a call
 TIDY_S = 5.0
 
 
 class Callers:
     """The keys and quotas of one gateway process.
 
-    Quotas are fixed windows: the cheapest of the library's strategies, and exact over each window. They are counted
-    in the library's store without its strategy, which would count again to tell what is left.
+    Quotas have fixed windows, the cheapest of the library's strategies, which is exact over each window. The library's
+    store counts them without its strategy class, which would need a second round trip to report what is left.
 
-    With `waits_for_file` a key file that cannot be used is no error: until it can, its keys are unknown.
+    With `waits_for_file` an unusable key file is no error: its keys are unknown until the file can be used.
 
     Raises:
-        SettingsError: keys, quotas or their store cannot be used.
+        SettingsError: the keys, the quotas or the store cannot be used.
     """
 
     def __init__(self, settings: Settings, *, waits_for_file: bool = False) -> None:
@@ -63,30 +63,31 @@ class Callers:
                 raise SettingsError(f"GATEWAY_KEYS_FILE={settings.keys_file} cannot be used: {self._file.error}")
         self._per_key = parse_quota("GATEWAY_RATE_PER_KEY", settings.rate_per_key)
         self._per_address = parse_quota("GATEWAY_RATE_PER_ADDRESS", settings.rate_per_address)
-        # A key may bring a quota of its own at any time.
+        # A key with a quota of its own may be added at any time.
         has_quotas = self._asks or self._per_key or self._per_address
         self._storage = _storage(settings.rate_store) if has_quotas else None
-        self._store_rests_until = 0.0
+        self._store_paused_until = 0.0
 
     def refresh_keys(self) -> None:
-        """Read the key file if it has changed; one that cannot be used leaves the keys as they are."""
+        """Re-read the key file if it has changed; an unusable file leaves the keys as they are."""
         if self._file is not None and self._file.refresh() and self._file.error is not None:
-            logger.error("key file not taken: %s", self._file.error)
+            logger.error("key file not used, the keys are unchanged: %s", self._file.error)
 
     @property
     def _keys(self) -> tuple[keys.Key, ...]:
-        """Every key that is known."""
+        """All known keys."""
         return self._fixed_keys if self._file is None or self._file.content is None else self._file.content
 
     def _load(self, path: Path) -> tuple[keys.Key, ...]:
         return keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
 
     async def admit(self, request: Request, scope: str) -> None:
-        """Lets the call pass and notes the caller's name, and what is left of its quotas.
+        """Admit the call; put the caller's name and the state of its quotas into the request context.
 
         Raises:
-            KeyMissing, KeyUnknown, KeyExpired, ScopeMissing: the caller may not do this.
-            QuotaExceeded: not so often.
+            KeyMissing, KeyUnknown, KeyExpired: the request has no valid key.
+            ScopeMissing: the key lacks `scope`.
+            QuotaExceeded: the caller's quota is used up.
         """
         context = context_of(request.scope)
         if self._per_address is not None:
@@ -106,7 +107,7 @@ class Callers:
             await self._spend(context, quota, "key", key.name)
 
     def client_of(self, request: Request) -> str | None:
-        """Return whom a call's places count for: its key's name, or its address. None if its key is refused anyway."""
+        """Return the name or address that a call's places count for; None if its key is missing or unknown."""
         if not self._asks:
             return address_of(request)
         try:
@@ -115,7 +116,7 @@ class Callers:
             return None
 
     async def close(self) -> None:
-        """Closes the connections to the quotas' store; the library leaves them open."""
+        """Close the connections to the quotas' store; the library has no method for it."""
         bridge = getattr(self._storage, "bridge", None)
         if isinstance(bridge, RedispyBridge):
             await bridge.storage.aclose()
@@ -123,7 +124,7 @@ class Callers:
     def _find(self, secret: str) -> keys.Key:
         presented = keys.digest(secret)
         found = None
-        for key in self._keys:  # all of them, always: the time tells nothing
+        for key in self._keys:  # always all of them, so that the time does not depend on the key
             if hmac.compare_digest(key.sha256, presented):
                 found = key
         if found is None:
@@ -132,17 +133,17 @@ class Callers:
 
     async def _spend(self, context: RequestContext, quota: RateLimitItem, kind: str, who: str) -> None:
         storage = self._storage
-        if storage is None or time.monotonic() < self._store_rests_until:
+        if storage is None or time.monotonic() < self._store_paused_until:
             return
         name = quota.key_for(kind, who)
         try:
             count = await storage.incr(name, quota.get_expiry())
             ends = await storage.get_expiry(name)
-        except Exception as error:  # noqa: BLE001 — whatever the store's client raises
-            # A store that is away must not take the service with it.
-            if time.monotonic() >= self._store_rests_until:  # of the calls that waited together one says it
+        except Exception as error:  # noqa: BLE001 — the stores' clients have no common base class
+            # Without its store the gateway serves all calls.
+            if time.monotonic() >= self._store_paused_until:  # only the first of the calls that waited together logs it
                 logger.warning("quotas are not counted for %g s: %s", STORE_PAUSE_S, type(error).__name__)
-            self._store_rests_until = time.monotonic() + STORE_PAUSE_S
+            self._store_paused_until = time.monotonic() + STORE_PAUSE_S
             return
         left_s = max(1, math.ceil(ends - time.time()))
         context.quotas += (Quota(kind, quota.amount, quota.get_expiry(), max(0, quota.amount - count), left_s),)
@@ -151,10 +152,10 @@ class Callers:
 
 
 def presented_key(request: Request) -> str:
-    """The secret in `Authorization: Bearer` or `x-api-key`.
+    """Return the secret in `Authorization: Bearer` or `x-api-key`.
 
     Raises:
-        KeyMissing: there is none.
+        KeyMissing: the request has neither header.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     secret = token.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
@@ -164,7 +165,7 @@ def presented_key(request: Request) -> str:
 
 
 def address_of(request: Request) -> str:
-    """Whose quota counts: the client's IPv4 address, or the /64 network that an IPv6 client has to itself."""
+    """Return the address that quotas count by: the client's IPv4 address, or the /64 network of its IPv6 address."""
     return _caller_address(request.client.host if request.client else "unknown")
 
 
@@ -176,16 +177,16 @@ def _caller_address(host: str) -> str:
         return host
     if address.version == 4:
         return host
-    if address.ipv4_mapped is not None:  # how a socket for both families names an IPv4 client
+    if address.ipv4_mapped is not None:  # a socket for both families names an IPv4 client so
         return str(address.ipv4_mapped)
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def parse_quota(name: str, quota: str) -> RateLimitItem | None:
-    """The quota that a setting writes, None for an empty one.
+    """Parse the quota of the setting `name`; None if it is empty.
 
     Raises:
-        SettingsError: it writes none.
+        SettingsError: `quota` is no quota.
     """
     if not quota:
         return None
@@ -194,19 +195,20 @@ def parse_quota(name: str, quota: str) -> RateLimitItem | None:
     except ValueError as error:
         raise SettingsError(f"{name}={quota!r} is no quota: write like 600/minute") from error
     if item.amount < 1:
-        raise SettingsError(f"{name}={quota!r} lets nothing pass: write like 600/minute")
+        raise SettingsError(f"{name}={quota!r} allows no call: write like 600/minute")
     return item
 
 
 class TidyMemoryStorage(MemoryStorage):
-    """The library's memory store, which drops what has expired once in a while.
+    """The library's memory store, which drops expired counters only every `TIDY_S` seconds.
 
-    Itself it walks all callers after each hit: 11 ms for 50,000 of them, in which nobody is answered.
+    The library's own store walks over all callers after each call: with 50,000 callers it blocks the event loop for 11
+    ms.
     """
 
     _tidied_at = 0.0
 
-    async def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 — the name that it calls
+    async def _MemoryStorage__schedule_expiry(self) -> None:  # noqa: N802 — the library's own name
         now = time.monotonic()
         if now - self._tidied_at > TIDY_S:
             self._tidied_at = now
@@ -215,7 +217,7 @@ class TidyMemoryStorage(MemoryStorage):
 
 @lru_cache(maxsize=1024)
 def _own_quota(quota: str) -> RateLimitItem:
-    """Return the quota that a key brings; gateway/auth/keys.py has checked how it is written."""
+    """Parse a key's own quota; gateway/auth/keys.py has checked its form."""
     return parse(quota)
 
 
@@ -230,6 +232,6 @@ def _storage(store: str) -> Storage:
     try:
         storage: Storage = storage_from_string(f"async+{store}", **options)  # type: ignore[assignment]
     except Exception as error:
-        told = mask_passwords(f"GATEWAY_RATE_STORE={store} cannot be used: {error}")  # the library repeats the address
-        raise SettingsError(told) from error
+        # The library's message repeats the address.
+        raise SettingsError(mask_passwords(f"GATEWAY_RATE_STORE={store} cannot be used: {error}")) from error
     return storage

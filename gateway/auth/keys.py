@@ -1,10 +1,10 @@
-"""API keys: only their SHA-256 is stored, in a file that `gradserve keys` edits and the gateway re-reads.
+"""API keys: a file, edited by `gradserve keys` and re-read by the gateway, holds only their SHA-256.
 
 {"schema": 2, "keys": [{"name": "alice", "sha256": "…", "scopes": ["predict", "explain"], "created": "2026-01-31",
                         "expires": "2026-12-31T00:00:00+00:00", "quota": "600/minute"}]}
 
-`created`, `expires` and `quota` may be left out. Files of schema 1, without expiry and quota, are read as well. While a
-key is rotated there are two of its name; of keys with one name all but one have to expire.
+`created`, `expires` and `quota` are optional. Files of schema 1, which have no expiry and no quota, can be read too.
+While a key is rotated there are two with its name; of the keys with one name all except one must have an expiry.
 """
 
 from __future__ import annotations
@@ -34,15 +34,20 @@ QUOTA = re.compile(r"[1-9][0-9]{0,8}/(?:second|minute|hour|day)")
 
 
 class KeyFileError(ValueError):
-    """Keys that cannot be used; the message says which and why."""
+    """Raised for keys that cannot be used; the message says which one and why."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """A caller: its name in logs, its key's SHA-256 in hexadecimal, what it may do, when it was made (ISO date).
+    """A caller's key.
 
-    `expires` is the moment from which on it is refused (ISO date and time with offset; empty: never), `quota` how often
-    it may call, like `600/minute` (empty: as GATEWAY_RATE_PER_KEY says).
+    Attributes:
+        name: the caller's name in logs and metrics.
+        sha256: the secret's SHA-256 in hexadecimal.
+        scopes: what the caller may do, of `SCOPES`.
+        created: the day on which the key was made (ISO date).
+        expires: the moment from which on the key is refused (ISO date and time with offset); empty: never.
+        quota: the calls that the caller may make, like `600/minute`; empty: GATEWAY_RATE_PER_KEY.
     """
 
     name: str
@@ -54,36 +59,36 @@ class Key:
 
     @property
     def id(self) -> str:
-        """Tells two keys of one name apart in metrics, logs and lists; no secret."""
+        """The first eight digits of the SHA-256, by which metrics, logs and lists distinguish two keys of one name."""
         return self.sha256[:8]
 
     def is_expired(self, now: datetime | None = None) -> bool:
-        """Return True if the key is refused at `now` (default: at this moment)."""
+        """Return True if the key is expired at `now`, by default the present moment."""
         return bool(self.expires) and datetime.fromisoformat(self.expires) <= (now or datetime.now(UTC))
 
 
 def make_key(
     name: str, scopes: Sequence[str], *, created: str = "", expires: str = "", quota: str = ""
 ) -> tuple[str, Key]:
-    """A new secret of 256 random bits, to be shown once, and the key that is stored for it.
+    """Return a new secret of 256 random bits, to be shown once, and the key that is stored for it.
 
     Raises:
-        KeyFileError: the name, a scope, the expiry or the quota cannot be.
+        KeyFileError: the name, a scope, the expiry or the quota is impossible.
     """
     secret = "gs_" + secrets.token_urlsafe(32)
     return secret, check_key(Key(name, digest(secret), tuple(scopes), created, expires, quota))
 
 
 def digest(secret: str) -> str:
-    """The SHA-256 of a secret, in hexadecimal. It needs no salt: 256 random bits cannot be guessed."""
+    """Return a secret's SHA-256 in hexadecimal. It needs no salt, because 256 random bits cannot be guessed."""
     return hashlib.sha256(secret.encode("utf-8")).hexdigest()
 
 
 def check_key(key: Key) -> Key:
-    """The key itself, if it can be one.
+    """Return the key itself.
 
     Raises:
-        KeyFileError: its name, digest, scopes, expiry or quota cannot be.
+        KeyFileError: its name, digest, scopes, expiry or quota is impossible.
     """
     if not NAME.fullmatch(key.name):
         raise KeyFileError(f"key name {key.name!r} does not match {NAME.pattern}")
@@ -99,10 +104,10 @@ def check_key(key: Key) -> Key:
 
 
 def load_keys(path: Path) -> tuple[Key, ...]:
-    """The keys in the file `path`.
+    """Return the keys in the file `path`.
 
     Raises:
-        KeyFileError: the file is no JSON or holds something that is no key.
+        KeyFileError: the file is no JSON, or has an entry that is no key.
         OSError: the file cannot be read.
     """
     try:
@@ -115,18 +120,18 @@ def load_keys(path: Path) -> tuple[Key, ...]:
 
 
 def save_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Replaces the file `path` in one step, by one with its mode; only its owner may read a new one.
+    """Replace the file `path` atomically and keep its mode; only its owner may read a new file.
 
     Raises:
-        KeyFileError: two keys share a name, and both have no end.
+        KeyFileError: two keys have the same name and no expiry.
     """
-    rows = [{field: value for field, value in asdict(key).items() if value} for key in check_names(keys)]
-    data = {"schema": SCHEMA, "keys": rows}
+    items = [{field: value for field, value in asdict(key).items() if value} for key in check_names(keys)]
+    data = {"schema": SCHEMA, "keys": items}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # mkstemp makes the file readable by its owner only, before anything is in it.
+    # mkstemp creates the file with mode 0600.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        if path.exists():  # a gateway that runs as somebody else has to go on reading it
+        if path.exists():  # a gateway that runs as another user must still be able to read it
             os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(data, file, indent=2)
@@ -141,24 +146,24 @@ def save_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def parse_entry(entry: str) -> Key:
-    """The key that `name:sha256:scope+scope` (GATEWAY_KEYS) describes.
+    """Return the key of an entry `name:sha256:scope+scope` of GATEWAY_KEYS.
 
     Raises:
-        KeyFileError: it describes none.
+        KeyFileError: the entry is no key.
     """
     parts = entry.split(":")
     if len(parts) != 3:
-        # Not the entry itself: it may be a secret in the wrong place.
+        # The message does not quote the entry: it may be a secret in the wrong place.
         raise KeyFileError("an entry is no key: write name:sha256:scope+scope")
     name, sha256, scopes = parts
     return check_key(Key(name, sha256, tuple(scopes.split("+"))))
 
 
 def check_names(keys: Iterable[Key]) -> tuple[Key, ...]:
-    """Return the keys, if of those that share a name all but one expire.
+    """Return the keys, whose names are unique except for keys with an expiry.
 
     Raises:
-        KeyFileError: they do not, or a key is there twice.
+        KeyFileError: two keys have the same name and no expiry, or the same digest.
     """
     checked = tuple(keys)
     lasting: set[str] = set()

@@ -1,1 +1,1 @@
-"""Answer images: admission, batching, routing, replicas and TorchServe's inference API."""
+"""The inference service: admission, batching, routing, replicas and TorchServe's inference API."""

@@ -1,7 +1,7 @@
-"""Overload: a bounded number of calls in flight for each kind, a short bounded wait for a place, then an honest 503.
+"""Limits under overload: a bounded number of calls in flight for each kind, a short wait for a place, then 503.
 
-TorchServe has no limit on how long a row waits in its queue and does not notice that a caller has gone. So a place is
-held until TorchServe has answered or the deadline has passed, and what waits here waits briefly.
+TorchServe does not limit the time that a request waits in its queue, and does not notice that a caller disconnected. So
+a call holds its place until TorchServe has answered or the deadline has passed, and waits for a place only briefly.
 """
 
 from __future__ import annotations
@@ -19,39 +19,40 @@ if TYPE_CHECKING:
 
 
 class BodyBudget:
-    """Bytes of bodies held at a time: what bounds memory while bodies arrive, before there is a place to take."""
+    """The bytes of request bodies held at a time, at most `limit`: they arrive before the call takes a place."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
 
     def take(self, size: int) -> None:
-        """Counts `size` more bytes; `give_back` ends it.
+        """Count `size` more bytes, until `give_back`.
 
         Raises:
-            Unavailable: they do not fit.
+            Unavailable: there would be more than `limit`.
         """
         if self.held + size > self.limit:
             raise Unavailable("saturated")
         self.held += size
 
     def give_back(self, size: int) -> None:
-        """Counts `size` bytes less."""
+        """Count `size` bytes less."""
         self.held -= size
 
 
 class PixelBudget:
-    """Pixels of images in flight by caller: what one caller may have decoded at a time, `limit` in each process."""
+    """The pixels of each caller's images in flight, at most `limit` per caller in each gateway process."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._held: Counter[str] = Counter()
 
     def take(self, pixels: int, caller: str) -> None:
-        """Count `pixels` as the caller's; `give_back` ends it.
+        """Count `pixels` as the caller's, until `give_back`.
 
         Raises:
-            TooManyPixels: they do not fit, alone or with those that the caller has in flight.
+            TooManyPixels: they are more than `limit`.
+            CallerHasTooManyPixels: they are more than `limit` together with those that the caller has in flight.
         """
         if pixels > self.limit:
             raise TooManyPixels(pixels, self.limit)
@@ -60,18 +61,18 @@ class PixelBudget:
         self._held[caller] += pixels
 
     def give_back(self, pixels: int, caller: str) -> None:
-        """Count `pixels` less."""
+        """Count `pixels` of the caller's less."""
         self._held[caller] -= pixels
         if not self._held[caller]:
             del self._held[caller]
 
     def hold(self, pixels: int, caller: str) -> HeldPixels:
-        """Return a context that counts `pixels` as the caller's while it lasts; it raises what `take` raises."""
+        """Return a context manager that takes `pixels` on entry, as `take`, and gives them back on exit."""
         return HeldPixels(self, pixels, caller)
 
 
 class HeldPixels:
-    """Pixels that count as a caller's; a generator's context would cost each call three times as much."""
+    """A context manager that holds a caller's pixels; `contextlib.contextmanager` would cost three times as much."""
 
     __slots__ = ("_budget", "_caller", "_pixels")
 
@@ -88,13 +89,13 @@ class HeldPixels:
 
 
 class ConcurrencyLimiter:
-    """`limit` places; at most `limit` more callers wait, each `wait_s` seconds, first come first served.
+    """`limit` places for calls, and a queue of at most `limit` calls that wait `wait_s` seconds for one, in order.
 
-    One caller has at most `per_caller` places (all of them, unless said otherwise) and as many who wait, so that a
-    caller who fills them keeps nobody else out.
+    One caller has at most `per_caller` places (default: `limit`) and as many calls in the queue, so that a caller who
+    uses all of these does not keep other callers out.
 
-    That line is for bursts. When it has not been empty for `wait_s` it helps nobody: as many are refused, and those who
-    are not have only waited longer. Then an eighth of it is open, enough that no place stays empty.
+    The queue absorbs bursts. If it has not been empty for `wait_s`, the overload lasts, and a long queue only makes the
+    served calls slower. Then its length is limited to an eighth, which still keeps every place in use.
     Source: controlled delay, Maurer 2015, "Fail at Scale", https://queue.acm.org/detail.cfm?id=2839461
     """
 
@@ -107,53 +108,53 @@ class ConcurrencyLimiter:
         self.on_change: Callable[[int], None] = lambda _taken: None
         self._wait_s = wait_s
         self._waiting: deque[tuple[asyncio.Future[None], str]] = deque()
-        self._stands_since = 0.0
+        self._standing_since = 0.0
         self._empty_since = -math.inf
 
     @property
     def waiting(self) -> int:
-        """The callers who wait for a place."""
+        """The number of calls that wait for a place."""
         return len(self._waiting)
 
     def is_full(self, coming: int = 0) -> bool:
-        """Whether a caller would be refused at once, after so many who are coming already."""
-        return self.taken + len(self._waiting) + coming >= self.limit + self._longest_line()
+        """Return True if a call would be refused at once, once the `coming` calls have a place or wait for one."""
+        return self.taken + len(self._waiting) + coming >= self.limit + self._queue_limit()
 
     def may_be_full_for_one(self, coming: int = 0) -> bool:
-        """Return True if so many are in flight that one caller could have all that are for one."""
+        """Return True if one caller could hold all the places it may have: a quick check without the caller's name."""
         return self.taken + len(self._waiting) + coming >= self._per_caller
 
     def is_full_for(self, caller: str, coming: int = 0) -> bool:
-        """Return True if this caller would be refused at once, after so many calls that are coming already."""
+        """Return True if this caller's call would be refused at once, if all `coming` calls are the caller's."""
         held = self._taken_by[caller] + self._waiting_by[caller] + coming
-        return held >= self._per_caller + min(self._longest_line(), self._per_caller)
+        return held >= self._per_caller + min(self._queue_limit(), self._per_caller)
 
     async def take(self, caller: str = "") -> None:
-        """Takes one place; `give_back` ends it.
+        """Take one place, until `give_back`.
 
         Raises:
-            Unavailable: no place came free in time, or too many wait already.
+            Unavailable: no place became free in time, or the queue is full.
         """
-        # Where a place is free, all who wait have as many as they may.
+        # If a place is free, every waiting caller already holds as many as it may.
         if self.taken < self.limit and self._taken_by[caller] < self._per_caller:
             self._change(1, caller)
         else:
             await self._wait(caller)
 
     def take_free(self, most: int, caller: str = "") -> int:
-        """Takes up to `most` places that are free now, and says how many; `give_back` ends it."""
+        """Take up to `most` places that are free now, until `give_back`, and return how many were taken."""
         free = min(self.limit - self.taken, self._per_caller - self._taken_by[caller])
         count = 0 if self._waiting else max(min(most, free), 0)
         self._change(count, caller)
         return count
 
     def give_back(self, count: int, caller: str = "") -> None:
-        """Gives back `count` places."""
+        """Give back `count` places."""
         for _ in range(count):
             self._free(caller)
 
     def _free(self, caller: str) -> None:
-        """Gives the place back, and hands it to the first who waits and may have it."""
+        """Give the place back, and hand it to the first call in the queue whose caller may have one more."""
         self._change(-1, caller)
         for entry in self._waiting:
             waiter, other = entry
@@ -171,30 +172,30 @@ class ConcurrencyLimiter:
         self.on_change(self.taken)
 
     def _leave(self, entry: tuple[asyncio.Future[None], str]) -> None:
-        """Take one who waits out of the line."""
+        """Remove one call from the queue."""
         self._waiting.remove(entry)
         self._waiting_by[entry[1]] -= 1
         if not self._waiting_by[entry[1]]:
             del self._waiting_by[entry[1]]
         self._note_empty()
 
-    def _longest_line(self) -> int:
+    def _queue_limit(self) -> int:
         now = asyncio.get_running_loop().time()
         is_emptied = not self._waiting and now - self._empty_since > self._wait_s
-        stands = now - self._stands_since > self._wait_s and not is_emptied
-        return max(1, self.limit // 8) if stands else self.limit
+        is_standing = now - self._standing_since > self._wait_s and not is_emptied
+        return max(1, self.limit // 8) if is_standing else self.limit
 
     def _note_empty(self) -> None:
         if not self._waiting:
             self._empty_since = asyncio.get_running_loop().time()
 
     async def _wait(self, caller: str) -> None:
-        line = self._longest_line()
-        if len(self._waiting) >= line or self._waiting_by[caller] >= min(line, self._per_caller):
+        most = self._queue_limit()
+        if len(self._waiting) >= most or self._waiting_by[caller] >= min(most, self._per_caller):
             raise Unavailable("saturated")
         loop = asyncio.get_running_loop()
         if not self._waiting and loop.time() - self._empty_since > self._wait_s:
-            self._stands_since = loop.time()
+            self._standing_since = loop.time()
         waiter: asyncio.Future[None] = loop.create_future()
         entry = (waiter, caller)
         self._waiting.append(entry)
@@ -204,7 +205,7 @@ class ConcurrencyLimiter:
                 await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled():
-                self._free(caller)  # the place came in the same turn of the loop in which the wait ended
+                self._free(caller)  # the place came in the same iteration of the event loop in which the wait ended
             elif entry in self._waiting:
                 self._leave(entry)
             if isinstance(error, TimeoutError):

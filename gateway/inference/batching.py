@@ -1,12 +1,12 @@
-"""Images that arrive together travel together: single images of several callers as one row to TorchServe.
+"""Dynamic batching: single images of several callers are sent to TorchServe as one upstream batch.
 
-To TorchServe and the handler a row costs more than a small image in it. So from all gateway processes together only
-about as many rows as the version has workers are on their way at a time. While there are fewer nobody waits; who comes
-when there are as many goes, with all the others who do, when one has come back.
+For TorchServe and the handler a request costs more than a small image in it. So all gateway processes together keep
+about as many upstream batches in flight as the version has workers. While there are fewer an image is sent at once. If
+there are as many it waits until one has been answered, and is sent together with all images that wait by then.
 
-Nobody gets another's answer: a row holds images of one target and one `top_k`, its entries are handed out by position,
-each to the call whose image was put there, and an answer with another number of entries is none. Each call keeps its
-own deadline; the row's is the latest of them, and who has left before it goes is not in it.
+No caller gets another caller's answer: an upstream batch has images of one target and one `top_k`, its entries are
+assigned by position, and an answer with another number of entries is an error. Each call keeps its own deadline. The
+upstream batch has the latest of these, and leaves out the images of callers that have disconnected.
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ if TYPE_CHECKING:
     from gateway.inference.torchserve import Deadline, TorchServe
     from gateway.request_context import RequestContext
 
-# A large image goes alone: to copy and to decode it would keep the others waiting.
+# A larger image is sent alone, because the others would wait while it is copied and decoded.
 MAX_SHARED_BYTES = 256 * 1024
-# A row that has been away for so long may never come back: nobody waits for it any more.
+# After this time an upstream batch no longer counts as in flight, so that images do not wait for a lost one.
 STALLED_S = 0.5
 
 
 class DynamicBatcher:
-    """Sends images through `upstream` in rows of at most `most_images`, as one of `processes` that do so."""
+    """Sends images to `upstream` in batches of at most `most_images`, as one of `processes` gateway processes."""
 
     def __init__(self, upstream: TorchServe, most_images: int, processes: int) -> None:
         self._upstream = upstream
         self._most_images = most_images
         self._processes = processes
-        # Weak: a line goes when nobody waits in it and none of its rows is on its way.
-        self._lines: WeakValueDictionary[tuple[str, str, str, int], BatchQueue] = WeakValueDictionary()
+        # Weak, so that a queue is dropped when no image waits in it and none of its upstream batches is in flight.
+        self._queues: WeakValueDictionary[tuple[str, str, str, int], BatchQueue] = WeakValueDictionary()
 
     async def predict(
         self, target: Target, image: bytes, *, pixels: int, top_k: int, deadline: Deadline, context: RequestContext
     ) -> Entry:
-        """The entry for one image: a prediction, or `{"error": {...}}` if it was refused.
+        """Return the entry for one image: a prediction, or `{"error": {...}}` if it was refused.
 
         Raises:
-            GatewayError: its row has no answer, or none in time.
+            GatewayError: its upstream batch failed, or was not answered before the deadline.
         """
         key = (target.inference_url, target.model, target.version, top_k)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = BatchQueue(self._upstream, self._most_images, self._processes, top_k)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = BatchQueue(self._upstream, self._most_images, self._processes, top_k)
         call = PendingImage(image, pixels, deadline, context)
-        if line.is_idle():
-            await line.send([call], target)  # as part of this task: one of its own costs turns of the loop
+        if queue.is_idle():
+            await queue.send([call], target)  # in this task: a task of its own costs iterations of the event loop
         else:
-            line.join(call, target)
+            queue.join(call, target)
             try:
                 async with deadline.timeout():
                     await call.answer
             except TimeoutError as error:
                 raise DeadlinePassed(deadline.timeout_s) from error
         answer = call.answer.result()
-        if isinstance(answer, DeadlinePassed):  # the row's, whose time is that of the call with the most
+        if isinstance(answer, DeadlinePassed):  # it names the deadline of the upstream batch, not that of this call
             raise DeadlinePassed(deadline.timeout_s) from answer
         if isinstance(answer, Exception):
             raise answer
@@ -75,7 +75,7 @@ class DynamicBatcher:
 
 
 class PendingImage:
-    """One caller's image and where its entry, or its row's error, goes."""
+    """One caller's image, and the future for its entry or for the error of its upstream batch."""
 
     __slots__ = ("answer", "context", "deadline", "image", "pixels")
 
@@ -88,7 +88,7 @@ class PendingImage:
 
 
 class BatchQueue:
-    """The calls with one target and one `top_k`: those who wait, and the rows on their way."""
+    """The images with one target and one `top_k`: those that wait, and the upstream batches in flight."""
 
     def __init__(self, upstream: TorchServe, most_images: int, processes: int, top_k: int) -> None:
         self._upstream = upstream
@@ -96,31 +96,31 @@ class BatchQueue:
         self._processes = processes
         self._top_k = top_k
         self._waiting: deque[PendingImage] = deque()
-        self._rows: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._stalled: set[asyncio.Task[None]] = set()
 
     def is_idle(self) -> bool:
-        """Whether nobody waits and no row is on its way."""
-        return not self._waiting and not self._rows
+        """Return True if no image waits and no upstream batch is in flight."""
+        return not self._waiting and not self._in_flight
 
     def join(self, call: PendingImage, target: Target) -> None:
-        """Sees to it that `call` gets an answer, with others where there are any."""
+        """Queue `call`, and send it with other images when an upstream batch may be sent."""
         self._waiting.append(call)
-        # Not at once: others whose requests were read in the same turn of the loop shall go along.
-        asyncio.get_running_loop().call_soon(self._send_rows, target)
+        # Not at once, so that images whose requests were read in the same iteration of the event loop are sent too.
+        asyncio.get_running_loop().call_soon(self._send_batches, target)
 
-    def _send_rows(self, target: Target) -> None:
+    def _send_batches(self, target: Target) -> None:
         share = math.ceil(target.workers / self._processes)
-        while len(self._rows) < share and (calls := self._next_row()):
-            self._rows.add(asyncio.create_task(self.send(calls, target)))
+        while len(self._in_flight) < share and (calls := self._next_batch()):
+            self._in_flight.add(asyncio.create_task(self.send(calls, target)))
 
-    def _next_row(self) -> list[PendingImage]:
-        """Those of the waiting who go together, first come first served."""
+    def _next_batch(self) -> list[PendingImage]:
+        """Remove the images of the next upstream batch from the queue, in order, and return them."""
         calls: list[PendingImage] = []
         size = pixels = 0
         while self._waiting and len(calls) < self._most_images:
             call = self._waiting[0]
-            if not call.answer.done():  # else its caller has left
+            if not call.answer.done():  # otherwise its caller has disconnected
                 size += len(call.image)
                 pixels += call.pixels
                 if calls and (size > MAX_SHARED_BYTES or pixels > LARGE_PIXELS):
@@ -130,22 +130,22 @@ class BatchQueue:
         return calls
 
     async def send(self, calls: Sequence[PendingImage], target: Target) -> None:
-        """Sends a row and gives each of its calls its answer; the current task stands for it, and sends no other."""
-        row = asyncio.current_task()
-        assert row is not None  # noqa: S101 — coroutines run in tasks
-        self._rows.add(row)
-        timer = asyncio.get_running_loop().call_later(STALLED_S, self._let_pass, row, target)
+        """Send one upstream batch and give each call its answer; the current task represents the batch in flight."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 — coroutines run in tasks
+        self._in_flight.add(task)
+        timer = asyncio.get_running_loop().call_later(STALLED_S, self._mark_stalled, task, target)
         answers: Sequence[Entry | Exception] = []
         try:
             answers = await self._ask(calls, target)
-        except Exception as error:  # noqa: BLE001 — each caller raises it for itself
+        except Exception as error:  # noqa: BLE001 — `predict` raises it in the task of each caller
             answers = [error] * len(calls)
         finally:
             timer.cancel()
-            self._rows.discard(row)
-            self._stalled.discard(row)
-            # Before the callers have their answers: the model need not wait until these are written.
-            self._send_rows(target)
+            self._in_flight.discard(task)
+            self._stalled.discard(task)
+            # Before the callers get their answers, so that the model does not wait until these are written.
+            self._send_batches(target)
         for call, answer in zip(calls, answers, strict=True):
             if not call.answer.done():
                 call.answer.set_result(answer)
@@ -153,7 +153,7 @@ class BatchQueue:
     async def _ask(self, calls: Sequence[PendingImage], target: Target) -> list[Entry]:
         first = calls[0].context
         for call in calls[1:]:
-            call.context.row = first.request_id
+            call.context.batch_id = first.request_id
         return await self._upstream.predict(
             target,
             [call.image for call in calls],
@@ -162,8 +162,8 @@ class BatchQueue:
             top_k=self._top_k,
         )
 
-    def _let_pass(self, row: asyncio.Task[None], target: Target) -> None:
-        """Counts a row that is away for long no more, so that others need not wait for it."""
-        self._rows.discard(row)
-        self._stalled.add(row)
-        self._send_rows(target)
+    def _mark_stalled(self, task: asyncio.Task[None], target: Target) -> None:
+        """Stop counting an upstream batch as in flight, so that other images do not wait for it."""
+        self._in_flight.discard(task)
+        self._stalled.add(task)
+        self._send_batches(target)

@@ -1,9 +1,9 @@
-"""How many pixels an image has by its file's header: read before anything is queued for it, and decoding nothing.
+"""Read an image's number of pixels from its file's header, without decoding, before the call is queued.
 
-A file of 40 bytes may be an image whose decoding takes a second. Pillow's `open` is not used for this: it inflates a
-PNG's text (0.4 s for 60 kB), and its loops over the parts of a PNG or JPEG take 0.5 s for 1 MB of empty ones, in which
-the event loop would answer nobody. Here each format takes some microseconds, and at most a thousand steps. Formats are
-told by their first bytes, as by the handler, which checks the size again when it opens the file.
+A file of 40 bytes may be an image whose decoding takes a second. Pillow's `open` is not used here because it may block
+the event loop: it decompresses a PNG's text (0.4 s for 60 kB), and it takes 0.5 s to walk through 1 MB of empty PNG or
+JPEG segments. This module takes microseconds, and at most a thousand steps. It recognises formats by their first bytes,
+as the handler does, which checks the size again when it opens the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from gateway.refusals import ImageTooLarge
 
 MAX_SIDE = 16_384
 MAX_ASPECT = 2_000
-"""Pixels of the longer side, and how many times the shorter one."""
+"""The most pixels that a side may have, and the largest ratio of the longer to the shorter side."""
 
 LARGE_PIXELS = 2_097_152
-"""An image of more pixels is sent by itself, and together the images of one upstream batch have no more."""
+"""Pixels that the images of one upstream batch may have together; a larger image is sent alone."""
 
 _STEPS = 1_000
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,16 +30,16 @@ _FILL, _START_OF_SCAN = 0xFF, 0xDA
 
 
 def count_pixels(image: bytes, most: int) -> int:
-    """Return the number of pixels that the file announces: 0 if it is no image of a known format.
+    """Return the number of pixels by the file's header; 0 if it is no image of a known format.
 
-    A file that begins as an image and whose header cannot be read counts as a large one.
+    A file that begins like an image and has a broken header counts as a large image.
 
     Raises:
-        ImageTooLarge: there are more than `most`, or a side is too long, or too long beside the other one.
+        ImageTooLarge: the image has more than `most` pixels, a side is too long, or the ratio of the sides too large.
     """
     try:
         size = _read_size(image)
-    except (struct.error, IndexError, ValueError):  # the file ends, or has no such part
+    except (struct.error, IndexError, ValueError):  # the file ends too early, or lacks a segment
         return LARGE_PIXELS + 1
     if size is None:
         return 0
@@ -52,9 +52,9 @@ def count_pixels(image: bytes, most: int) -> int:
 
 
 def _read_size(image: bytes) -> tuple[int, int] | None:
-    """Return (width, height); None for no image of a known format."""
+    """Return (width, height); None if the file is no image of a known format."""
     if image.startswith(_PNG):
-        # The first chunk tells it, always: https://www.w3.org/TR/png-3/#5ChunkOrdering
+        # The first chunk is always IHDR. Source: https://www.w3.org/TR/png-3/#5ChunkOrdering
         width, height = struct.unpack_from("!II", image, 16)
         return width, height
     if image.startswith(_JPEG):
@@ -71,7 +71,7 @@ def _read_size(image: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int]:
-    """Return the size in the frame header; of several the largest, because decoders differ in which one they take."""
+    """Return the size in the frame header; the largest if there are several, because decoders choose differently."""
     at, sizes = 2, list[tuple[int, int]]()
     for _ in range(_STEPS):
         at = image.index(b"\xff", at) if image[at] != _FILL else at
@@ -87,11 +87,14 @@ def _jpeg_size(image: bytes) -> tuple[int, int]:
             at += 2
         else:
             at += 2 + int.from_bytes(image[at + 2 : at + 4], "big")
-    raise IndexError("no scan begins in the first parts")
+    raise IndexError("no scan begins in the first segments")
 
 
 def _webp_size(image: bytes) -> tuple[int, int]:
-    """Source: https://developers.google.com/speed/webp/docs/riff_container and RFC 9649."""
+    """Return the size of a WebP image.
+
+    Source: https://developers.google.com/speed/webp/docs/riff_container and RFC 9649.
+    """
     kind = image[12:16]
     if kind == b"VP8X":
         width, height = (int.from_bytes(image[at : at + 3], "little") + 1 for at in (24, 27))
@@ -100,13 +103,13 @@ def _webp_size(image: bytes) -> tuple[int, int]:
         (bits,) = struct.unpack_from("<I", image, 21)
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if kind != b"VP8 ":
-        raise IndexError("no image comes first")
+        raise IndexError("the first chunk is no image")
     width, height = struct.unpack_from("<HH", image, 26)
     return width & 0x3FFF, height & 0x3FFF
 
 
 def _gif_size(image: bytes) -> tuple[int, int]:
-    """Return the size of the screen, or of the first frame's far corner where that lies beyond, as Pillow does."""
+    """Return the size of the screen, enlarged to hold the first frame, as Pillow does."""
     width, height, flags = struct.unpack_from("<HHB", image, 6)
     at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     steps = _STEPS
@@ -116,7 +119,7 @@ def _gif_size(image: bytes) -> tuple[int, int]:
             at, steps = at + 1 + length, steps - 1
         at, steps = at + 1, steps - 1
         if steps <= 0:
-            raise IndexError("no frame begins in the first parts")
+            raise IndexError("no frame begins in the first blocks")
     if image[at] == 0x2C:
         left, top, frame_width, frame_height = struct.unpack_from("<4H", image, at + 1)
         width, height = max(width, left + frame_width), max(height, top + frame_height)

@@ -1,7 +1,7 @@
-"""What the agents see: each replica's status, polled in the background, so that no request and no probe waits for it.
+"""Each replica's status, polled from its agent in the background, so that no request and no probe waits for it.
 
-A status counts only while the agent's own look at TorchServe is young: an agent that hangs, or one that answers but
-cannot see TorchServe, is as good as none.
+A status counts only while the agent's last observation of TorchServe is recent. So an agent that hangs, or that cannot
+reach TorchServe, counts as missing.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ POLL_TIMEOUT_S = 1.0
 class Replica:
     """One agent and the TorchServe behind it.
 
-    `in_flight` counts by version what this process has given to that TorchServe and is not over: calls, also those that
-    still wait for a place or whose caller has gone, and the rows of batches. `clock_ahead_s` is how far its clock is
-    ahead of ours, as far as can be told: 0 where they may agree. `avoid_until` (monotonic): it has refused a call.
-    `complaint` is why its last answer was no status.
+    `in_flight` counts by version the calls and upstream batches that this process has in flight there; among them are
+    calls that still wait for a place, and calls whose caller disconnected. `clock_ahead_s` estimates the seconds that
+    its clock is ahead of ours; it is 0 while the clocks may agree. `avoid_until` (monotonic time) is set when it
+    refuses a call. `complaint` is the reason why the agent's last answer was no status.
     """
 
     url: str
@@ -49,12 +49,12 @@ class Replica:
 
 
 class Agents:
-    """The replicas' statuses; `poll_all` and `begin_polls` renew them and `current` gives those that count.
+    """The replicas' statuses; `poll_all` and `begin_polls` renew them, `current` returns those that count.
 
-    Every poll reports to the agent, so that it unregisters no version that a gateway process still needs: the process's
-    id, the plan's revision that it routes by, and what it has in flight by version.
+    Every poll carries a report to the agent: the gateway process's id, the revision of the plan that it routes by, and
+    its calls in flight by version. The agent does not unregister a version that a gateway process still needs.
 
-    `clock` is monotonic seconds, `wall` Unix time; both are passed in by tests.
+    `clock` returns monotonic seconds, `wall` Unix time; tests pass in both.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Agents:
         self._wall = wall
 
     def current(self) -> list[tuple[Replica, AgentStatus]]:
-        """Each replica whose status is young enough, with that status."""
+        """Return each replica whose status is recent enough, with that status."""
         oldest = self._clock() - self._max_age_s
         return [
             (replica, replica.status)
@@ -83,20 +83,20 @@ class Agents:
         ]
 
     async def poll_all(self, revision: int | None) -> None:
-        """Renews every replica's status once; a failure leaves the old one to grow stale.
+        """Renew every replica's status once; after a failed poll the old status stays until it is too old.
 
-        `revision` is that of the plan by which calls are routed, None without one.
+        `revision` is that of the plan in force, None without a plan.
         """
         await asyncio.gather(*(self._poll(replica, revision) for replica in self.replicas))
 
     def begin_polls(self, revision: int | None) -> None:
-        """Polls each replica whose last poll is over: an agent that hangs holds up neither the others nor the plan."""
+        """Start a poll of each replica whose last poll has ended, and do not wait: an agent may hang."""
         for replica in self.replicas:
             if replica.poll is None or replica.poll.done():
                 replica.poll = asyncio.create_task(self._poll(replica, revision))
 
     async def close(self) -> None:
-        """Ends the polls and closes the connections to the agents."""
+        """Cancel the polls and close the connections to the agents."""
         for replica in self.replicas:
             if replica.poll is not None:
                 replica.poll.cancel()
@@ -110,8 +110,8 @@ class Agents:
         """Return the status of the agent at `url`.
 
         Raises:
-            httpx.HTTPError: it does not answer.
-            StatusError: it answers something else.
+            httpx.HTTPError: the agent does not answer.
+            StatusError: the answer is no status.
         """
         content = b""
         async with self._client.stream("GET", f"{url}/status", headers=headers) as response:
@@ -137,12 +137,13 @@ class Agents:
         replica.complaint = ""
         now = self._wall()
         if status.told_at is not None:
-            # The agent's clock may be another machine's. It was read between our question and its answer, so what it is
-            # ahead lies between these two; what is known of that changes only as far as they force it to.
+            # The agent may run on another machine. It read its clock between our request and its answer, so the time
+            # that its clock is ahead lies between these two bounds; the estimate changes only to stay inside them.
             least, most = status.told_at - now, status.told_at - asked_wall
             replica.clock_ahead_s = min(max(replica.clock_ahead_s, least), most)
             now = status.told_at
-        # What counts is that its look moved on between two polls. Only the first status has none before it.
+        # A status is fresh if the agent has observed TorchServe since the last poll. The first status has no
+        # predecessor, so its age by the clocks decides.
         if replica.status is None:
             is_fresh = abs(now - status.observed_at) <= self._max_age_s
         else:

@@ -1,4 +1,4 @@
-"""Which version on which replica answers a call: the plan says who should, the agents' statuses say who can."""
+"""Route calls: the plan gives the versions and shares, the agents' statuses say which replicas have ready workers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Kind = Literal["predict", "explain"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one call goes: a version of a model on one replica's TorchServe, and the ready workers it has there.
+    """The destination of one call: a version of a model on one replica's TorchServe, and its ready workers there.
 
-    While the call is on, from the choice to the last answer, the target is entered as a context; so the agent learns
-    when nothing needs a version any more.
+    It is a context manager, entered from the choice to the last answer of the call, which counts the call as in flight.
+    The reports to the agent have this count, so that it knows when no call needs a version any more.
     """
 
     replica: Replica
@@ -49,7 +49,10 @@ class Target:
 
 
 class Router:
-    """The versions that are served. The plan's file is re-read when it changes; a broken one leaves the last plan."""
+    """The choice of version and replica. The plan's file is re-read when it changes; a broken file changes nothing.
+
+    `chance` returns random numbers in [0, 1); tests pass it in.
+    """
 
     def __init__(self, plan_path: Path, agents: Agents, *, chance: Callable[[], float] = random.random) -> None:
         self._plan_file = WatchedFile(plan_path, traffic_plan.load, missing="there is no traffic plan")
@@ -58,26 +61,26 @@ class Router:
 
     @property
     def plan(self) -> traffic_plan.Plan | None:
-        """The plan in force; None while there was none that could be used."""
+        """The plan in force; None until the file has held a usable one."""
         return self._plan_file.content
 
     @property
     def plan_error(self) -> str | None:
-        """What is wrong with the plan's file as it is now; None when nothing is."""
+        """The error in the plan's file as it is now, None if it is usable."""
         return self._plan_file.error
 
     @property
     def revision(self) -> int | None:
-        """The revision of the plan in force."""
+        """The revision of the plan in force, None without one."""
         return self.plan.revision if self.plan is not None else None
 
     def refresh_plan(self) -> None:
-        """Read the plan's file if it has changed; log once what is wrong with it."""
+        """Re-read the plan's file if it has changed; log the error if it is unusable."""
         if self._plan_file.refresh() and self.plan_error is not None:
-            logger.error("traffic plan not taken: %s", self.plan_error, extra={"revision_in_force": self.revision})
+            logger.error("traffic plan not used: %s", self.plan_error, extra={"revision_in_force": self.revision})
 
     def seen(self) -> list[tuple[Replica, AgentStatus, VersionStatus]]:
-        """Every version that a young status names, replica by replica."""
+        """Return every version in the statuses that count, replica by replica."""
         return [
             (replica, status, version)
             for replica, status in self._agents.current()
@@ -88,7 +91,7 @@ class Router:
     def is_ready(self) -> bool:
         """Return True if replicas that are not draining have verified READY workers of the stable version.
 
-        Both kinds count, as /readyz speaks for /predict and /explain.
+        It needs workers of both kinds, because /readyz covers /predict and /explain.
         """
         if self.plan is None:
             return False
@@ -96,17 +99,19 @@ class Router:
         return bool(self._targets(version, "predict")) and bool(self._targets(version, "explain"))
 
     def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
-        """The replica with the fewest of our calls that can answer for `version`, or for the one whose turn it is.
+        """Return the target for a call; without `version` the plan's shares choose the version.
+
+        Of the replicas with ready workers it is the one with the fewest calls of this process in flight.
 
         Raises:
-            VersionUnknown: `version` is not in the plan; what is only still loaded may be gone at any moment.
-            Unavailable: it should be there, but no verified worker is.
+            VersionUnknown: the plan does not name `version`, though it may still be loaded somewhere.
+            Unavailable: there is no plan, or no verified worker of the version is ready.
         """
         plan = self.plan
         if plan is None:
             raise Unavailable("not_ready")
         if version is None:
-            targets = self._turn(plan, kind, caller)
+            targets = self._choose_side(plan, kind, caller)
         elif any(release.version == version for release in plan.releases()):
             targets = self._targets(version, kind)
         else:
@@ -120,17 +125,18 @@ class Router:
         return max(1, sum(target.workers for target in self._targets(version, kind)))
 
     def choose_another(self, kind: Kind, refused: Target) -> Target | None:
-        """Return where a call goes that `refused` did not begin: the same version on another replica, if there is one.
+        """Return a target on another replica for a call that `refused` did not begin; None if there is none.
 
-        For a moment the replica that refused it gets calls only if it is the only one.
+        For `AVOID_S` the replica that refused it gets calls only if no other one is ready.
         """
         refused.replica.avoid_until = time.monotonic() + AVOID_S
         others = [target for target in self._targets(refused.version, kind) if target.replica is not refused.replica]
         return least_loaded(others) if others else None
 
-    def _turn(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
+    def _choose_side(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
+        """Return the targets of the canary or of the stable version, by the canary's share."""
         canary = plan.canary
-        if canary is not None and (place_of(caller, canary) if caller else self._chance() * 100) < canary.share:
+        if canary is not None and (canary_position(caller, canary) if caller else self._chance() * 100) < canary.share:
             targets = self._targets(canary.version, kind)
             if targets:
                 return targets
@@ -146,19 +152,19 @@ class Router:
 
 
 def least_loaded(targets: list[Target]) -> Target:
-    """Return the target whose replica has the fewest of our calls, among those that refused none just now."""
+    """Return the target whose replica has the fewest of our calls in flight; one that refused a call comes last."""
     if len(targets) == 1:
         return targets[0]
     now = time.monotonic()
     return min(targets, key=lambda target: (target.replica.avoid_until > now, target.replica.in_flight.total()))
 
 
-def place_of(caller: str, canary: traffic_plan.Canary) -> float:
-    """The caller's place among all callers, uniform in [0, 100): below the canary's share is the canary's side.
+def canary_position(caller: str, canary: traffic_plan.Canary) -> float:
+    """Return the caller's position in [0, 100), uniform over callers; below the canary's share it gets the canary.
 
-    It is the same in every process and for every share, so a growing share only adds callers; the version and the
-    plan's salt are in it, so that not every canary is tried on the same ones.
+    The position is the same in every process and for every share, so a growing share only adds callers. It depends on
+    the version and the plan's salt, so that not every canary gets the same callers.
     """
-    named = f"{canary.salt}\0{canary.version}\0{caller}".encode()
-    # 48 bits: few enough that no rounding brings the quotient to 1.
-    return int.from_bytes(blake2b(named, digest_size=6).digest(), "big") / 2**48 * 100
+    key = f"{canary.salt}\0{canary.version}\0{caller}".encode()
+    # With 48 bits no rounding brings the quotient to 1.
+    return int.from_bytes(blake2b(key, digest_size=6).digest(), "big") / 2**48 * 100

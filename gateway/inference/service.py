@@ -1,4 +1,7 @@
-"""Images in, entries out: chooses the version, takes a place, calls TorchServe. Knows nothing of HTTP's routes."""
+"""The inference service: for each call it chooses the version, takes a place and calls TorchServe.
+
+It knows nothing of the routes and of HTTP requests.
+"""
 
 from __future__ import annotations
 
@@ -28,33 +31,34 @@ if TYPE_CHECKING:
     from gateway.request_context import RequestContext
 
 Received = TypeVar("Received")
-# Rows of a batch in flight for each ready worker: one that it works on, and the next.
-ROWS_PER_WORKER = 2
-# While single images come, neither rows of batches nor large images get the last worker, and rows have so few images
-# that where there is but one worker, a single image waits for a moment only. A single image counts for so many seconds.
-SHORT_ROW_IMAGES = 8
+# Upstream batches of /predict/batch in flight for each ready worker: the one that it works on, and the next.
+BATCHES_PER_WORKER = 2
+# While single images arrive, neither large images nor the upstream batches of /predict/batch get the last worker. These
+# batches then have at most so many images, so that a single image waits only briefly if there is one worker.
+SHORT_BATCH_IMAGES = 8
+# Single images count as arriving for so many seconds after the last one.
 SINGLES_LAST_S = 2
-# Large images that wait for a turn in one process: they hold places meanwhile.
+# Large images that may wait for a turn in one process; they hold places while they wait.
 MOST_LARGE_WAITING = 4
 
 
 class SharedState:
-    """What the gateway's processes tell each other about their inference; made before they are forked."""
+    """The numbers that the gateway processes share about their calls; made before the processes are forked."""
 
     def __init__(self) -> None:
         self.places = SharedCounters()
-        self.last_single = SharedCounters()  # in seconds of the monotonic clock, which is the same for all
-        self.turns = {kind: (SharedCounters(), SharedCounters()) for kind in ("rows", "predict", "explain")}
+        self.last_single = SharedCounters()  # in seconds of the monotonic clock, which is the same in all processes
+        self.turns = {kind: (SharedCounters(), SharedCounters()) for kind in ("batches", "predict", "explain")}
 
-    def leave(self, seat: int) -> None:
-        """Forget what the process on `seat` told."""
+    def clear(self, slot: int) -> None:
+        """Remove the numbers of the process with this slot."""
         for counters in (self.places, self.last_single, *(each for pair in self.turns.values() for each in pair)):
-            counters.leave(seat)
+            counters.clear(slot)
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What every call carries: who asks, until when, and for which version (None: whose turn it is)."""
+    """The facts that every call has: its request context, deadline and wanted version (None: the plan chooses)."""
 
     context: RequestContext
     deadline: Deadline
@@ -63,13 +67,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one version of a model answered to a call.
+    """The answer of one version of a model to a call.
 
     Attributes:
         model: the model's name.
         version: its version.
-        entries: one per image, in order, as a caller gets them; none beside an overlay.
-        overlay: the PNG bytes of an explanation that was asked for as an image.
+        entries: one per image, in order, as a caller gets them; empty if there is an overlay.
+        overlay: the PNG bytes of an explanation, if the caller wanted an image.
     """
 
     model: str
@@ -79,10 +83,10 @@ class Answer:
 
 
 class InferenceService:
-    """Predictions and explanations, each kind within its own places.
+    """Predictions and explanations, each kind with its own places.
 
-    A place is given back only when TorchServe has answered or the deadline has passed, also when the caller has gone:
-    until then TorchServe works for it.
+    A call gives its place back only when TorchServe has answered or the deadline has passed, even if the caller has
+    disconnected: until then TorchServe works on it.
     """
 
     def __init__(
@@ -104,30 +108,30 @@ class InferenceService:
         self._upstream = upstream
         self._chunk_images = chunk_images
         self._timeout_s = timeout_s
-        self._shared = DynamicBatcher(upstream, chunk_images, processes)
+        self._batcher = DynamicBatcher(upstream, chunk_images, processes)
         self._max_pixels = max_pixels
         self._pixels = pixels
-        self._row_turns = Turns()
+        self._batch_turns = Turns()
         self._large_turns: dict[Kind, Turns] = {
             "predict": Turns(MOST_LARGE_WAITING),
             "explain": Turns(MOST_LARGE_WAITING),
         }
-        self.join(SharedState(), seat=0)
+        self.join(SharedState(), slot=0)
 
-    def join(self, shared: SharedState, seat: int) -> None:
-        """Tell the other gateway processes what is in flight here, and learn what is there."""
-        self.predict_limiter.on_change = partial(shared.places.tell, seat)
-        self._taken_elsewhere = partial(shared.places.sum_of_others, seat)
-        self._row_turns.join(*shared.turns["rows"], seat)
+    def join(self, shared: SharedState, slot: int) -> None:
+        """Share the numbers of calls in flight with the other gateway processes; `slot` is that of this process."""
+        self.predict_limiter.on_change = partial(shared.places.set, slot)
+        self._taken_elsewhere = partial(shared.places.sum_of_others, slot)
+        self._batch_turns.join(*shared.turns["batches"], slot)
         for kind, turns in self._large_turns.items():
-            turns.join(*shared.turns[kind], seat)
-        self._last_single, self._seat = shared.last_single, seat
+            turns.join(*shared.turns[kind], slot)
+        self._last_single, self._slot = shared.last_single, slot
 
     async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Answer:
         """Return the prediction for one image: `class`, `confidence` and `top` in its only entry.
 
         Raises:
-            GatewayError: there is none.
+            GatewayError: the call was refused or failed.
         """
         pixels = count_pixels(image, self._max_pixels)
         client = ask.context.client
@@ -137,7 +141,7 @@ class InferenceService:
             try:
                 with ask.context.stage("model"):
                     if pixels > LARGE_PIXELS:
-                        (entry,) = await self._turn_and_row(target, [image], pixels, top_k, ask)
+                        (entry,) = await self._send_in_turn(target, [image], pixels, top_k, ask)
                     else:
                         entry = await self._predict_shared(target, image, pixels, top_k, ask)
             finally:
@@ -146,20 +150,20 @@ class InferenceService:
         return Answer(target.model, target.version, (entry,))
 
     async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, ask: Ask) -> Entry:
-        self._last_single.tell(self._seat, int(time.monotonic()))
+        self._last_single.set(self._slot, int(time.monotonic()))
         send = partial(
-            self._shared.predict, image=image, pixels=pixels, top_k=top_k, deadline=ask.deadline, context=ask.context
+            self._batcher.predict, image=image, pixels=pixels, top_k=top_k, deadline=ask.deadline, context=ask.context
         )
         return await self._send("predict", target, send, ask)
 
     async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> Answer:
         """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
-        The images travel in rows that keep all ready workers busy. A row that fails costs its own images only, and an
-        image that is too large only itself.
+        The images are sent in several upstream batches that keep all ready workers busy. If one of these fails, only
+        its own images have an error; an image that is too large is the only one that has an error.
 
         Raises:
-            GatewayError: no row was answered, or the images have too many pixels together.
+            GatewayError: no upstream batch was answered, or the images together have too many pixels.
         """
         entries: list[Entry] = [{}] * len(images)
         pixels: dict[int, int] = {}
@@ -175,24 +179,24 @@ class InferenceService:
                     answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, ask)
                 for index, answer in zip(pixels, answers, strict=True):
                     entries[index] = answer
-        # For the log and the metrics: the call is answered, but the version has failed it.
-        faults = (entry["error"] for entry in entries if "error" in entry)
-        ask.context.code = next((fault["code"] for fault in faults if fault["status"] >= 500), "")
+        # For the log and the metrics: the call is answered, but the version failed for some of its images.
+        errors = (entry["error"] for entry in entries if "error" in entry)
+        ask.context.code = next((error["code"] for error in errors if error["status"] >= 500), "")
         return Answer(target.model, target.version, entries)
 
     async def _predict_batch(
         self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, ask: Ask
     ) -> list[Entry]:
-        rows = list(cut_rows(images, pixels, self._images_a_row(len(images), target)))
+        batches = list(split_images(images, pixels, self._images_per_batch(len(images), target)))
         client = ask.context.client
         entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
-        waiting = iter(rows)
+        waiting = iter(batches)
 
-        async def send_rows() -> None:
+        async def send_batches() -> None:
             for first, last in waiting:
                 try:
-                    answers = await self._turn_and_row(target, images[first:last], sum(pixels[first:last]), top_k, ask)
+                    answers = await self._send_in_turn(target, images[first:last], sum(pixels[first:last]), top_k, ask)
                     entries[first:last] = [publish(answer) for answer in answers]
                 except GatewayError as error:
                     failures.append(error)
@@ -200,14 +204,15 @@ class InferenceService:
 
         with ask.context.stage("wait"):
             await self.predict_limiter.take(client)
-        # More rows at once only as far as places are free now: a batch never waits with some of its work done.
-        lanes = 1 + self.predict_limiter.take_free(min(target.workers * ROWS_PER_WORKER, len(rows)) - 1, client)
+        # Several at once only if places are free now: a call does not wait for places after some of its work is done.
+        most = min(target.workers * BATCHES_PER_WORKER, len(batches))
+        places = 1 + self.predict_limiter.take_free(most - 1, client)
         try:
             with ask.context.stage("model"):
-                await asyncio.gather(*(send_rows() for _ in range(lanes)))
+                await asyncio.gather(*(send_batches() for _ in range(places)))
         finally:
-            self.predict_limiter.give_back(lanes, client)
-        if len(failures) == len(rows):
+            self.predict_limiter.give_back(places, client)
+        if len(failures) == len(batches):
             raise failures[0]
         return entries
 
@@ -215,7 +220,7 @@ class InferenceService:
         """Return the overlay, or with the option `format: json` the heatmap's entry.
 
         Raises:
-            GatewayError: there is none.
+            GatewayError: the call was refused or failed.
         """
         pixels = count_pixels(image, self._max_pixels)
         client = ask.context.client
@@ -252,39 +257,39 @@ class InferenceService:
         ask.context.model, ask.context.version = target.model, target.version
         return target
 
-    async def _turn_and_row(
+    async def _send_in_turn(
         self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, ask: Ask
     ) -> list[Entry]:
-        """Send a batch's row, or a large image, when it is its turn."""
+        """Wait for a turn, then send an upstream batch of /predict/batch, or a large image."""
         is_large = pixels > LARGE_PIXELS
-        turns = self._large_turns["predict"] if is_large else self._row_turns
-        most = partial(self._most_on_their_way, target.version, 1 if is_large else ROWS_PER_WORKER)
+        turns = self._large_turns["predict"] if is_large else self._batch_turns
+        most = partial(self._most_in_flight, target.version, 1 if is_large else BATCHES_PER_WORKER)
         async with turns.turn(most, ask.deadline):
-            return await self._row(target, images, top_k, ask)
+            return await self._send_batch(target, images, top_k, ask)
 
-    def _most_on_their_way(self, version: str, a_worker: int) -> int:
-        """Return how many rows, or large images, may be at TorchServe: one worker is left to single ones."""
+    def _most_in_flight(self, version: str, per_worker: int) -> int:
+        """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
         workers = self._versions.workers("predict", version)
-        return max(1, workers - 1) if self._singles_come() else workers * a_worker
+        return max(1, workers - 1) if self._singles_arrive() else workers * per_worker
 
-    def _singles_come(self) -> bool:
-        """Return True if some gateway process has lately got a single image that is not large."""
+    def _singles_arrive(self) -> bool:
+        """Return True if a gateway process got a single image, which is not large, in the last `SINGLES_LAST_S`."""
         return time.monotonic() - self._last_single.largest() < SINGLES_LAST_S
 
-    async def _row(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
+    async def _send_batch(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
         send = partial(
             self._upstream.predict, images=images, carried=ask.context.carried(), deadline=ask.deadline, top_k=top_k
         )
-        with target:  # once more for each row: a batch weighs as much as it has
+        with target:  # counted in flight once per upstream batch, so that the least loaded replica is found
             return await self._send("predict", target, send, ask)
 
     async def _send(
         self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]], ask: Ask
     ) -> Received:
-        """Return what `send` gets from `target`; from another replica where this one refused before any work began.
+        """Return the result of `send` for `target`, or for another replica if `target` refused before any work began.
 
         Raises:
-            GatewayError: there is no answer, nor from a second replica.
+            GatewayError: the call failed; if the first replica refused it, on the second one too.
         """
         try:
             return await send(target)
@@ -292,39 +297,40 @@ class InferenceService:
             another = self._versions.choose_another(kind, target)
             if another is None:
                 raise
-        ask.context.row = ""
+        ask.context.batch_id = ""
         with another:
             return await send(another)
 
-    def _images_a_row(self, count: int, target: Target) -> int:
-        """Such that there are as many rows as free workers: to busy ones, one long row costs less than two."""
+    def _images_per_batch(self, count: int, target: Target) -> int:
+        """Return the images per upstream batch that give each free worker one; busy workers get one long batch."""
         free = max(1, target.workers - self.predict_limiter.taken - self._taken_elsewhere())
-        most = min(self._chunk_images, SHORT_ROW_IMAGES) if self._singles_come() else self._chunk_images
+        most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive() else self._chunk_images
         return min(most, math.ceil(count / free))
 
 
-def cut_rows(images: Sequence[bytes], pixels: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """The batch as rows `images[first:last]` of at most `most` images that fit into one body; a large image goes alone.
+def split_images(images: Sequence[bytes], pixels: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of each upstream batch `images[first:last]`.
 
-    The images of a row have at most `LARGE_PIXELS` together.
+    It has at most `most` images, which fit into one request to TorchServe and have at most `LARGE_PIXELS` together; a
+    larger image is alone.
     """
-    first = size = row_pixels = 0
+    first = size = batch_pixels = 0
     for index, image in enumerate(images):
         framed = len(image) + wire.FRAME_HEAD_BYTES
-        is_full = size + framed > wire.MAX_REQUEST_BYTES or row_pixels + pixels[index] > LARGE_PIXELS
+        is_full = size + framed > wire.MAX_REQUEST_BYTES or batch_pixels + pixels[index] > LARGE_PIXELS
         if index > first and (index - first == most or is_full):
             yield first, index
-            first, size, row_pixels = index, 0, 0
+            first, size, batch_pixels = index, 0, 0
         size += framed
-        row_pixels += pixels[index]
+        batch_pixels += pixels[index]
     yield first, len(images)
 
 
 def publish(entry: Entry) -> Entry:
-    """The handler's entry as a caller gets it."""
+    """Return the handler's entry as a caller gets it."""
     return error_entry(translate_entry(entry)) if "error" in entry else entry
 
 
 def error_entry(error: GatewayError) -> Entry:
-    """The entry of an image that has no answer: the problem's members that vary."""
+    """Return the entry of an image that failed: status, code, detail and facts of the error."""
     return {"error": {"status": error.status, "code": error.code, "detail": error.detail, **error.facts}}

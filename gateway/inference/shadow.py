@@ -1,7 +1,7 @@
-"""The shadow: a version that gets copies of answered calls and whose answers nobody gets.
+"""The shadow: a version that gets copies of calls that the stable version has answered. No caller gets its answers.
 
-What it says of the same images is compared with what the stable version said, and counted. A copy is sent after the
-caller has the answer, has places of its own, and is the first thing to go under load.
+The gateway compares the two versions' answers to the same images and counts how they differ. A copy is sent after the
+caller has got the answer, takes no place from callers, and is dropped first under load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.background import BackgroundTask
 
 from contracts.wire import Options
 from gateway.errors import GatewayError
-from gateway.inference.service import cut_rows
+from gateway.inference.service import split_images
 from gateway.inference.torchserve import Deadline, raise_for_error
 
 if TYPE_CHECKING:
@@ -28,17 +28,16 @@ if TYPE_CHECKING:
     from gateway.inference.torchserve import TorchServe
     from gateway.telemetry.metrics import Metrics
 
-# Copies on their way at a time, in one process. Each holds one row's images, at most 6.5 MB: this bounds memory too.
+# Copies in flight at a time in one process. Each holds the images of one upstream batch, at most 6.5 MB.
 MOST_MIRRORS = 4
-# With more than a quarter of the predictions' places taken, callers need the cores more.
+# No copy is sent while more than a quarter of the predictions' places are taken: callers need the cores.
 LOAD_DIVISOR = 4
-# The class that the stable version named is looked up among so many of the shadow's; beyond, its confidence is as good
-# as 0.
+# Classes of the shadow among which the stable version's class is searched; if missing, its confidence counts as 0.
 TOP_K = 100
 
 
 class Shadow:
-    """Mirrors calls that the stable version has answered to the plan's shadow, and counts how the answers compare."""
+    """Sends copies of calls to the plan's shadow, and counts how its answers compare with the stable version's."""
 
     def __init__(
         self,
@@ -48,35 +47,35 @@ class Shadow:
         *,
         predict: ConcurrencyLimiter,
         timeout_s: float,
-        row_images: int,
+        batch_images: int,
     ) -> None:
         self._versions = versions
         self._upstream = upstream
         self._metrics = metrics
         self._predict = predict
         self._timeout_s = timeout_s
-        self._row_images = row_images
+        self._batch_images = batch_images
         self._mirrors: set[asyncio.Task[None]] = set()
 
     def follow(self, response: Response, images: Sequence[bytes], answer: Answer, request_id: str) -> None:
-        """Have the call mirrored when `response` is sent, where the plan names a shadow; of a batch, its first row."""
+        """Mirror the call after `response` is sent, if the plan has a shadow; of many images, the first batch."""
         plan = self._versions.plan
         if plan is None or plan.shadow is None or answer.version != plan.stable.version:
             return
-        first_row = images[: self._row_images]
-        _, last = next(cut_rows(first_row, [0] * len(first_row), self._row_images))
+        first = images[: self._batch_images]
+        _, last = next(split_images(first, [0] * len(first), self._batch_images))
         pairs = [pair for pair in zip(images[:last], answer.entries[:last], strict=True) if "class" in pair[1]]
         if pairs:
             response.background = BackgroundTask(self._begin, plan.shadow.version, pairs, request_id)
 
     async def close(self) -> None:
-        """Lets go of the copies on their way."""
+        """Cancel the copies in flight."""
         for mirror in self._mirrors:
             mirror.cancel()
         await asyncio.gather(*self._mirrors, return_exceptions=True)
 
     async def _begin(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
-        """Sends the copy if there is room. It does not wait for it: the caller's connection is needed again."""
+        """Start sending the copy if there is room. It does not wait: the connection must take its next request."""
         if len(self._mirrors) >= MOST_MIRRORS or self._predict.taken > self._predict.limit // LOAD_DIVISOR:
             self._metrics.count_mirrored(version, "dropped", len(pairs))
             return
@@ -101,7 +100,7 @@ class Shadow:
         try:
             raise_for_error(answer)
             confidences = {entry["class"]: float(entry["confidence"]) for entry in answer["top"]}
-        except (GatewayError, KeyError, TypeError, ValueError):  # whatever a version on trial may say
+        except (GatewayError, KeyError, TypeError, ValueError):  # the shadow's answer may have any form
             self._metrics.count_mirrored(version, "failed")
             return
         self._metrics.count_mirrored(version, "agree" if answer["class"] == stable["class"] else "disagree")

@@ -1,6 +1,6 @@
-"""The one place that knows TorchServe's inference API: the private wire and its failures.
+"""The client of TorchServe's inference API, the only module that knows its paths and errors.
 
-contracts/wire.py describes what travels. TorchServe answers 200 whenever the handler answered.
+contracts/wire.py describes the request and response bodies. TorchServe answers 200 whenever the handler answered.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 _OPTIONS = wire.OPTIONS_HEADER.encode()
 
-# What each transport error means for a caller; the nearest class above an error decides, so all are covered. A
-# connection that was never made carried nothing: the call may be sent again. One that broke may have been worked on.
+# The error that a caller gets for each transport error; the nearest base class decides, so every error has one. If the
+# connection could not be made, TorchServe has not begun the call, so it is sent to another replica.
 TRANSPORT_ERRORS: dict[type[BaseException], tuple[type[GatewayError], tuple[Any, ...]]] = {
     httpx.ConnectError: (Unavailable, ("not_ready",)),
     httpx.ConnectTimeout: (Unavailable, ("not_ready",)),
@@ -47,7 +47,7 @@ TRANSPORT_ERRORS: dict[type[BaseException], tuple[type[GatewayError], tuple[Any,
 
 
 class Deadline:
-    """The moment until which the caller waits: `timeout_s` seconds after its request came, `at` on the loop's clock."""
+    """The moment until which the caller waits: `timeout_s` seconds from now, `at` by the event loop's clock."""
 
     __slots__ = ("at", "timeout_s", "unix_ms")
 
@@ -57,23 +57,23 @@ class Deadline:
         self.at = asyncio.get_running_loop().time() + timeout_s
 
     def unix_ms_of(self, replica: Replica) -> int:
-        """Return the moment in Unix time, in ms, by the clock of `replica`."""
+        """Return the deadline in Unix milliseconds by the clock of `replica`."""
         return self.unix_ms + int(replica.clock_ahead_s * 1000)
 
     def left_s(self) -> float:
-        """Seconds until then."""
+        """Return the seconds until the deadline; negative after it."""
         return self.at - asyncio.get_running_loop().time()
 
     def timeout(self) -> asyncio.Timeout:
-        """A context that ends with TimeoutError at the deadline."""
+        """Return a context manager that raises TimeoutError at the deadline."""
         return asyncio.timeout_at(self.at)
 
 
 class TorchServe:
     """Calls TorchServe's inference API over one pool of connections.
 
-    The transport is called without httpx's client around it: redirects, cookies and authentication have no place here,
-    and their bookkeeping costs as much as the rest of the call.
+    It calls the transport without httpx's client: that handles redirects, cookies and authentication, which are not
+    used here and take as much time as the rest of the call.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
@@ -84,10 +84,10 @@ class TorchServe:
     ) -> list[Entry]:
         """Return one entry per image, in order: a prediction, or an error for an image that was refused.
 
-        `carried` names the request: its id and its place in a trace.
+        `carried` has the request's id and trace context.
 
         Raises:
-            GatewayError: the row as a whole has no answer.
+            GatewayError: the upstream batch as a whole failed.
         """
         path = f"/predictions/{target.model}/{target.version}"
         options = carried._replace(deadline=deadline.unix_ms_of(target.replica), top_k=top_k)
@@ -100,7 +100,7 @@ class TorchServe:
         """Return the overlay's PNG bytes, or with the option `format: json` the explanation's entry.
 
         Raises:
-            GatewayError: there is no explanation; `ImageRefused` when the image or an option is why.
+            GatewayError: the call failed; `ImageRefused` if because of the image or an option.
         """
         path = f"/explanations/{target.model}-explain/{target.version}"
         until = deadline.unix_ms_of(target.replica)
@@ -113,12 +113,12 @@ class TorchServe:
         return entry
 
     async def close(self) -> None:
-        """Closes the pool."""
+        """Close the connections."""
         await self._transport.aclose()
 
     async def _post(self, target: Target, path: str, asked: wire.Request, deadline: Deadline) -> bytes:
         if deadline.left_s() <= 0:
-            raise DeadlinePassed(deadline.timeout_s)  # a timeout that is over still lets the call begin
+            raise DeadlinePassed(deadline.timeout_s)  # `asyncio.timeout_at` in the past would still begin the call
         headers = ((b"content-type", asked.content_type.encode()), (_OPTIONS, asked.options.encode()))
         request = httpx.Request("POST", parse_url(target.inference_url + path), headers=headers, content=asked.body)
         try:
@@ -139,15 +139,15 @@ class TorchServe:
 
 @lru_cache(maxsize=256)
 def parse_url(url: str) -> httpx.URL:
-    """The URL, parsed once: httpx takes 20 µs for it, and a gateway calls very few."""
+    """Return the parsed URL from a cache: httpx takes 20 µs to parse it, and a gateway calls few URLs."""
     return httpx.URL(url)
 
 
 def read_results(content: bytes, count: int) -> list[Entry]:
-    """Return the entries of an answer about `count` images.
+    """Return the entries of an answer for `count` images.
 
     Raises:
-        EngineNonsense: the answer is no JSON of `count` entries.
+        EngineNonsense: the answer is no JSON list of `count` entries.
     """
     try:
         return wire.parse_results(content, count, loads=orjson.loads)
@@ -156,17 +156,17 @@ def read_results(content: bytes, count: int) -> list[Entry]:
 
 
 def raise_for_error(entry: Entry) -> None:
-    """Return if the entry is an answer.
+    """Raise the entry's error, if it has one, as the error that a caller gets.
 
     Raises:
-        GatewayError: what the entry's error is to a caller.
+        GatewayError: the entry has an error.
     """
     if "error" in entry:
         raise translate_entry(entry)
 
 
 def translate_entry(entry: Entry) -> GatewayError:
-    """Return an error entry as a caller gets it: the handler's own sentence only where the caller can act."""
+    """Return the error that a caller gets for an error entry; only a 4xx has the handler's own sentence."""
     code, detail, facts = wire.parse_error(entry)
     status = HANDLER_CODES.get(code, 502)
     if status < 500:
@@ -177,20 +177,20 @@ def translate_entry(entry: Entry) -> GatewayError:
 
 
 class DeadlineMissed(DeadlinePassed):
-    """504: the handler dropped the row, because its deadline had passed in the queue."""
+    """504: the handler dropped the request, because its deadline passed while it waited in TorchServe's queue."""
 
     def __init__(self) -> None:
         GatewayError.__init__(self, "The request waited in the model's queue until its deadline had passed.")
 
 
 def translate_transport_error(error: httpx.TransportError) -> GatewayError:
-    """What a failed exchange with TorchServe is to a caller."""
+    """Return the error that a caller gets for a transport error."""
     kind, facts = next(TRANSPORT_ERRORS[base] for base in type(error).__mro__ if base in TRANSPORT_ERRORS)
     return kind(*facts)
 
 
 def translate_status(status: int, content: bytes) -> GatewayError:
-    """What TorchServe's own error answer is to a caller."""
+    """Return the error that a caller gets for an error response of TorchServe itself."""
     if status == 413:
         return BodyTooLarge(wire.MAX_REQUEST_BYTES)
     if status == 404:

@@ -1,1 +1,1 @@
-"""The Gunicorn worker and its protocol guards."""
+"""The Gunicorn worker, its HTTP protocol with limits, and its acceptor."""

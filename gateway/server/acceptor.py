@@ -1,11 +1,11 @@
-"""Takes new connections in turns, so that the gateway's processes share them.
+"""Accept new connections so that the gateway processes share them evenly.
 
-All processes listen on one socket. Whichever wakes first would take all that wait: 32 clients that connect together
-mostly end up in one process, whose places are then full while the other's are empty. So each notes where all can see it
-how many it holds, and who holds more than another leaves what comes to the others for a moment. When connections wait
-nevertheless, turn after turn, it takes more at a time.
-A process that holds as many connections as it may ends the one that has been idle longest for each that comes, and
-takes none while all of them are in use.
+All processes listen on one socket. Without this module the first process to wake up accepts every pending connection:
+32 clients that connect together mostly end up in one process, whose places are then full while the other's are free. So
+each process publishes the number of connections it holds, and one that holds more than another waits for a moment
+before it accepts. If connections keep waiting, it accepts several at a time.
+A process that holds as many connections as it may closes the one that has been idle longest for each new one, and
+accepts none while all of them are in use.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
     from gateway.server.shared_counters import SharedCounters
 
 logger = logging.getLogger(__name__)
-# For another process, which may be in the middle of a turn of its loop: looks at whether it still holds fewer.
-LOOKS = 5
-LOOK_EVERY_S = 0.001
+# A process that holds more connections than another checks so often, and with this pause, before it accepts: the other
+# one may be in the middle of an iteration of its event loop.
+CHECKS = 5
+CHECK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
-FLOOD_TURNS = 16  # one after the other in which somebody waited, until one more is taken at a time
-FLOOD_ENDS_S = 0.1  # after the last turn: who comes later is no part of it
+FLOOD_TURNS = 16  # after so many turns in a row with a waiting connection, one more is accepted at a time
+FLOOD_ENDS_S = 0.1  # a pause of this length between two turns ends the row
 FULL_PAUSE_S = 0.001
-# Not quicker: callers who hold connections and open a new one for each that is ended would keep the process busy.
+# Not shorter: a caller who opens a new connection for each that is closed would keep the process busy.
 ROOM_PAUSE_S = 0.004
-# Files or memory have run out: connections must end before there can be new ones.
+# After files or memory have run out: some connections must be closed first.
 EXHAUSTED_PAUSE_S = 1.0
-# A TLS handshake may take longer than the process has to end.
+# The longest wait for connections that are being accepted, when the process stops: a TLS handshake may take longer.
 CLOSING_S = 1.0
 
 
 class Acceptor:
-    """Accepts from a listening, non-blocking socket; to uvicorn it is one of its servers."""
+    """Accepts connections from a listening, non-blocking socket; uvicorn treats it as one of its servers."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Acceptor:
         most_connections: int,
         make_room: Callable[[], bool],
         counters: SharedCounters,
-        seat: int,
+        slot: int,
         ssl: SSLContext | None = None,
     ) -> None:
         self._listener = listener
@@ -57,8 +58,8 @@ class Acceptor:
         self._connections = connections
         self._most_connections = most_connections
         self._make_room = make_room
-        self._seats = counters
-        self._seat = seat
+        self._counters = counters
+        self._slot = slot
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._accepting: dict[asyncio.Task[None], asyncio.Protocol] = {}
@@ -68,33 +69,33 @@ class Acceptor:
         self._listen()
 
     def close(self) -> None:
-        """Accepts no more; the socket stays open."""
-        self._seats.leave(self._seat)
+        """Stop accepting; the socket stays open."""
+        self._counters.clear(self._slot)
         self._loop.remove_reader(self._listener)
         if self._timer is not None:
             self._timer.cancel()
 
     async def wait_closed(self) -> None:
-        """Waits for the connections that are just being accepted."""
+        """Wait for the connections that are being accepted, at most `CLOSING_S`."""
         if self._accepting:
             _, late = await asyncio.wait(self._accepting, timeout=CLOSING_S)
             for task in late:
                 task.cancel()
 
-    def note(self) -> int:
-        """Tells the other processes how many connections this one holds, and says so."""
-        coming = sum(protocol not in self._connections for protocol in self._accepting.values())
-        held = len(self._connections) + coming
-        self._seats.tell(self._seat, held)
+    def publish_count(self) -> int:
+        """Publish the number of connections that this process holds, and return it."""
+        accepting = sum(protocol not in self._connections for protocol in self._accepting.values())
+        held = len(self._connections) + accepting
+        self._counters.set(self._slot, held)
         return held
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._listener, self._find_waiting)
+        self._loop.add_reader(self._listener, self._accept_in_turn)
 
-    def _find_waiting(self, looks: int = LOOKS) -> None:
-        self.note()
-        if looks and not self._seats.has_least(self._seat):
-            self._pause(LOOK_EVERY_S, self._find_waiting, looks - 1)
+    def _accept_in_turn(self, checks: int = CHECKS) -> None:
+        self.publish_count()
+        if checks and not self._counters.is_least(self._slot):
+            self._pause(CHECK_EVERY_S, self._accept_in_turn, checks - 1)
         else:
             self._accept()
 
@@ -106,9 +107,9 @@ class Acceptor:
         self._last_turn = now
         try:
             for _ in range(min(1 + self._busy_turns // FLOOD_TURNS, MOST_AT_ONCE)):
-                if self.note() >= self._most_connections:
-                    # Who comes now waits in the listener's queue, or for another process. The loop has to turn before
-                    # a connection that was ended counts no more.
+                if self.publish_count() >= self._most_connections:
+                    # The new connection waits in the listener's queue, or another process accepts it. A closed
+                    # connection stops counting only in the next iteration of the event loop.
                     pause_s = ROOM_PAUSE_S if self._make_room() else FULL_PAUSE_S
                     break
                 connection, _address = self._listener.accept()
@@ -118,11 +119,11 @@ class Acceptor:
                 task.add_done_callback(self._accepting.pop)
             self._busy_turns += 1
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            self._busy_turns = 0  # no more are waiting: the others were quicker, or the caller has gone
+            self._busy_turns = 0  # none waits: another process was quicker, or the caller disconnected
         except OSError as error:
-            logger.error("no connection accepted: %s", error.strerror)  # noqa: TRY400 — the sentence says it all
+            logger.error("no connection accepted: %s", error.strerror)  # noqa: TRY400 — the traceback adds nothing
             pause_s = EXHAUSTED_PAUSE_S
-        self.note()
+        self.publish_count()
         self._pause(pause_s, self._listen)
 
     def _pause(self, seconds: float, then: Callable[..., None], *arguments: int) -> None:
@@ -134,4 +135,4 @@ class Acceptor:
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._ssl)
         except OSError:
-            connection.close()  # the caller has gone
+            connection.close()  # the caller disconnected

@@ -1,7 +1,7 @@
-"""Refuses calls for want of a place before anything is made for them.
+"""Refuse calls that get no place before the application is called.
 
-In a flood most calls end here, and what each costs is taken from those that are answered: the application's task,
-request and response would cost as much again as reading the call and sending these bytes.
+In a flood most calls end here, and the CPU time that they take is missing for the calls that are served. The
+application's task, request and response would double the cost of a refusal.
 """
 
 from __future__ import annotations
@@ -27,47 +27,48 @@ if TYPE_CHECKING:
 
 
 class LoadShedder:
-    """Which calls would be refused after all the work of getting to a place, and their answers."""
+    """Finds the calls that would get no place, and makes their answers."""
 
-    def __init__(self, parts: AppState) -> None:
-        self._parts = parts
-        predict, explain = parts.service.predict_limiter, parts.service.explain_limiter
-        self._places = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
-        # Calls that were let in while the loop reads what has come; when it turns, they take their places.
+    def __init__(self, state: AppState) -> None:
+        self._state = state
+        predict, explain = state.service.predict_limiter, state.service.explain_limiter
+        self._limiters = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
+        # Calls admitted in this iteration of the event loop; they take their places in the next one.
         self._coming: Counter[ConcurrencyLimiter] = Counter()
 
     def applies(self, scope: Scope) -> bool:
-        """Return True if there is no place for this call, nor one in the line, or none that its caller may have."""
-        places = self._places.get(scope["path"])
-        if places is None:
+        """Return True if neither a place nor the queue has room for this call, or for one more of its caller's."""
+        limiter = self._limiters.get(scope["path"])
+        if limiter is None:
             return False
-        coming = self._coming[places]
-        if places.is_full(coming):
+        coming = self._coming[limiter]
+        if limiter.is_full(coming):
             return True
-        if not places.may_be_full_for_one(coming):
-            return False  # most calls: nobody looks up whose they are
-        client = self._parts.callers.client_of(Request(scope))
-        return client is not None and places.is_full_for(client, coming)
+        if not limiter.may_be_full_for_one(coming):
+            return False  # the usual case, which saves finding the caller
+        client = self._state.callers.client_of(Request(scope))
+        return client is not None and limiter.is_full_for(client, coming)
 
-    def _let_in(self, path: str) -> None:
-        if (places := self._places.get(path)) is not None:
+    def _count_admitted(self, path: str) -> None:
+        if (limiter := self._limiters.get(path)) is not None:
             if not self._coming:
                 asyncio.get_running_loop().call_soon(self._coming.clear)
-            self._coming[places] += 1
+            self._coming[limiter] += 1
 
     def answer(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-        """The whole answer, with these headers too; None where the application has to answer.
+        """Return the bytes of the whole refusal, with `headers` added; None if the application has to answer.
 
-        It has to where an answer says more than this one: to other sites' pages, to who traces, while draining.
+        The application answers refusals too while the gateway drains, traces, or allows other origins, because these
+        answers need more headers or a span.
         """
-        parts = self._parts
-        says_more = parts.is_draining or parts.tracer is not None or parts.settings.cors_origins
-        if says_more or scope["method"] != "POST":
+        state = self._state
+        needs_application = state.is_draining or state.tracer is not None or state.settings.cors_origins
+        if needs_application or scope["method"] != "POST":
             return None
         if not self.applies(scope):
-            self._let_in(scope["path"])
+            self._count_admitted(scope["path"])
             return None
-        parts.refused_early[scope["path"]] += 1
+        state.refused_early[scope["path"]] += 1
         request_id = request_id_of(scope).encode("ascii")
         head, between, rest = _around_id(len(request_id))
         own = (b"\r\n%b: %b" % header for header in headers)
@@ -76,7 +77,7 @@ class LoadShedder:
 
 @lru_cache(maxsize=128)
 def _around_id(length: int) -> tuple[bytes, bytes, bytes]:
-    """The answer without the request's id, which has this length and is told twice."""
-    mark = "~" * length  # no id has this character
+    """Return the answer in three pieces, to be joined by the request id, which has `length` characters."""
+    mark = "~" * length  # a character that no id has
     head, between, rest = raw_problem(Unavailable("saturated"), mark).split(mark.encode("ascii"))
     return head, between, rest

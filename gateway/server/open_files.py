@@ -1,7 +1,7 @@
-"""The limit of open files, and how many connections it leaves room for.
+"""The limit of open files, and the number of connections that it allows.
 
-A connection is an open file. Without a reserve, callers who only hold connections would leave none for the plan, the
-keys and TorchServe: every call would get 503, and no change of plan or keys would be followed.
+A connection is an open file. Without a reserve, callers who only hold connections would leave no files for the plan,
+the keys and TorchServe: every call would get 503, and changes of the plan or the keys would be missed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import resource
 from gateway.settings import SettingsError
 
 RESERVED = 256
-"""Open files of a process beside its callers' connections: plan, keys, metrics, agents, and calls to TorchServe."""
+"""Open files that a process needs besides its callers' connections: plan, keys, metrics, agents, TorchServe."""
 
 ENOUGH = 65_536
-"""Some systems allow a billion, and some libraries make a list of all."""
+"""The highest limit that is set: some systems allow a billion, and some libraries loop over all possible files."""
 
 
 def raise_open_files_limit() -> None:
@@ -26,16 +26,16 @@ def raise_open_files_limit() -> None:
 
 
 def connection_limit(wanted: int) -> int:
-    """Return how many connections this process may hold: `wanted`, or what the limit of open files leaves room for.
+    """Return the number of connections that this process may hold: `wanted`, or fewer by the limit of open files.
 
     Raises:
-        SettingsError: it leaves room for none.
+        SettingsError: the limit leaves no file for connections.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
     if soft <= RESERVED:
         raise SettingsError(
-            f"the limit of open files is {soft}, and {RESERVED} are needed beside connections: raise it (`ulimit -n`)"
+            f"the limit of open files is {soft}, and {RESERVED} are needed besides connections: raise it (`ulimit -n`)"
         )
     return min(wanted, soft - RESERVED)

@@ -1,4 +1,4 @@
-"""What the gateway's processes tell each other: a number for each, in memory that all share."""
+"""Numbers that the gateway processes share: one for each process, in shared memory."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import mmap
 
 
 class SharedCounters:
-    """A number of each process that was forked after this was made."""
+    """A number for each process; made before the processes are forked. A process has a slot, its worker's age."""
 
-    MOST = 64
-    """More than processes live at a time; two on one seat would only know less of each other."""
+    SLOTS = 64
+    """More than the processes that live at a time. Slots repeat; two processes in one would overwrite each other."""
 
     def __init__(self) -> None:
-        self._told = memoryview(mmap.mmap(-1, 4 * self.MOST)).cast("I")  # one more than was told; 0: nobody sits there
+        self._values = memoryview(mmap.mmap(-1, 4 * self.SLOTS)).cast("I")  # the number plus 1; 0: no process
 
-    def tell(self, seat: int, number: int) -> None:
-        """Tells the others the number of the process on `seat`."""
-        self._told[seat % self.MOST] = number + 1
+    def set(self, slot: int, number: int) -> None:
+        """Set the number of the process with this slot."""
+        self._values[slot % self.SLOTS] = number + 1
 
-    def leave(self, seat: int) -> None:
-        """Tells the others that the process on `seat` counts no more."""
-        self._told[seat % self.MOST] = 0
+    def clear(self, slot: int) -> None:
+        """Remove the number of the process with this slot."""
+        self._values[slot % self.SLOTS] = 0
 
-    def has_least(self, seat: int) -> bool:
-        """Whether no other process has a lower number."""
-        own = self._told[seat % self.MOST]
-        return all(own <= told for told in self._told if told)
+    def is_least(self, slot: int) -> bool:
+        """Return True if no other process has a lower number."""
+        own = self._values[slot % self.SLOTS]
+        return all(own <= value for value in self._values if value)
 
     def largest(self) -> int:
         """Return the highest number of all processes, or 0."""
-        return max(0, *self._told) - 1 if any(self._told) else 0
+        return max(0, *self._values) - 1 if any(self._values) else 0
 
-    def sum_of_others(self, seat: int) -> int:
-        """The numbers of all other processes together."""
-        return sum(told - 1 for other, told in enumerate(self._told) if told and other != seat % self.MOST)
+    def sum_of_others(self, slot: int) -> int:
+        """Return the sum of the numbers of all other processes."""
+        return sum(value - 1 for other, value in enumerate(self._values) if value and other != slot % self.SLOTS)

@@ -1,7 +1,7 @@
-"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools that cuts off who dawdles and stops without loss.
+"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools, with limits on slow callers and a clean stop.
 
-After SIGTERM a worker says not ready and asks its connections to close, but goes on accepting and answering for
-`drain_s`; then it accepts no more, finishes what it has and ends.
+After SIGTERM a worker reports not ready and asks its connections to close, but accepts and answers for `drain_s`. Then
+it stops accepting, finishes its requests and exits.
 """
 
 from __future__ import annotations
@@ -41,45 +41,46 @@ if TYPE_CHECKING:
 
     from gateway.state import AppState
 
-# A connection that was accepted just before the end may have its request on the way; it gets this long to say it.
+# At the stop, the time in which a connection that has just been accepted may still send its first request.
 LINGER_S = 1.0
-# Who is answered while still sending reads the answer only afterwards: what is sent is read and dropped, up to so much.
-# To close at once would reset the connection, and the answer would be lost. nginx calls it lingering_close.
+# A caller who is refused while sending a body reads the answer only after sending. So the rest of the body is read and
+# dropped, up to these limits: closing at once would reset the connection, and the caller would lose the answer. nginx
+# calls this lingering_close.
 LATE_BODY_S = 10.0
 LATE_BODY_BYTES = 64 * 1024 * 1024
-# A header of three bytes takes two hundred of memory.
+# A header of three bytes takes two hundred bytes of memory.
 MOST_HEADERS = 100
-# A process that is full of connections ends one on which nothing was asked for so long when somebody else comes. One
-# that has just been answered may have its next request on the way.
+# A process that holds as many connections as it may closes one that has been idle for at least so long when a new one
+# comes. A connection that was answered more recently may have its next request on the way.
 IDLE_S = 1.0
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
-# Beats in half of the time after which Gunicorn takes a worker for hung: one that comes late costs nothing.
+# Heartbeats in half of the time after which Gunicorn takes a worker for hung, so that some may be late.
 BEATS = 4
-# Callers without a place hear so together: a wake-up for each would cost more than the refusal. And who asks again at
-# once, heedless of Retry-After, can do so a hundred times a second on a connection, not thousands of times.
+# Refusals are sent in batches every 10 ms: a wake-up for each would cost more than the refusal. A caller who ignores
+# Retry-After can then send only a hundred calls a second on a connection, not thousands.
 REFUSE_EVERY_S = 0.01
-# Gunicorn's master imports this file, and then forks.
+# Made when Gunicorn's master imports this module, before it forks.
 CONNECTIONS, INFERENCE = SharedCounters(), SharedState()
 
 
-class OneWrite:
-    """A transport that sends what two calls write at once.
+class CombiningTransport:
+    """A transport that sends the data of two writes in one system call.
 
-    Uvicorn writes an answer's head and its body one after the other, and uvloop sends each as it comes: two system
-    calls, of which each wakes the client. They were half of what it costs to refuse a call.
+    Uvicorn writes an answer's head and body separately, and uvloop sends each at once: two system calls, each of which
+    wakes the client. They took half of the CPU time for a refused call.
     """
 
-    def __init__(self, transport: asyncio.Transport, is_sent_to: Callable[[], bool]) -> None:
+    def __init__(self, transport: asyncio.Transport, is_receiving: Callable[[], bool]) -> None:
         self._transport = transport
-        self._is_sent_to = is_sent_to
+        self._is_receiving = is_receiving
         self._unsent: list[bytes] = []
         self.lingers = False
 
     def write(self, data: bytes) -> None:
-        """Sends `data` with what is written next, or when the loop turns if nothing is.
+        """Send `data` together with that of the next write, or in the next iteration of the event loop.
 
-        The second call does not wait for the turn: before it, the request is still logged and counted.
+        The second write sends at once: before the next iteration the request would still be logged and counted.
         """
         self._unsent.append(data)
         if len(self._unsent) > 1:
@@ -88,9 +89,9 @@ class OneWrite:
             asyncio.get_running_loop().call_soon(self._send)
 
     def close(self) -> None:
-        """Close the connection after what was written; only our half of it while the caller is still sending."""
+        """Close the connection after the data is sent; if the caller is still sending, close only our direction."""
         self._send()
-        if not self._is_sent_to():
+        if not self._is_receiving():
             self._transport.close()
         elif not self.is_closing():
             self.lingers = True
@@ -98,33 +99,33 @@ class OneWrite:
                 self._transport.write_eof()
 
     def end(self) -> None:
-        """Close the whole connection, whatever still comes."""
+        """Close the connection in both directions."""
         self._send()
         self._transport.close()
 
     def is_closing(self) -> bool:
-        """Return True if nothing more can be said."""
+        """Return True if nothing more can be sent."""
         return self.lingers or self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — whatever a transport has
         return getattr(self._transport, name)
 
     def _send(self) -> None:
-        # To a connection that is lost uvloop raises, and not to speak to it is no fault of the answer.
+        # Uvloop raises for a write to a lost connection, which is no error of the answer.
         if self._unsent and not self._transport.is_closing():
             self._transport.write(b"".join(self._unsent))
         self._unsent.clear()
 
 
-class Together:
-    """Calls what it is given within `within_s`, all at once."""
+class BatchedCalls:
+    """Collects callbacks, and calls all of them `within_s` seconds after the first was added."""
 
     def __init__(self, within_s: float) -> None:
         self._within_s = within_s
         self._waiting: list[Callable[[], None]] = []
 
     def add(self, call: Callable[[], None]) -> None:
-        """Sees to it that `call` is called."""
+        """Add a callback."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(self._within_s, self._run)
         self._waiting.append(call)
@@ -136,7 +137,7 @@ class Together:
 
 
 class RestOfRequest:
-    """Hears a parser that is told a request's headers a second time, and passes on what comes after them."""
+    """Callbacks for a second parser, which gets a request's headers again; only later events reach `protocol`."""
 
     def __init__(self, protocol: GuardedProtocol) -> None:
         self.is_past_headers = False
@@ -146,9 +147,9 @@ class RestOfRequest:
             setattr(self, name, self._later(getattr(protocol, name)))
 
     def _later(self, callback: Callable[..., None]) -> Callable[..., None]:
-        def call(*told: bytes) -> None:
+        def call(*arguments: bytes) -> None:
             if self.is_past_headers:
-                callback(*told)
+                callback(*arguments)
 
         return call
 
@@ -156,13 +157,13 @@ class RestOfRequest:
 class GuardedProtocol(HttpToolsProtocol):
     """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`.
 
-    An answer that its caller does not read for `write_timeout_s` is given up. A call that `refuse` has an answer for
-    does not get to the application.
+    If the caller does not read an answer for `write_timeout_s`, the connection is aborted. If `refuse` returns an
+    answer for a call, the application is not called.
     """
 
     refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
-    refusals = Together(REFUSE_EVERY_S)  # of all connections of the process
-    # All connections of the process that nobody asks anything on, and since when; the one that is so longest is first.
+    refusals = BatchedCalls(REFUSE_EVERY_S)  # of all connections of the process
+    # The idle connections of the process and the times since when; the one that has been idle longest is first.
     idle: ClassVar[dict[GuardedProtocol, float]] = {}
     header_timeout_s = 10.0
     write_timeout_s = 10.0
@@ -172,8 +173,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
-        self._header_bytes = 0  # of the reads since headers ended or a body's part came: headers, or trailers
-        self._seen_bytes = 0  # of the parts that the parser has told
+        self._header_bytes = 0  # of headers or trailers: bytes read since the headers ended or the last part of a body
+        self._parsed_bytes = 0  # of the request line and the headers that the parser has reported
         self._wants_headers = True
         self._is_oversized = False
         self._offers_upgrade = False
@@ -183,16 +184,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self._read = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Starts the first request's clock."""
+        """Start the first request's timer."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # the clock of `pause_writing` begins with the first unsent byte
-        self._out = OneWrite(transport, self._is_sent_to)
-        self.transport = self._out  # type: ignore[assignment]  # as good as one for all that uvicorn does
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` is called for the first unsent byte
+        self._out = CombiningTransport(transport, self._is_receiving)
+        self.transport = self._out  # type: ignore[assignment]  # has the parts of the interface that uvicorn uses
         self._start_clock()
         self._note_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops the clocks."""
+        """Stop the timers."""
         self._stop_clock()
         self._stop_write_clock()
         self.idle.pop(self, None)
@@ -201,9 +202,9 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, and counts what is no body: the parser keeps headers and trailers without bound."""
+        """Feed the parser, and count the bytes of headers and trailers, which the parser does not limit."""
         if self._is_bad:
-            self._drop(data)  # no parser can tell where it ends
+            self._drop(data)  # what follows a request that cannot be parsed
             return
         if self._wants_headers:
             self._start_clock()
@@ -215,25 +216,25 @@ class GuardedProtocol(HttpToolsProtocol):
             self.send_400_response("")
 
     def on_message_begin(self) -> None:
-        """Begins to count a request's headers."""
+        """Begin to count a request's headers."""
         super().on_message_begin()
         self._wants_headers = True
-        self._seen_bytes = self._late_bytes = 0
+        self._parsed_bytes = self._late_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """Counts the request's line."""
+        """Count the request line."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Counts a header."""
+        """Count a header."""
         self._count(len(name) + len(value) + 4)
         super().on_header(name, value)
         if len(self.headers) > MOST_HEADERS:
             self._refuse_headers()
 
     def on_headers_complete(self) -> None:
-        """Stops the clock: from here on the application watches the body."""
+        """Stop the timer: the application limits the time for the body."""
         self._wants_headers = False
         self._header_bytes = 0
         self._stop_clock()
@@ -244,34 +245,34 @@ class GuardedProtocol(HttpToolsProtocol):
             raise ValueError  # as in `_refuse_headers`
 
     def on_body(self, body: bytes) -> None:
-        """Takes a part of the body, which the application counts."""
+        """Take a part of the body, whose bytes the application counts."""
         self._header_bytes = 0
         if self.cycle.response_complete:
             self._drop(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Expects the next request's headers: the body is whole."""
+        """Expect the next request's headers: the body is complete."""
         if self._offers_upgrade:
-            return  # the parser believes that what follows is another protocol; see `_unsupported_upgrade_warning`
+            return  # the parser takes the following bytes for another protocol; see `_unsupported_upgrade_warning`
         self._wants_headers = True
         if self.cycle.response_complete:
-            self._stop_clock()  # of a body whose answer came first
+            self._stop_clock()  # of a body that was answered before it was complete
             if self._out.lingers:
                 self._out.end()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Starts the clock where the answer came before the body was whole: uvicorn would wait for ever."""
+        """Start the timer if the answer came before the body was complete: uvicorn would wait without limit."""
         super().on_response_complete()
         if self.cycle.more_body and not self.transport.is_closing():
             self._start_clock()
-        if self.cycle.response_complete:  # else a request that came with the last one has begun
+        if self.cycle.response_complete:  # otherwise a pipelined request has begun
             self._note_idle()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if self.transport.is_closing():
-            return  # it came behind a request whose answer ends the connection
+            return  # a pipelined request behind one whose answer closes the connection
         content = None
         if self.refuse is not None and cycle.keep_alive:
             content = self.refuse(cycle.scope, cycle.default_headers)  # type: ignore[arg-type]  # uvicorn's word for it
@@ -288,21 +289,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.write(content)
         if cycle.keep_alive:
             self.on_response_complete()
-        else:  # since it was refused, `shutdown` has asked for the connection's end
+        else:  # `shutdown` was called since the refusal
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Starts the clock of a caller who does not read."""
+        """Start the timer of a caller who does not read."""
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Stops it."""
+        """Stop the timer of `pause_writing`."""
         self._stop_write_clock()
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
-        """Answers what is no request in the one shape that errors have, and hangs up."""
+        """Answer bytes that are no request, or have too many headers, by a problem document, and close."""
         if self.transport.is_closing():
             self._out.end()
             return
@@ -313,17 +314,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Ends the connection after its request; one that has not asked anything yet may still do so for a moment."""
+        """Close the connection after its request; one without any request yet may still send one for `LINGER_S`."""
         if self.cycle is None:
             self.loop.call_later(LINGER_S, self._close_if_idle)
         else:
             super().shutdown()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Reads on: a request that offers an upgrade is answered as it is. Java's client offers h2c.
+        """Ignore an offered upgrade and answer the request; Java's client offers h2c.
 
-        Uvicorn calls this where the parser has stopped, at the end of the headers, and would take the body for a
-        request of its own. So a new parser hears how long the body is, and goes on.
+        Uvicorn calls this when the parser has stopped at the end of the headers, and would then take the body for a
+        new request. So a new parser gets the headers with the body's length, and parses the rest.
         """
         self._offers_upgrade = False
         stopped_at: int = sys.exception().args[0]  # type: ignore[union-attr]  # httptools' HttpParserUpgrade
@@ -337,13 +338,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._read = self._read[stopped_at:]
         super().data_received(self._read)
 
-    def _is_sent_to(self) -> bool:
-        """Return True if the caller may still be sending what was refused; it is then read and dropped for a while."""
-        is_sent_to = self._is_bad or (self.cycle is not None and self.cycle.more_body)
-        if is_sent_to and self._late_timer is None and not self.transport.is_closing():
+    def _is_receiving(self) -> bool:
+        """Return True if the caller may still be sending; the bytes are then dropped, at most for `LATE_BODY_S`."""
+        is_receiving = self._is_bad or (self.cycle is not None and self.cycle.more_body)
+        if is_receiving and self._late_timer is None and not self.transport.is_closing():
             self._late_timer = self.loop.call_later(LATE_BODY_S, self._out.end)
             self.flow.resume_reading()
-        return is_sent_to
+        return is_receiving
 
     def _drop(self, data: bytes) -> None:
         self._late_bytes += len(data)
@@ -351,13 +352,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._out.end()
 
     def _count(self, size: int) -> None:
-        self._seen_bytes += size
-        if self._seen_bytes > self.max_header_bytes:
+        self._parsed_bytes += size
+        if self._parsed_bytes > self.max_header_bytes:
             self._refuse_headers()
 
     def _refuse_headers(self) -> None:
         self._is_oversized = True
-        raise ValueError  # httptools makes it a parser error, uvicorn calls send_400_response
+        raise ValueError  # httptools turns it into a parser error, for which uvicorn calls send_400_response
 
     def _start_clock(self) -> None:
         if self._header_timer is None:
@@ -377,7 +378,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_timer = None
         if self.cycle is None or self.cycle.response_complete:
             self._out.end()
-        else:  # an earlier request of this connection is still being answered
+        else:  # a request of this connection is still being answered
             self._start_clock()
 
     def _note_idle(self) -> None:
@@ -391,7 +392,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if protocol.loop.time() - since < IDLE_S:
                 break
             del cls.idle[protocol]
-            protocol._out.end()  # noqa: SLF001 — one of its own class
+            protocol._out.end()  # noqa: SLF001 — of the same class
             return True
         return False
 
@@ -401,20 +402,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class DrainingServer(Server):
-    """Uvicorn's server, which at the first signal to stop only begins to drain."""
+    """Uvicorn's server, which only begins to drain at the first signal to stop."""
 
-    def __init__(self, config: Config, parts: AppState, seat: int) -> None:
+    def __init__(self, config: Config, state: AppState, slot: int) -> None:
         super().__init__(config)
-        self._parts = parts
-        self._seat = seat
+        self._state = state
+        self._slot = slot
         self._acceptors: list[Acceptor] = []
         self._drained_at: float | None = None
         self._beating: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts the application, then accepts from the sockets."""
+        """Start the application, then accept from the sockets."""
         self._beating = asyncio.create_task(self._beat())
-        await super().startup(sockets=[])  # or uvicorn would accept from them itself
+        await super().startup(sockets=[])  # without sockets, because uvicorn would accept from them itself
 
         def make_protocol() -> asyncio.Protocol:
             protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -427,18 +428,18 @@ class DrainingServer(Server):
                 listener,
                 make_protocol,
                 self.server_state.connections,
-                most_connections=connection_limit(self._parts.settings.max_connections),
+                most_connections=connection_limit(self._state.settings.max_connections),
                 make_room=GuardedProtocol.close_one_idle,
                 counters=CONNECTIONS,
-                seat=self._seat,
+                slot=self._slot,
                 ssl=self.config.ssl,
             )
             for listener in sockets or []
         ]
-        self.servers.extend(self._acceptors)  # type: ignore[arg-type]  # as good as servers for all that uvicorn does
+        self.servers.extend(self._acceptors)  # type: ignore[arg-type]  # have what uvicorn uses of a server
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accepts no more; what is just being accepted is a connection before uvicorn ends all there are."""
+        """Stop accepting, wait for connections that are being accepted, then let uvicorn shut all of them down."""
         for server in self.servers:
             server.close()
             await server.wait_closed()
@@ -449,29 +450,29 @@ class DrainingServer(Server):
                 self._beating.cancel()
 
     async def _beat(self) -> None:
-        """Tell Gunicorn's master that this worker lives, by the loop's monotonic clock.
+        """Send heartbeats to Gunicorn's master, timed by the event loop's monotonic clock.
 
-        Uvicorn tells it by the wall clock: after that was set back by two minutes it says nothing for as long, and the
-        master kills all workers. Nor does it tell anything while it shuts down.
+        Uvicorn times its own by the wall clock: if that is set back by two minutes it sends none for two minutes, and
+        the master kills all workers. It also sends none while it shuts down.
         """
         while self.config.callback_notify is not None:
             await self.config.callback_notify()
             await asyncio.sleep(self.config.timeout_notify / BEATS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begins to drain; a second SIGINT ends at once."""
+        """Begin to drain; a second SIGINT stops at once."""
         if self._drained_at is None:
-            self._parts.is_draining = True
-            self._drained_at = time.monotonic() + self._parts.settings.drain_s
+            self._state.is_draining = True
+            self._drained_at = time.monotonic() + self._state.settings.drain_s
         elif sig == signal.SIGINT:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop accepting: the drain is over, or uvicorn has a reason of its own."""
+        """Return True if the server should stop: the drain is over, or uvicorn's own condition holds."""
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             return True
         for acceptor in self._acceptors:
-            acceptor.note()  # of connections that have ended
+            acceptor.publish_count()  # some connections may have been closed
         return await super().on_tick(counter)
 
 
@@ -487,8 +488,8 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
     }
 
     async def _serve(self) -> None:
-        parts: AppState = self.wsgi.state.gateway
-        settings = parts.settings
+        state: AppState = self.wsgi.state.gateway
+        settings = state.settings
         self.config.app = self.wsgi
         self.config.http = type(
             "Protocol",
@@ -497,20 +498,20 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
                 "header_timeout_s": settings.header_timeout_s,
                 "write_timeout_s": settings.body_timeout_s,
                 "max_header_bytes": settings.max_header_bytes,
-                "refuse": staticmethod(LoadShedder(parts).answer),
+                "refuse": staticmethod(LoadShedder(state).answer),
             },
         )
-        # Uvicorn trusts 127.0.0.1's forwarded headers unless told otherwise.
+        # By default uvicorn trusts forwarded headers from 127.0.0.1.
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
-        server = DrainingServer(self.config, parts, seat=self.age)
-        parts.service.join(INFERENCE, self.age)
+        server = DrainingServer(self.config, state, slot=self.age)
+        state.service.join(INFERENCE, self.age)
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, quit_now)
-        # What is there by now stays. To look at all of it in each full collection stops every request for 40 ms.
+        # The objects that exist now stay. A full garbage collection that visits them blocks every request for 40 ms.
         gc.collect()
         gc.freeze()
         await server.serve(sockets=self.sockets)

@@ -1,6 +1,6 @@
-"""Logs as one JSON object a line on standard output: each request with its id, route, status, version and times.
+"""Logs on standard output, one JSON object per line: each request with its id, route, status, version and times.
 
-Never the image, never a key.
+No line has an image or an API key.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 import orjson
 
-# What a LogRecord has of itself; everything else came by `extra` and is told.
+# The attributes of every LogRecord; all others came by `extra` and are written.
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON."""
+    """A formatter that writes a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line, without a line break."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def logging_config(level: str) -> dict[str, Any]:
-    """The whole process's logging, for `logging.config.dictConfig` and Gunicorn's `logconfig_dict`."""
+    """Return the process's logging configuration for `logging.config.dictConfig` and Gunicorn's `logconfig_dict`."""
     return {
         "version": 1,
         "disable_existing_loggers": False,

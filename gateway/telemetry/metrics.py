@@ -1,7 +1,7 @@
-"""Prometheus metrics, right with several gateway processes: each writes its own files, whoever is asked adds them up.
+"""Prometheus metrics for several gateway processes: each writes its own files; the one that is scraped adds them up.
 
-Gunicorn's configuration names the folder (`PROMETHEUS_MULTIPROC_DIR`) before this is imported; without it, in tests,
-one process counts for itself.
+Gunicorn's configuration sets the folder (`PROMETHEUS_MULTIPROC_DIR`) before this module is imported. Without the
+folder, as in tests, a process counts only its own calls.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Each a quarter more than the one before: a version whose p99 is a third worse than another's shows it.
+# Each bound is a quarter above the one before, so that a p99 that is a third higher is visible.
 MODEL_SECONDS = tuple(round(0.001 * 2 ** (step / 3), 6) for step in range(41))
 CONFIDENCES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 METHODS = {"GET", "HEAD", "POST"}
-KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that asks a version asks it a batch
-# Labels are our own routes, stages, codes and versions; only a contract can bring a great many, its classes. Past this
-# many of a process's versions together, new ones are counted as `other`.
+KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that calls a version is a batch
+# The classes of a model are the only label that can have many values. Above this number, over all versions of a
+# process, new classes are counted as `other`.
 MAX_CLASS_LABELS = 2000
-# Likewise of callers' keys, for which an operator may have made any number.
+# The same for API keys, of which an operator may have made any number.
 MAX_KEY_LABELS = 1000
-FIRST_FILE_BYTES = 64 * 1024  # the library's own choice
-VALUE_BYTES = 32  # what a value takes in a file beside its key, at most
+FIRST_FILE_BYTES = 64 * 1024  # the library's own value
+VALUE_BYTES = 32  # the most bytes that a value takes in a file besides its key
 NO_ROOM_PAUSE_S = 60.0
 
 
 class AllocatedFile(MmapedDict):
-    """The library's file of values, with room on the disk for a page before it is written.
+    """The library's file of values, with disk space allocated before a page is written.
 
-    The library leaves the file sparse: on a full disk the first write to a page ends the process by SIGBUS.
+    The library's own file is sparse: on a full disk the first write to a page kills the process by SIGBUS.
     """
 
     def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 — the library's own
@@ -57,22 +57,22 @@ class AllocatedFile(MmapedDict):
                 try:
                     os.posix_fallocate(file.fileno(), 0, FIRST_FILE_BYTES)
                 except OSError:
-                    Path(filename).unlink()  # readers cannot parse an empty one
+                    Path(filename).unlink()  # readers cannot parse an empty file
                     raise
         super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
 
     def _init_value(self, key: str) -> None:
         needed = self._used + len(key.encode()) + VALUE_BYTES
         if needed > self._capacity:
-            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the library doubles it too
+            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the size that the library will set
         super()._init_value(key)  # type: ignore[no-untyped-call]  # as above
 
 
-values.MmapedDict = AllocatedFile  # type: ignore[attr-defined]  # where the library takes it from
+values.MmapedDict = AllocatedFile  # type: ignore[attr-defined]  # the name by which the library finds its class
 
 
 class Snapshot(Collector):
-    """Metrics that were collected before, in the form in which the library writes them."""
+    """A collector of metrics that were collected before."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics
@@ -83,7 +83,7 @@ class Snapshot(Collector):
 
 
 class Metrics:
-    """The gateway's own metrics. Label lookups are cached, because they cost more than the counting."""
+    """The gateway's metrics. Label lookups are cached, because they take longer than counting."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -103,13 +103,13 @@ class Metrics:
         self._refused = Counter("gateway_refused", "Requests refused or failed, by code.", ("code",), registry=registry)
         self._versions = Counter(
             "gateway_version_requests",
-            "Requests by the version asked and what came of them: ok, or the problem's code.",
+            "Requests by version and outcome: ok, or the problem's code.",
             ("version", "kind", "outcome"),
             registry=registry,
         )
         self._model = Histogram(
             "gateway_model_seconds",
-            "Seconds in which a version answered requests that came out ok.",
+            "Seconds that a version took for requests with the outcome ok.",
             ("version", "kind"),
             buckets=MODEL_SECONDS,
             registry=registry,
@@ -132,7 +132,7 @@ class Metrics:
             ("version", "outcome"),
             registry=registry,
         )
-        # Two sums, because a rate takes a falling one for a restart: up - down is the shift, up + down its size.
+        # Two sums, because a rate treats a falling sum as a restart: up - down is the shift, up + down its size.
         self._shift = Counter(
             "gateway_shadow_shift",
             "Sum of the confidences by which a shadow was above (up) or below (down) the stable version's.",
@@ -148,14 +148,14 @@ class Metrics:
         )
         self._in_flight = self._sum("gateway_in_flight", "Calls that have a place, sampled.")
         self._waiting = self._sum("gateway_waiting", "Calls that wait for a place, sampled.")
-        self._capacity = self._sum("gateway_capacity", "ConcurrencyLimiter, over all gateway processes.")
+        self._capacity = self._sum("gateway_capacity", "Places, over all gateway processes.")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._classes: set[tuple[str, str]] = set()
         self._keys: set[tuple[str, str]] = set()
         self._no_room_until = 0.0
 
     def finish(self, method: str, context: RequestContext) -> None:
-        """Counts an answered request."""
+        """Count an answered request."""
         route = context.route
         method = method if method in METHODS else "other"
         self._count(1, self._requests, route, method, str(context.status))
@@ -166,8 +166,8 @@ class Metrics:
             self._count(1, self._refused, context.code)
         if context.version:
             kind = KINDS.get(route, "batch")
-            hurried = context.is_hurried and context.code == "deadline_passed"
-            outcome = "caller_deadline" if hurried else context.code or "ok"
+            is_callers_fault = context.is_hurried and context.code == "deadline_passed"
+            outcome = "caller_deadline" if is_callers_fault else context.code or "ok"
             self._count(1, self._versions, context.version, kind, outcome)
             if not context.code:
                 self._observe(context.stages["model"], self._model, context.version, kind)
@@ -179,35 +179,35 @@ class Metrics:
                 self._observe(entry["confidence"], self._confidence, context.version, label)
 
     def count_refused(self, route: str, count: int) -> None:
-        """Counts calls refused for want of a place; not their times, which would hide how slow the answers are."""
+        """Count calls that got no place. Their times are not observed: they would hide the times of served calls."""
         self._count(count, self._requests, route, "POST", "503")
         self._count(count, self._refused, "saturated")
 
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
-        """Counts images that were to be mirrored to the shadow `version`."""
+        """Count images of calls to be mirrored to the shadow `version`."""
         self._count(images, self._shadow, version, outcome)
 
     def observe_shift(self, version: str, shift: float) -> None:
-        """Adds by how much more confident than the stable version the shadow was (-1 to 1)."""
+        """Add the shadow's confidence minus the stable version's, from -1 to 1."""
         self._count(abs(shift), self._shift, version, "up" if shift > 0 else "down")
 
     def sample(self, kind: str, places: ConcurrencyLimiter) -> None:
-        """Note how many places of a kind there are, and how many calls have one or wait for one now."""
+        """Set the gauges of one kind of call: its places, the calls that have one, and those that wait for one."""
         sampled = ((self._in_flight, places.taken), (self._waiting, places.waiting), (self._capacity, places.limit))
         for gauge, value in sampled:
             if (child := self._child(gauge, kind)) is not None:
                 child.set(value)
 
     def render(self, state: Iterable[Metric] = ()) -> bytes:
-        """Return everything as Prometheus's text, over all processes where there are several, and `state`."""
+        """Return all metrics and `state` in Prometheus's text format, summed over the gateway processes."""
         counted: CollectorRegistry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             counted = CollectorRegistry()
             MultiProcessCollector(counted)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
         return generate_latest(Snapshot([*counted.collect(), *state]))
 
-    def _sum(self, name: str, what: str) -> Gauge:
-        return Gauge(name, what, ("kind",), registry=self._registry, multiprocess_mode="livesum")
+    def _sum(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ("kind",), registry=self._registry, multiprocess_mode="livesum")
 
     def _count_usage(self, context: RequestContext) -> None:
         caller, key = context.caller, context.key
@@ -238,7 +238,7 @@ class Metrics:
             child.observe(value)
 
     def _child(self, metric: Kind, *labels: str) -> Kind | None:
-        """Return the metric with these labels; None while the disk has no room for it."""
+        """Return the metric with these labels; None while the disk is full."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
@@ -248,6 +248,6 @@ class Metrics:
                 child = self._children[key] = metric.labels(*labels)
             except OSError as error:
                 self._no_room_until = time.monotonic() + NO_ROOM_PAUSE_S
-                logger.error("nothing new is counted for %g s: %s", NO_ROOM_PAUSE_S, error.strerror)  # noqa: TRY400
+                logger.error("no new labels are counted for %g s: %s", NO_ROOM_PAUSE_S, error.strerror)  # noqa: TRY400
                 return None
         return child  # type: ignore[return-value]  # the key begins with the metric

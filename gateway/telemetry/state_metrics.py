@@ -1,6 +1,6 @@
-"""Metrics of what this process sees when it is asked: plan, replicas, workers, queues, disks.
+"""Gauges of the current state: plan, replicas, workers, queues and disks.
 
-All gateway processes see the same, so the one that is asked answers alone, and nothing is kept in files.
+They are the same in all gateway processes, so the process that is scraped computes them, and no file holds them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from gateway.state import AppState
 
 
-def state_metrics(parts: AppState) -> Iterable[Metric]:
-    """Return the gauges of what is seen now; the disks are looked at when the result is read."""
-    agents, versions = parts.agents, parts.versions
-    seen = [
+def state_metrics(state: AppState) -> Iterable[Metric]:
+    """Return the gauges; those of the disks are computed when the result is read."""
+    agents, versions = state.agents, state.versions
+    gauges = [
         _gauge("gateway_replicas_wanted", "Replicas that are configured.", {(): len(agents.replicas)}),
         _gauge("gateway_replicas_seen", "Replicas whose agent gives a fresh status.", {(): len(agents.current())}),
         _gauge(
@@ -36,17 +36,17 @@ def state_metrics(parts: AppState) -> Iterable[Metric]:
         ),
         _gauge(
             "gateway_plan_broken",
-            "1 while the traffic plan's file cannot be used and the last good plan is in force.",
+            "1 while the traffic plan's file is unusable and the last usable plan is in force.",
             {(): versions.plan_error is not None},
         ),
         _gauge("gateway_plan_revision", "Revision of the plan in force.", {(): versions.revision or 0}),
         *_workers(versions),
     ]
-    return chain(seen, _disks(parts))
+    return chain(gauges, _disks(state))
 
 
 def _workers(versions: Router) -> Iterable[Metric]:
-    """Return the workers and queues of each version, over all replicas that are seen."""
+    """Return the gauges of each version's workers and queues, summed over the replicas with a recent status."""
     ready: defaultdict[tuple[str, ...], float] = defaultdict(float)
     wanted, pending, capacity, fallback = ready.copy(), ready.copy(), ready.copy(), ready.copy()
     for _, _, seen in versions.seen():
@@ -65,9 +65,9 @@ def _workers(versions: Router) -> Iterable[Metric]:
     yield _gauge("gateway_queue_capacity", "Upstream batches for which these queues have room.", capacity, names)
 
 
-def _disks(parts: AppState) -> Iterable[Metric]:
-    """Return the free and the whole bytes of the disks that this process writes to or reads the plan from."""
-    folders = {"plan": str(parts.settings.plan.parent)}
+def _disks(state: AppState) -> Iterable[Metric]:
+    """Return the free and the total bytes of the disks that hold the plan and the metrics."""
+    folders = {"plan": str(state.settings.plan.parent)}
     if metrics := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         folders["metrics"] = metrics
     free: dict[tuple[str, ...], float] = {}
@@ -81,9 +81,9 @@ def _disks(parts: AppState) -> Iterable[Metric]:
 
 
 def _gauge(
-    name: str, what: str, values: Mapping[tuple[str, ...], float], labels: tuple[str, ...] = ()
+    name: str, text: str, values: Mapping[tuple[str, ...], float], labels: tuple[str, ...] = ()
 ) -> GaugeMetricFamily:
-    gauge = GaugeMetricFamily(name, what, labels=labels)
+    gauge = GaugeMetricFamily(name, text, labels=labels)
     for key, value in values.items():
         gauge.add_metric(key, float(value))
     return gauge

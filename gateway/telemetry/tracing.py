@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: one span for each request, continuing the caller's W3C context and passed on to the model.
+"""OpenTelemetry traces: one span per request, which continues the caller's W3C context and is passed to the handler.
 
-Nothing of it is imported, and no request pays for it, unless `GATEWAY_OTLP_ENDPOINT` is set.
+This module is imported only if `GATEWAY_OTLP_ENDPOINT` is set.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class Tracer:
-    """Begins and ends requests' spans; `processor` takes the finished ones."""
+    """Begins and ends the spans of requests; `processor` gets the finished ones."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(resource=Resource.create({"service.name": "gradserve-gateway"}))
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("gateway")
 
-    def begin(self, scope: Scope, exchange: RequestContext) -> Span:
-        """A request's span; its context is noted in the exchange, to travel on."""
+    def begin(self, scope: Scope, context: RequestContext) -> Span:
+        """Return a new span for a request, and put its trace context into the request context."""
         names = {b"traceparent", b"tracestate"}
         carrier = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"] if name in names}
         span = self._tracer.start_span(scope["method"], context=PROPAGATOR.extract(carrier), kind=SpanKind.SERVER)
-        context = span.get_span_context()
-        exchange.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+        own = span.get_span_context()
+        context.traceparent = f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}"
         return span
 
     @staticmethod
-    def end(span: Span, scope: Scope, exchange: RequestContext) -> None:
-        """Tells what came of the request, and ends its span."""
-        span.update_name(f"{scope['method']} {exchange.route}")
+    def end(span: Span, scope: Scope, context: RequestContext) -> None:
+        """Set the span's attributes from the request context, and end it."""
+        span.update_name(f"{scope['method']} {context.route}")
         span.set_attributes(
             {
                 "http.request.method": scope["method"],
-                "http.route": exchange.route,
-                "http.response.status_code": exchange.status,
-                "gradserve.request_id": exchange.request_id,
-                "gradserve.version": exchange.version,
-                "gradserve.code": exchange.code,
-                "gradserve.row": exchange.row,
-                **{f"gradserve.{stage}_ms": seconds * 1000 for stage, seconds in exchange.stages.items()},
+                "http.route": context.route,
+                "http.response.status_code": context.status,
+                "gradserve.request_id": context.request_id,
+                "gradserve.version": context.version,
+                "gradserve.code": context.code,
+                "gradserve.row": context.batch_id,
+                **{f"gradserve.{stage}_ms": seconds * 1000 for stage, seconds in context.stages.items()},
             }
         )
-        if exchange.status >= 500:
+        if context.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
         span.end()
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
 def exporting_tracer(endpoint: str) -> Tracer:
-    """A tracer that sends spans to the OTLP/HTTP collector at `endpoint`, in batches and from a thread of its own."""
+    """Return a tracer whose own thread sends spans in batches to the OTLP/HTTP collector at `endpoint`."""
     return Tracer(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)))

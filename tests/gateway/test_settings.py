@@ -69,7 +69,7 @@ def test_the_effective_settings_tell_their_source_and_no_digest(monkeypatch: pyt
         ("GATEWAY_PROT", "1", "GATEWAY_PORT"),
         ("GATEWAY_KEYS_FILE", "/nope", "does not exist"),
         ("GATEWAY_HOST", "::", "off"),
-        ("GUNICORN_CMD_ARGS", "--bind 0.0.0.0:0", "0.0.0.0 is reachable by others"),
+        ("GUNICORN_CMD_ARGS", "--bind 0.0.0.0:0", "0.0.0.0 is reachable by other machines"),
     ],
 )
 def test_gunicorn_ends_with_one_sentence(name: str, value: str, sentence: str) -> None:

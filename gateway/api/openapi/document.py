@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TAGS = [
     {"name": "predictions", "description": "Classes of images, and where the model looked."},
-    {"name": "state", "description": "What serves, and how it fares."},
+    {"name": "state", "description": "The versions that serve, their health, and metrics."},
     {"name": "v2", "description": "The Open Inference Protocol V2, for Triton's and KServe's clients."},
 ]
 _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors; ours are problem documents
@@ -26,7 +26,7 @@ _UNUSED = ("HTTPValidationError", "ValidationError")  # FastAPI's own errors; ou
 def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of a gateway with these settings.
 
-    A gateway without keys refuses nobody for a key, and its document has no way to send one.
+    The document of a gateway without keys has no security schemes and no 401 or 403.
     """
     found = get_openapi(
         title="gradserve",
@@ -45,7 +45,7 @@ def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
         schemas.pop(name, None)
     for operation in (operation for methods in found["paths"].values() for operation in methods.values()):
         responses = operation["responses"]
-        # What is sent to who asks for nothing comes first: a generated client takes the first for the answer's type.
+        # JSON, the default, comes first: a generated client takes the first content type for the answer's type.
         content = responses["200"].get("content", {})
         responses["200"]["content"] = dict(sorted(content.items(), key=lambda item: not item[0].startswith("image/")))
         for parameter in operation.get("parameters", ()):
@@ -62,7 +62,7 @@ def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 def _drop_null(parameter: dict[str, Any]) -> None:
-    """Take null out of what a parameter may be: an optional one is left out, not sent as the text "null"."""
+    """Remove null from a parameter's types: a caller leaves an optional parameter out, and cannot send null."""
     choices = parameter["schema"].pop("anyOf", [])
     for choice in choices:
         if choice != {"type": "null"}:

@@ -1,4 +1,4 @@
-"""Examples of every answer for the OpenAPI document; a test holds each to its schema."""
+"""Examples of every answer for the OpenAPI document; a test checks each against its schema."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`/docs`: Swagger UI over the OpenAPI document, all of it served from here, so that it works without a network.
+"""`/docs`: Swagger UI for the OpenAPI document, served by the gateway itself, so that it works without a network.
 
-FastAPI's own page loads Swagger UI from a CDN. The same files come with the package fastapi-offline, of which nothing
-else is used.
+FastAPI's own page loads Swagger UI from a CDN. The same files come with the package fastapi-offline; only these files
+of it are used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-router = APIRouter(include_in_schema=False)  # for people
+router = APIRouter(include_in_schema=False)
 ASSETS = Path(str(files("fastapi_offline"))) / "static"
 NO_ICON = "data:,"
 SLICE_BYTES = 64 * 1024
@@ -32,13 +32,13 @@ async def document(request: Request) -> Response:
 
 @lru_cache(maxsize=1)
 def _document(app: FastAPI) -> bytes:
-    """Return the document's bytes, made once: that takes 14 ms, in which nobody else is answered."""
+    """Return the document's bytes, made once: making them blocks the event loop for 14 ms."""
     return orjson.dumps(app.openapi())
 
 
 @router.get("/docs")
 async def page() -> Response:
-    """Return the page. Its addresses are relative, so that it works below a proxy's prefix too."""
+    """Return the page. Its links are relative, so that it also works under a proxy's path prefix."""
     return HTMLResponse(_page())
 
 
@@ -51,7 +51,7 @@ def _page() -> bytes:
             swagger_js_url="docs/swagger-ui-bundle.js",
             swagger_css_url="docs/swagger-ui.css",
             swagger_favicon_url=NO_ICON,
-            # Swagger UI would send the document's address to validator.swagger.io.
+            # Otherwise Swagger UI sends the document's address to validator.swagger.io.
             swagger_ui_parameters={"validatorUrl": "none"},
         ).body
     )
@@ -59,7 +59,7 @@ def _page() -> bytes:
 
 @router.get("/docs/swagger-ui-bundle.js")
 async def script(request: Request) -> Response:
-    """Return Swagger UI's program."""
+    """Return Swagger UI's script."""
     return _asset(request, "swagger-ui-bundle.js", "text/javascript")
 
 
@@ -70,7 +70,7 @@ async def style(request: Request) -> Response:
 
 
 def _asset(request: Request, name: str, media_type: str) -> Response:
-    """Return a file that is kept in memory; starlette's FileResponse takes a thread for every 64 KiB of it."""
+    """Return a file from memory; Starlette's FileResponse would use a thread for each 64 KiB."""
     content, etag = _read(name)
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"etag": etag})
@@ -86,7 +86,7 @@ def _read(name: str) -> tuple[bytes, str]:
 
 
 async def _slices(content: bytes) -> AsyncIterator[memoryview]:
-    """Yield the content in slices: of what a caller does not read, one is held."""
+    """Yield the content in slices, so that for a slow caller only one slice is buffered."""
     view = memoryview(content)
     for start in range(0, len(view), SLICE_BYTES):
         yield view[start : start + SLICE_BYTES]

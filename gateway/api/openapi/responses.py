@@ -1,4 +1,4 @@
-"""The errors that routes declare in the OpenAPI document, each with an example that the error's own class makes."""
+"""The errors that routes declare in the OpenAPI document, each with an example made by the error's own class."""
 
 from __future__ import annotations
 

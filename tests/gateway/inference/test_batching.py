@@ -267,7 +267,7 @@ def test_nothing_is_kept_of_calls_that_are_over_however_they_ended(run: Run) -> 
 
     shared = run(scene())
     gc.collect()  # an exception and what it passed through hold one another
-    assert not shared._lines
+    assert not shared._queues
 
 
 def test_a_fault_of_ours_reaches_everybody_in_the_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

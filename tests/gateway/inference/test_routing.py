@@ -17,7 +17,7 @@ import pytest
 from contracts import plan as traffic_plan
 from gateway.errors import Unavailable
 from gateway.inference.replicas import Agents
-from gateway.inference.routing import Router, place_of
+from gateway.inference.routing import Router, canary_position
 from gateway.refusals import VersionUnknown
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_2000_keys_fall_on_two_sides_by_the_share_and_stay_there() -> None:
 
     def side(share: float, version: str = "1.1.0", salt: str = "one") -> set[str]:
         canary = traffic_plan.Canary(version, "cifar10-1.1.0.mar", "1" * 64, share=share, salt=salt)
-        return {key for key in keys if place_of(key, canary) < share}
+        return {key for key in keys if canary_position(key, canary) < share}
 
     sides = [side(share) for share in (0, 1, 10, 20, 50, 100)]
     for share, chosen in zip((0, 1, 10, 20, 50, 100), sides, strict=True):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from contracts.wire import MAX_REQUEST_BYTES
 from gateway.inference.image_header import LARGE_PIXELS
-from gateway.inference.service import SharedState, cut_rows
+from gateway.inference.service import SharedState, split_images
 from gateway.server.load_shedding import LoadShedder
 
 if TYPE_CHECKING:
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
 
 def test_rows_hold_all_images_in_order_and_no_more_than_asked() -> None:
-    rows = list(cut_rows([b"x"] * 10, [1] * 10, 4))
+    rows = list(split_images([b"x"] * 10, [1] * 10, 4))
     assert rows == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_rows_stay_below_torchserves_body_limit_and_a_large_image_goes_alone() -> None:
     large = b"x" * (MAX_REQUEST_BYTES // 2)
-    assert list(cut_rows([b"x", large, large, b"x"], [1] * 4, 16)) == [(0, 2), (2, 4)]
-    assert list(cut_rows([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, [1] * 2, 16)) == [(0, 1), (1, 2)]
+    assert list(split_images([b"x", large, large, b"x"], [1] * 4, 16)) == [(0, 2), (2, 4)]
+    assert list(split_images([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, [1] * 2, 16)) == [(0, 1), (1, 2)]
 
 
 def test_rows_have_bounded_pixels_and_an_image_of_more_goes_alone() -> None:
     half = LARGE_PIXELS // 2
     pixels = [half, half, 1, 5 * LARGE_PIXELS, 1, 1]
-    assert list(cut_rows([b"x"] * 6, pixels, 16)) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert list(split_images([b"x"] * 6, pixels, 16)) == [(0, 2), (2, 3), (3, 4), (4, 6)]
 
 
 def names(answer: httpx.Response) -> list[str | None]:
@@ -69,9 +69,9 @@ def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(
     assert rows_of_a_batch() == [10, 10]
     assert counters.sum_of_others(1) == 0, "what the batch took is given back"
     for busy in (1, 16):
-        counters.tell(1, busy)
+        counters.set(1, busy)
         assert rows_of_a_batch() == [20]
-    counters.leave(1)
+    counters.clear(1)
     assert rows_of_a_batch() == [10, 10]
 
 

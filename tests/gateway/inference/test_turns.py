@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from conftest import Run
 
 
-def joined(processes: int, longest_line: int = 100) -> list[Turns]:
+def joined(processes: int, max_waiting: int = 100) -> list[Turns]:
     taken, waiting = SharedCounters(), SharedCounters()
-    made = [Turns(longest_line) for _ in range(processes)]
-    for seat, turns in enumerate(made):
-        turns.join(taken, waiting, seat)
+    made = [Turns(max_waiting) for _ in range(processes)]
+    for slot, turns in enumerate(made):
+        turns.join(taken, waiting, slot)
     return made
 
 
@@ -48,7 +48,7 @@ def test_no_more_have_a_turn_than_may_over_all_processes_and_every_process_gets_
 
 def test_more_than_the_line_are_refused_and_a_wait_ends_at_the_deadline(run: Run) -> None:
     async def scene() -> None:
-        (turns,) = joined(1, longest_line=1)
+        (turns,) = joined(1, max_waiting=1)
         async with turns.turn(lambda: 1, Deadline(60)):
 
             async def wait() -> None:

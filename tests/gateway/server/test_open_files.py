@@ -34,4 +34,4 @@ def test_the_soft_limit_is_raised_and_connections_leave_a_reserve(
 
 def test_a_limit_that_leaves_room_for_no_connection_is_refused_with_the_remedy() -> None:
     said = limits(100, 200, 1000).stderr
-    assert "the limit of open files is 200, and 256 are needed beside connections: raise it (`ulimit -n`)" in said
+    assert "the limit of open files is 200, and 256 are needed besides connections: raise it (`ulimit -n`)" in said

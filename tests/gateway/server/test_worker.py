@@ -490,7 +490,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
     (tmp_path / "plan.json").unlink()
     wait_until(lambda: len(complaints("there is no traffic plan")) == 3, 20)
     assert served() == {"2.0.0"}
-    assert {line["revision_in_force"] for line in complaints("traffic plan not taken")} == {4}
+    assert {line["revision_in_force"] for line in complaints("traffic plan not used")} == {4}
     assert httpx.get(f"{base}/health").json()["status"] == "degraded"
 
     put(5, "1.0.0")
