@@ -33,7 +33,7 @@ from gateway.api.openapi.responses import (
 from gateway.api.params import ExplainQuery, PredictQuery, refuse_repeated, wants_json
 from gateway.api.schemas import BatchPrediction, Explanation, Prediction
 from gateway.api.uploads import read_image, read_images
-from gateway.inference.service import Answer, Ask
+from gateway.inference.service import Answer, Call
 from gateway.request_context import RequestContext
 from gateway.state import AppState
 
@@ -55,9 +55,9 @@ async def predict(
     request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
 ) -> Response:
     """Name the class of one image, with the model's calibrated confidence."""
-    ask = Ask(context, deadline, query.version)
+    call = Call(context, deadline, query.version)
     image = await _image(request, state, context)
-    answer = await state.service.predict(image, top_k=query.top_k, ask=ask)
+    answer = await state.service.predict(image, top_k=query.top_k, call=call)
     context.entries = answer.entries
     response = json_response({**answer.entries[0], **signature(answer, context)})
     state.shadow.follow(response, (image,), answer, context.request_id)
@@ -76,7 +76,7 @@ async def predict_batch(
     request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
 ) -> Response:
     """Name the class of each image, in order. The entry of an image that failed is its error."""
-    ask = Ask(context, deadline, query.version)
+    call = Call(context, deadline, query.version)
     settings = state.settings
     with context.stage("body"):
         images = await read_images(
@@ -86,7 +86,7 @@ async def predict_batch(
             max_bytes=settings.max_batch_bytes,
             timeout_s=settings.body_timeout_s,
         )
-    answer = await state.service.predict_batch(images, top_k=query.top_k, ask=ask)
+    answer = await state.service.predict_batch(images, top_k=query.top_k, call=call)
     context.entries = answer.entries
     response = json_response({"results": answer.entries, **signature(answer, context)})
     state.shadow.follow(response, images, answer, context.request_id)
@@ -108,9 +108,9 @@ async def explain(
 ) -> Response:
     """Show where the model looked for a class: a PNG overlay, or the heatmap as numbers."""
     options = query.options(as_json=wants_json(request.headers.get("accept", "")))
-    ask = Ask(context, deadline, query.version)
+    call = Call(context, deadline, query.version)
     image = await _image(request, state, context)
-    answer = await state.service.explain(image, options=options, ask=ask)
+    answer = await state.service.explain(image, options=options, call=call)
     if answer.overlay is not None:
         facts = overlay_headers(wire.parse_about(answer.overlay))
         headers = {"vary": "accept", **facts, "x-model-version": answer.version}

@@ -21,7 +21,7 @@ from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MOD
 from gateway.api.params import Version
 from gateway.api.uploads import read_body
 from gateway.errors import Unavailable
-from gateway.inference.service import Ask
+from gateway.inference.service import Call
 from gateway.refusals import ModelUnknown, VersionUnknown
 from gateway.request_context import RequestContext
 from gateway.settings import VERSION
@@ -48,12 +48,12 @@ async def _model(state: State, model: str) -> str:
     return model
 
 
-async def _ask(context: Context, deadline: CallDeadline) -> Ask:
-    return Ask(context, deadline)
+async def _call(context: Context, deadline: CallDeadline) -> Call:
+    return Call(context, deadline)
 
 
-async def _ask_version(context: Context, deadline: CallDeadline, version: PathVersion) -> Ask:
-    return Ask(context, deadline, version)
+async def _version_call(context: Context, deadline: CallDeadline, version: PathVersion) -> Call:
+    return Call(context, deadline, version)
 
 
 Model = Annotated[str, Depends(_model)]  # the model in the path; the plan serves it
@@ -107,33 +107,33 @@ async def version_ready(state: State, model: Model, version: PathVersion) -> dic
 
 
 @router.post(f"{MODEL}/infer", name="v2_infer", **INFER)
-async def infer(request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask)]) -> Response:
+async def infer(request: Request, state: State, model: Model, call: Annotated[Call, Depends(_call)]) -> Response:
     """Name the classes of the images in the input tensor; if one image fails, the call fails.
 
     `shape` is the number of images. As octet-stream the body is the JSON, then the binary tensor, with the JSON's
     length in the header Inference-Header-Content-Length.
     """
-    return await _infer(request, state, model, ask)
+    return await _infer(request, state, model, call)
 
 
 @router.post(f"{OF_VERSION}/infer", name="v2_version_infer", **INFER)
 async def infer_by(
-    request: Request, state: State, model: Model, ask: Annotated[Ask, Depends(_ask_version)]
+    request: Request, state: State, model: Model, call: Annotated[Call, Depends(_version_call)]
 ) -> Response:
     """Name the classes of the images by one version."""
-    return await _infer(request, state, model, ask)
+    return await _infer(request, state, model, call)
 
 
-async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Response:
-    context = ask.context
-    asked = await _read(request, state, context)
-    answer = await state.service.predict_batch(asked.images, top_k=asked.top_k, ask=ask)
+async def _infer(request: Request, state: AppState, model: str, call: Call) -> Response:
+    context = call.context
+    infer_request = await _read(request, state, context)
+    answer = await state.service.predict_batch(infer_request.images, top_k=infer_request.top_k, call=call)
     v2_tensors.raise_for_failed(answer.entries)
     context.entries = answer.entries
     head: dict[str, Any] = {"model_name": model, "model_version": answer.version}
-    if asked.id:
-        head["id"] = asked.id
-    content, header_length = v2_tensors.write_response(head, answer.entries, asked)
+    if infer_request.id:
+        head["id"] = infer_request.id
+    content, header_length = v2_tensors.write_response(head, answer.entries, infer_request)
     if header_length is None:
         response = Response(content, media_type="application/json")
     else:
@@ -142,7 +142,7 @@ async def _infer(request: Request, state: AppState, model: str, ask: Ask) -> Res
             media_type="application/octet-stream",
             headers={"inference-header-content-length": str(header_length)},
         )
-    state.shadow.follow(response, asked.images, answer, context.request_id)
+    state.shadow.follow(response, infer_request.images, answer, context.request_id)
     return response
 
 

@@ -95,14 +95,14 @@ def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def write_response(
-    head: dict[str, Any], entries: Sequence[dict[str, Any]], asked: InferRequest
+    head: dict[str, Any], entries: Sequence[dict[str, Any]], infer_request: InferRequest
 ) -> tuple[bytes, int | None]:
     """Return the body, and the length of its JSON part if binary tensors follow it, else None."""
-    wide = asked.top_k > 1
+    wide = infer_request.top_k > 1
     columns = min((len(entry["top"]) for entry in entries), default=0)
     shape = [len(entries), columns] if wide else [len(entries)]
     outputs, blobs = [], []
-    for name, is_binary in asked.outputs:
+    for name, is_binary in infer_request.outputs:
         if wide:
             values = [best[name] for entry in entries for best in entry["top"][:columns]]
         else:

@@ -57,7 +57,7 @@ class SharedState:
 
 
 @dataclass(frozen=True)
-class Ask:
+class Call:
     """The facts that every call has: its request context, deadline and wanted version (None: the plan chooses)."""
 
     context: RequestContext
@@ -127,36 +127,36 @@ class InferenceService:
             turns.join(*shared.turns[kind], slot)
         self._last_single, self._slot = shared.last_single, slot
 
-    async def predict(self, image: bytes, *, top_k: int, ask: Ask) -> Answer:
+    async def predict(self, image: bytes, *, top_k: int, call: Call) -> Answer:
         """Return the prediction for one image: `class`, `confidence` and `top` in its only entry.
 
         Raises:
             GatewayError: the call was refused or failed.
         """
         pixels = count_pixels(image, self._max_pixels)
-        client = ask.context.client
-        with self._choose("predict", ask) as target, self._pixels.hold(pixels, client):
-            with ask.context.stage("wait"):
+        client = call.context.client
+        with self._choose("predict", call) as target, self._pixels.hold(pixels, client):
+            with call.context.stage("wait"):
                 await self.predict_limiter.take(client)
             try:
-                with ask.context.stage("model"):
+                with call.context.stage("model"):
                     if pixels > LARGE_PIXELS:
-                        (entry,) = await self._send_in_turn(target, [image], pixels, top_k, ask)
+                        (entry,) = await self._send_in_turn(target, [image], pixels, top_k, call)
                     else:
-                        entry = await self._predict_shared(target, image, pixels, top_k, ask)
+                        entry = await self._predict_shared(target, image, pixels, top_k, call)
             finally:
                 self.predict_limiter.give_back(1, client)
         raise_for_error(entry)
         return Answer(target.model, target.version, (entry,))
 
-    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, ask: Ask) -> Entry:
+    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, call: Call) -> Entry:
         self._last_single.set(self._slot, int(time.monotonic()))
         send = partial(
-            self._batcher.predict, image=image, pixels=pixels, top_k=top_k, deadline=ask.deadline, context=ask.context
+            self._batcher.predict, image=image, pixels=pixels, top_k=top_k, deadline=call.deadline, context=call.context
         )
-        return await self._send("predict", target, send, ask)
+        return await self._send("predict", target, send, call)
 
-    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, ask: Ask) -> Answer:
+    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, call: Call) -> Answer:
         """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
         The images are sent in several upstream batches that keep all ready workers busy. If one of these fails, only
@@ -172,23 +172,23 @@ class InferenceService:
                 pixels[index] = count_pixels(image, self._max_pixels)
             except ImageTooLarge as error:
                 entries[index] = error_entry(error)
-        with self._choose("predict", ask) as target:
+        with self._choose("predict", call) as target:
             if pixels:
-                with self._pixels.hold(sum(pixels.values()), ask.context.client):
+                with self._pixels.hold(sum(pixels.values()), call.context.client):
                     sent = [images[index] for index in pixels]
-                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, ask)
+                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, call)
                 for index, answer in zip(pixels, answers, strict=True):
                     entries[index] = answer
         # For the log and the metrics: the call is answered, but the version failed for some of its images.
         errors = (entry["error"] for entry in entries if "error" in entry)
-        ask.context.code = next((error["code"] for error in errors if error["status"] >= 500), "")
+        call.context.code = next((error["code"] for error in errors if error["status"] >= 500), "")
         return Answer(target.model, target.version, entries)
 
     async def _predict_batch(
-        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, ask: Ask
+        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, call: Call
     ) -> list[Entry]:
         batches = list(split_images(images, pixels, self._images_per_batch(len(images), target)))
-        client = ask.context.client
+        client = call.context.client
         entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(batches)
@@ -196,19 +196,19 @@ class InferenceService:
         async def send_batches() -> None:
             for first, last in waiting:
                 try:
-                    answers = await self._send_in_turn(target, images[first:last], sum(pixels[first:last]), top_k, ask)
+                    answers = await self._send_in_turn(target, images[first:last], sum(pixels[first:last]), top_k, call)
                     entries[first:last] = [publish(answer) for answer in answers]
                 except GatewayError as error:
                     failures.append(error)
                     entries[first:last] = [error_entry(error)] * (last - first)
 
-        with ask.context.stage("wait"):
+        with call.context.stage("wait"):
             await self.predict_limiter.take(client)
         # Several at once only if places are free now: a call does not wait for places after some of its work is done.
         most = min(target.workers * BATCHES_PER_WORKER, len(batches))
         places = 1 + self.predict_limiter.take_free(most - 1, client)
         try:
-            with ask.context.stage("model"):
+            with call.context.stage("model"):
                 await asyncio.gather(*(send_batches() for _ in range(places)))
         finally:
             self.predict_limiter.give_back(places, client)
@@ -216,56 +216,56 @@ class InferenceService:
             raise failures[0]
         return entries
 
-    async def explain(self, image: bytes, *, options: Options, ask: Ask) -> Answer:
+    async def explain(self, image: bytes, *, options: Options, call: Call) -> Answer:
         """Return the overlay, or with the option `format: json` the heatmap's entry.
 
         Raises:
             GatewayError: the call was refused or failed.
         """
         pixels = count_pixels(image, self._max_pixels)
-        client = ask.context.client
+        client = call.context.client
         send = partial(
             self._upstream.explain,
             image=image,
-            carried=ask.context.carried(),
-            deadline=ask.deadline,
+            carried=call.context.carried(),
+            deadline=call.deadline,
             options=options,
         )
-        with self._choose("explain", ask) as target, self._pixels.hold(pixels, client):
-            with ask.context.stage("wait"):
+        with self._choose("explain", call) as target, self._pixels.hold(pixels, client):
+            with call.context.stage("wait"):
                 await self.explain_limiter.take(client)
             try:
-                with ask.context.stage("model"):
+                with call.context.stage("model"):
                     if pixels <= LARGE_PIXELS:
-                        received = await self._send("explain", target, send, ask)
+                        received = await self._send("explain", target, send, call)
                     else:
                         workers = partial(self._versions.workers, "explain", target.version)
-                        async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), ask.deadline):
-                            received = await self._send("explain", target, send, ask)
+                        async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
+                            received = await self._send("explain", target, send, call)
             finally:
                 self.explain_limiter.give_back(1, client)
         if isinstance(received, bytes):
             return Answer(target.model, target.version, overlay=received)
         return Answer(target.model, target.version, (received,))
 
-    def _choose(self, kind: Kind, ask: Ask) -> Target:
-        left_s = ask.deadline.left_s()
+    def _choose(self, kind: Kind, call: Call) -> Target:
+        left_s = call.deadline.left_s()
         if left_s <= 0:
-            raise DeadlinePassed(ask.deadline.timeout_s)
-        ask.context.is_hurried = left_s < self._timeout_s / 2
-        target = self._versions.choose(kind, ask.version, ask.context.caller)
-        ask.context.model, ask.context.version = target.model, target.version
+            raise DeadlinePassed(call.deadline.timeout_s)
+        call.context.is_hurried = left_s < self._timeout_s / 2
+        target = self._versions.choose(kind, call.version, call.context.caller)
+        call.context.model, call.context.version = target.model, target.version
         return target
 
     async def _send_in_turn(
-        self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, ask: Ask
+        self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, call: Call
     ) -> list[Entry]:
         """Wait for a turn, then send an upstream batch of /predict/batch, or a large image."""
         is_large = pixels > LARGE_PIXELS
         turns = self._large_turns["predict"] if is_large else self._batch_turns
         most = partial(self._most_in_flight, target.version, 1 if is_large else BATCHES_PER_WORKER)
-        async with turns.turn(most, ask.deadline):
-            return await self._send_batch(target, images, top_k, ask)
+        async with turns.turn(most, call.deadline):
+            return await self._send_batch(target, images, top_k, call)
 
     def _most_in_flight(self, version: str, per_worker: int) -> int:
         """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
@@ -276,15 +276,15 @@ class InferenceService:
         """Return True if a gateway process got a single image, which is not large, in the last `SINGLES_LAST_S`."""
         return time.monotonic() - self._last_single.largest() < SINGLES_LAST_S
 
-    async def _send_batch(self, target: Target, images: Sequence[bytes], top_k: int, ask: Ask) -> list[Entry]:
+    async def _send_batch(self, target: Target, images: Sequence[bytes], top_k: int, call: Call) -> list[Entry]:
         send = partial(
-            self._upstream.predict, images=images, carried=ask.context.carried(), deadline=ask.deadline, top_k=top_k
+            self._upstream.predict, images=images, carried=call.context.carried(), deadline=call.deadline, top_k=top_k
         )
         with target:  # counted in flight once per upstream batch, so that the least loaded replica is found
-            return await self._send("predict", target, send, ask)
+            return await self._send("predict", target, send, call)
 
     async def _send(
-        self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]], ask: Ask
+        self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]], call: Call
     ) -> Received:
         """Return the result of `send` for `target`, or for another replica if `target` refused before any work began.
 
@@ -297,7 +297,7 @@ class InferenceService:
             another = self._versions.choose_another(kind, target)
             if another is None:
                 raise
-        ask.context.batch_id = ""
+        call.context.batch_id = ""
         with another:
             return await send(another)
 

@@ -116,11 +116,11 @@ class TorchServe:
         """Close the connections."""
         await self._transport.aclose()
 
-    async def _post(self, target: Target, path: str, asked: wire.Request, deadline: Deadline) -> bytes:
+    async def _post(self, target: Target, path: str, message: wire.Request, deadline: Deadline) -> bytes:
         if deadline.left_s() <= 0:
             raise DeadlinePassed(deadline.timeout_s)  # `asyncio.timeout_at` in the past would still begin the call
-        headers = ((b"content-type", asked.content_type.encode()), (_OPTIONS, asked.options.encode()))
-        request = httpx.Request("POST", parse_url(target.inference_url + path), headers=headers, content=asked.body)
+        headers = ((b"content-type", message.content_type.encode()), (_OPTIONS, message.options.encode()))
+        request = httpx.Request("POST", parse_url(target.inference_url + path), headers=headers, content=message.body)
         try:
             async with deadline.timeout():
                 response = await self._transport.handle_async_request(request)

@@ -1,4 +1,4 @@
-"""A gateway in front of a fake TorchServe and a fake agent, both plain functions from request to response."""
+"""Fixtures: a gateway in front of a fake TorchServe and a fake agent, which are functions from request to response."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CLASSES = ["cat", "dog", "frog"]
 
 
 def overlay_png(about: str) -> bytes:
-    """The begin of a PNG as the handler writes it: signature, header, and the text about the explanation."""
+    """Return the first bytes of a PNG as the handler writes it: signature, header, and the explanation's facts."""
     text = b"gradserve\0" + about.encode("ascii")
     header = (13).to_bytes(4, "big") + b"IHDR" + bytes(17)
     return b"\x89PNG\r\n\x1a\n" + header + len(text).to_bytes(4, "big") + b"tEXt" + text + bytes(4)
@@ -48,7 +48,7 @@ def overlay_png(about: str) -> bytes:
 
 @dataclass
 class FakeTorchServe:
-    """Answers as our handler does; bytes that begin with `bad:<code>` get that error. `answer` may replace it all."""
+    """Answers as our handler does; bytes that begin with `bad:<code>` get that error. `answer` may replace it."""
 
     calls: list[httpx.Request] = field(default_factory=list)
     answer: Callable[[httpx.Request], httpx.Response | None] | None = None
@@ -111,16 +111,16 @@ def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any)
 
 @dataclass
 class FakeAgent:
-    """Reports `versions`; `looks` False freezes the time of its last look at TorchServe, `up` False hangs up.
+    """Reports `versions`; `observes` False freezes the time of its last observation, `up` False refuses connections.
 
     Its clock is `ahead_s` ahead of ours.
 
-    `heard` is what a gateway process said of itself with the last poll, `processes` the same for each, by its id.
+    `heard` is the report that came with the last poll; `processes` has the last report of each process by its id.
     """
 
     versions: list[dict[str, Any]] = field(default_factory=lambda: [version_status()])
     draining: bool = False
-    looks: bool = True
+    observes: bool = True
     up: bool = True
     observed_at: float = 0.0
     ahead_s: float = 0.0
@@ -133,7 +133,7 @@ class FakeAgent:
         self.processes[self.heard["id"]] = self.heard
         if not self.up:
             raise httpx.ConnectError("refused")
-        if self.looks:
+        if self.observes:
             self.observed_at = time.time() + self.ahead_s
         status = AgentStatus(
             told_at=time.time() + self.ahead_s,
@@ -187,7 +187,7 @@ class Stand:
 
 
 class JumpingSelector(selectors.SelectSelector):
-    """Does not wait for the next timer: it moves the clock there."""
+    """A selector that moves the clock to the next timer instead of waiting for it."""
 
     now = 0.0
 
@@ -212,7 +212,7 @@ Run: TypeAlias = "Callable[[Coroutine[Any, Any, Any]], Any]"
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """`run(scene)`: the coroutine's result, in a loop of that kind."""
+    """Return `run(scene)`, which returns the coroutine's result from a JumpingLoop."""
 
     def run(scene: Coroutine[Any, Any, Any]) -> Any:
         with asyncio.Runner(loop_factory=JumpingLoop) as runner:
@@ -230,7 +230,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
-    """Starts a gateway: `make_stand(agent=…, torchserve=…, plan=…, any setting=…)`."""
+    """Yield `make_stand(agent=…, torchserve=…, plan=…, any setting=…)`, which starts a gateway."""
     with start_blocking_portal() as portal, ExitStack() as stack:
 
         def make(
@@ -264,36 +264,36 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
 
 @pytest.fixture
 def stand(make_stand: Callable[..., Stand]) -> Stand:
-    """A gateway with everything in order."""
+    """Return a gateway whose agent and TorchServe work."""
     return make_stand()
 
 
 @pytest.fixture(scope="session")
 def make_agent() -> type[FakeAgent]:
-    """The fake agent, for modules that start a gateway of their own."""
+    """Return the class of the fake agent, for modules that start a gateway of their own."""
     return FakeAgent
 
 
 @pytest.fixture(scope="session")
 def make_torchserve() -> type[FakeTorchServe]:
-    """The fake TorchServe."""
+    """Return the class of the fake TorchServe."""
     return FakeTorchServe
 
 
 @pytest.fixture(scope="session")
 def make_plan() -> Callable[..., dict[str, Any]]:
-    """The data of a traffic plan."""
+    """Return the function that makes the data of a traffic plan."""
     return plan_data
 
 
 @pytest.fixture(scope="session")
 def make_version() -> Callable[..., dict[str, Any]]:
-    """The data of one version in an agent's report."""
+    """Return the function that makes the data of one version in an agent's status."""
     return version_status
 
 
 class Backend(BaseHTTPRequestHandler):
-    """The fake agent and the fake TorchServe in one, on a real socket; every answer of the model takes 50 ms."""
+    """The fake agent and the fake TorchServe on one real socket; every answer of the model takes 50 ms."""
 
     protocol_version = "HTTP/1.1"
     server: BackendServer
@@ -321,7 +321,7 @@ class Backend(BaseHTTPRequestHandler):
 
 
 class BackendServer(ThreadingHTTPServer):
-    """Serves `Backend`; a gateway's worker that is killed leaves its connections behind."""
+    """Serves `Backend` silently, because a killed gateway worker leaves broken connections behind."""
 
     agent: FakeAgent
     request_queue_size = 128
@@ -332,7 +332,7 @@ class BackendServer(ThreadingHTTPServer):
 
 @pytest.fixture(scope="module")
 def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[str, int]]]:
-    """`start_gateway(WORKERS="2", …)`: a real process under Gunicorn; its address and its master's pid.
+    """Yield `start_gateway(WORKERS="2", …)`, which starts Gunicorn and returns the address and the master's pid.
 
     With `folder` the plan (`plan.json`) and the log (`log`) lie there; `agent` reports instead of one in good order.
     `code` is the folder of the gateway's code, and `environ` has variables that are no settings.

@@ -1,4 +1,4 @@
-"""The Python client against the application it is for."""
+"""The Python client against the real application."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def test_a_refused_call_is_sent_again_after_retry_after() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 500, 502, 504])
-def test_what_may_have_been_worked_on_is_not_sent_again(status: int) -> None:
+def test_a_call_on_which_work_may_have_begun_is_not_sent_again_by_the_client(status: int) -> None:
     answer, calls = refusing(1, status)
     with pytest.raises(GatewayProblem):
         Client("http://g", transport=httpx.MockTransport(answer), sleep=lambda _: None).predict(b"x")
     assert len(calls) == 1
 
 
-def test_a_quota_by_the_day_is_not_slept_through() -> None:
+def test_the_client_does_not_wait_for_a_daily_quota() -> None:
     calls = []
 
     def refuse(request: httpx.Request) -> httpx.Response:
@@ -89,7 +89,7 @@ def test_a_quota_by_the_day_is_not_slept_through() -> None:
     assert len(calls) == 1
 
 
-def test_a_proxys_page_is_a_problem_too() -> None:
+def test_an_html_page_of_a_proxy_raises_a_gateway_problem() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
     with pytest.raises(GatewayProblem, match="502 unknown"):
         Client("http://g", transport=transport).predict(b"x")
@@ -106,7 +106,7 @@ def test_the_key_is_sent(stand: Stand) -> None:
     assert seen == ["Bearer secret"]
 
 
-def test_the_former_address_still_works_and_names_the_new_one() -> None:
+def test_the_former_import_path_still_works_and_names_the_new_one() -> None:
     sys.modules.pop("gateway.client", None)
     with pytest.warns(DeprecationWarning, match="from gradserve import Client"):
         former = importlib.import_module("gateway.client")

@@ -1,4 +1,4 @@
-"""Settings are refused early and in plain words; the documents' table is the fields."""
+"""Wrong settings are refused at the start with one sentence; the table in the docs is generated from the fields."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().agents == ("http://a:1", "http://b:2")
 
 
-def test_the_plan_lies_in_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().plan == Path(".gradserve/plan.json")
     monkeypatch.setenv("GRADSERVE_HOME", "/srv/home")
     assert load_settings().plan == Path("/srv/home/plan.json")
@@ -51,12 +51,12 @@ def test_another_address_without_keys_does_not_start(monkeypatch: pytest.MonkeyP
         load_settings()
 
 
-def test_another_address_starts_with_keys_or_when_told_in_so_many_words() -> None:
+def test_another_address_starts_with_keys_or_with_auth_off() -> None:
     assert Settings(host="0.0.0.0", keys=("a:" + "0" * 64 + ":read",)).asks_for_keys
     assert not Settings(host="0.0.0.0", auth="off").asks_for_keys
 
 
-def test_the_effective_settings_tell_their_source_and_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_effective_settings_have_their_source_and_no_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_KEYS", "alice:" + "ab" * 32 + ":read")
     shown = {name: (value, source) for name, value, source in effective_settings(load_settings())}
     assert shown["GATEWAY_KEYS"] == ("alice:****", "environment")
@@ -83,12 +83,12 @@ def test_gunicorn_ends_with_one_sentence(name: str, value: str, sentence: str) -
     assert "Traceback" not in done.stderr
 
 
-def test_the_version_is_the_projects() -> None:
+def test_the_version_equals_the_projects() -> None:
     project = tomllib.loads((DOCS.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == VERSION
 
 
-def test_the_documents_table_is_generated_from_the_fields() -> None:
+def test_the_table_in_the_docs_is_generated_from_the_fields() -> None:
     assert settings_table() in DOCS.read_text(encoding="utf-8"), (
         "paste the output of gateway.settings_docs.settings_table()"
     )

@@ -1,4 +1,4 @@
-"""Long answers in JSON are sent as gzip to who takes it; everything else goes as it is."""
+"""Long JSON answers are compressed for callers that accept gzip; all others are sent unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = [f"class-{number}" for number in range(20_000)]  # longer than what is
 
 
 def sent(stand: Stand, method: str, path: str, accepted: str, **what: object) -> httpx.Response:
-    """The answer with the body as it was on the wire: httpx would take it out of its coding."""
+    """Return the answer with the body as it was sent; httpx's own `content` is decompressed."""
 
     async def ask() -> httpx.Response:
         async with stand.client.http.stream(method, path, headers={"accept-encoding": accepted}, **what) as answer:
@@ -42,7 +42,7 @@ def sent(stand: Stand, method: str, path: str, accepted: str, **what: object) ->
         ("GET", "/metrics", {}),
     ],
 )
-def test_a_long_answer_is_compressed_for_who_takes_it(
+def test_a_long_answer_is_compressed_if_the_caller_accepts_gzip(
     make_stand: Callable[..., Stand], make_agent: Callable[..., object], make_version: Callable[..., dict[str, object]],
     method: str, path: str, what: dict[str, object],
 ) -> None:  # fmt: skip
@@ -82,5 +82,5 @@ def test_short_answers_and_images_are_not_compressed(stand: Stand, method: str, 
         ("", False),
     ],
 )
-def test_only_who_takes_gzip_gets_it(accepted: str, is_taken: bool) -> None:
+def test_only_a_caller_that_accepts_gzip_gets_it(accepted: str, is_taken: bool) -> None:
     assert takes_gzip({"headers": [(b"accept-encoding", accepted.encode())]}) is is_taken

@@ -1,4 +1,4 @@
-"""What docs/gateway.md shows works as it stands there, and Triton's own client finds everything it asks for."""
+"""The examples in docs/gateway.md work as they are written there, and Triton's own client finds all its routes."""
 
 from __future__ import annotations
 
@@ -53,20 +53,20 @@ else:
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> str:
-    """The address of a gateway in a process of its own."""
+    """Return the address of a gateway in a process of its own."""
     return start_gateway(WORKERS="1", DRAIN_S="0.2")[0]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the images that the examples name."""
+    """Return a folder with the images that the examples name."""
     for name in ("cat", "dog"):
         (tmp_path / f"{name}.png").write_bytes(f"image-of-{name}".encode())
     return tmp_path
 
 
 def run(code: str, folder: Path, *arguments: str) -> str:
-    """What a program prints, run in `folder` in a process of its own: tritonclient brings gevent."""
+    """Return the output of a program, run in `folder` in a process of its own because tritonclient imports gevent."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
@@ -81,7 +81,7 @@ def run(code: str, folder: Path, *arguments: str) -> str:
 
 
 def examples(language: str, mark: str) -> list[str]:
-    """The document's code blocks of a language in which `mark` stands."""
+    """Return the document's code blocks of a language that contain `mark`."""
     blocks = re.findall(rf"^```{language}\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
     return [block for block in blocks if mark in block]
 
@@ -111,5 +111,5 @@ def test_the_curl_examples_run(gateway: str, folder: Path) -> None:
     assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tritons_client_finds_every_route_it_asks_for(gateway: str, folder: Path) -> None:
+def test_tritons_client_finds_every_route_that_it_calls(gateway: str, folder: Path) -> None:
     run(TRITON, folder, gateway.removeprefix("http://"))

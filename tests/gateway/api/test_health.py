@@ -1,4 +1,4 @@
-"""Health that does not lie: it follows the agents' statuses, and a stale one is none."""
+"""The health report follows the agents' statuses; an old status counts as missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def health(stand: Stand) -> tuple[int, str, list[str]]:
     return answer.status_code, data["status"], data["reasons"]
 
 
-def test_all_well_is_ok(stand: Stand) -> None:
+def test_health_is_ok_if_nothing_is_wrong(stand: Stand) -> None:
     assert ready(stand)
     assert health(stand) == (200, "ok", [])
 
@@ -37,16 +37,16 @@ def test_without_an_explain_worker_the_gateway_is_not_ready_and_predictions_go_o
     assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
 
 
-def test_a_version_that_is_not_as_it_should_be_is_degraded_though_all_workers_are_ready(stand: Stand) -> None:
+def test_a_degraded_version_is_reported_though_all_its_workers_are_ready(stand: Stand) -> None:
     stand.agent.versions[0]["state"] = "degraded"
     stand.wait_until(lambda: health(stand) == (200, "degraded", ["1.0.0 is degraded"]))
 
 
-def test_workers_on_the_fallback_engine_are_told_and_counted(stand: Stand) -> None:
+def test_workers_on_the_fallback_engine_are_reported_and_counted(stand: Stand) -> None:
     pool = {"ready": 2, "wanted": 2, "fallback": 1, "pending": 0, "capacity": 100}
     stand.agent.versions[0].update(state="degraded", predict=pool)
-    told = ["1.0.0: 1 of 2 predict workers run the fallback engine"]
-    stand.wait_until(lambda: health(stand) == (200, "degraded", told))
+    reasons = ["1.0.0: 1 of 2 predict workers run the fallback engine"]
+    stand.wait_until(lambda: health(stand) == (200, "degraded", reasons))
     assert stand.client.get("/health").json()["versions"][0]["workers"]["predict"]["fallback"] == 1
     line = 'gateway_workers_fallback{kind="predict",role="stable",version="1.0.0"} 1.0'
     assert line in stand.client.get("/metrics").text.splitlines()
@@ -61,7 +61,7 @@ def test_a_version_of_the_plan_that_no_agent_has_is_degraded(
     stand.wait_until(lambda: health(stand) == (200, "degraded", told))
 
 
-def test_what_an_agent_says_of_a_failure_stays_inside(stand: Stand) -> None:
+def test_an_agents_error_text_is_not_in_the_health_report(stand: Stand) -> None:
     stand.agent.versions[0].update(state="failed", reason="No such file: /run/gradserve/weights", routable=False)
     stand.wait_until(lambda: not ready(stand))
     for page in ("/health", "/models"):
@@ -82,8 +82,10 @@ def test_an_unverified_or_failed_stable_version_is_unavailable_until_it_is_back(
     stand.wait_until(lambda: ready(stand) and health(stand)[1] == "ok")
 
 
-@pytest.mark.parametrize("failing", ["up", "looks"])
-def test_an_agent_that_is_gone_or_blind_is_no_status(make_stand: Callable[..., Stand], failing: str) -> None:
+@pytest.mark.parametrize("failing", ["up", "observes"])
+def test_an_agent_that_is_down_or_cannot_reach_torchserve_counts_as_missing(
+    make_stand: Callable[..., Stand], failing: str
+) -> None:
     stand = make_stand(status_max_age_s=0.3)
     setattr(stand.agent, failing, False)
     stand.wait_until(lambda: not ready(stand))
@@ -93,17 +95,17 @@ def test_an_agent_that_is_gone_or_blind_is_no_status(make_stand: Callable[..., S
     stand.wait_until(lambda: ready(stand))
 
 
-def test_an_agent_that_was_blind_before_the_gateway_came_is_no_status(
+def test_an_agent_that_lost_torchserve_before_the_gateway_started_counts_as_missing(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent]
 ) -> None:
-    stand = make_stand(agent=make_agent(looks=False, observed_at=1.0))
+    stand = make_stand(agent=make_agent(observes=False, observed_at=1.0))
     assert not ready(stand)
 
 
-def test_an_agent_with_another_clock_counts_once_its_look_moves_on(
+def test_an_agent_with_another_clock_counts_once_it_has_observed_torchserve_again(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent]
 ) -> None:
-    agent = make_agent(looks=False, observed_at=1.0)
+    agent = make_agent(observes=False, observed_at=1.0)
     stand = make_stand(agent=agent)
     agent.observed_at = 2.0
     stand.wait_until(lambda: ready(stand))
@@ -146,11 +148,11 @@ def test_a_new_plan_moves_the_traffic(
         return str(stand.client.post("/predict", content=b"x").json().get("model", {}).get("version"))
 
     stand.wait_until(lambda: version() == "2.0.0")
-    # Still loaded, but not in the plan any more: the agent may unregister it at any moment.
+    # 1.0.0 is still loaded, but no longer in the plan: the agent may unregister it at any time.
     assert stand.client.post("/predict?version=1.0.0", content=b"x").json()["code"] == "version_unknown"
 
 
-def test_models_tells_versions_and_contracts(stand: Stand) -> None:
+def test_models_lists_versions_and_contracts(stand: Stand) -> None:
     answer = stand.client.get("/models").json()
     assert answer["name"] == "cifar10"
     assert answer["versions"][0]["contract"]["classes"] == ["cat", "dog", "frog"]

@@ -1,4 +1,4 @@
-"""The image routes' answers when all goes well."""
+"""The answers of the image routes to good calls."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_batch_is_answered_in_order_and_a_bad_image_fails_alone(stand: Stand) 
     }
 
 
-def test_an_explanation_is_a_image(stand: Stand) -> None:
+def test_an_explanation_is_an_image(stand: Stand) -> None:
     answer = stand.client.post("/explain?target=frog&method=eigencam&alpha=0.25&size=64", content=IMAGE)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/png"
@@ -77,13 +77,13 @@ def test_an_explanation_is_a_image(stand: Stand) -> None:
     assert options.format == "png"
 
 
-def test_an_explanation_that_is_an_image_tells_in_headers_what_it_explains(stand: Stand) -> None:
+def test_the_headers_of_an_overlay_name_what_it_explains(stand: Stand) -> None:
     headers = stand.client.post("/explain?target=frog", content=IMAGE).headers
     told = {name: headers[name] for name in ("x-class", "x-confidence", "x-target", "x-method", "x-model-version")}
     assert list(told.values()) == ["cat", "0.9", "frog", "gradcam", "1.0.0"]
 
 
-def test_a_class_that_no_header_can_hold_is_percent_encoded() -> None:
+def test_a_class_name_that_is_not_printable_ascii_is_percent_encoded() -> None:
     about = {"class": "Türkis 100 %", "confidence": 0.5, "target": "a\r\nb: c", "method": "gradcam"}
     assert overlay_headers(about) == {
         "x-class": "T%C3%BCrkis 100 %25",
@@ -94,7 +94,7 @@ def test_a_class_that_no_header_can_hold_is_percent_encoded() -> None:
 
 
 @pytest.mark.parametrize("about", [b"", b"gradserve\0{", b"gradserve\0[1]", b"other\0{}"])
-def test_an_overlay_of_an_older_archive_tells_nothing(stand: Stand, about: bytes) -> None:
+def test_an_overlay_without_facts_has_no_headers_about_its_class(stand: Stand, about: bytes) -> None:
     chunk = len(about).to_bytes(4, "big") + b"tEXt" + about
     png = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + b"IHDR" + bytes(17) + chunk
     stand.torchserve.answer = lambda _request: httpx.Response(200, content=png)
@@ -103,7 +103,7 @@ def test_an_overlay_of_an_older_archive_tells_nothing(stand: Stand, about: bytes
     assert "x-class" not in answer.headers
 
 
-def test_another_sites_page_may_read_request_id_and_times(make_stand: Callable[..., Stand]) -> None:
+def test_a_page_of_another_origin_may_read_request_id_and_times(make_stand: Callable[..., Stand]) -> None:
     client = make_stand(cors_origins=("https://page",)).client
     answer = client.post("/explain", content=IMAGE, headers={"origin": "https://page"})
     exposed = set(answer.headers["access-control-expose-headers"].split(", "))
@@ -122,6 +122,6 @@ def test_a_sane_request_id_is_kept_and_another_replaced(stand: Stand) -> None:
     assert stand.client.get("/livez", headers={"x-request-id": "a b"}).headers["x-request-id"] != "a b"
 
 
-def test_answers_tell_their_stages_times(stand: Stand) -> None:
+def test_answers_have_the_times_of_their_stages(stand: Stand) -> None:
     timing = stand.client.post("/predict", content=IMAGE).headers["server-timing"]
     assert [part.split(";")[0] for part in timing.split(", ")] == ["body", "wait", "model", "total"]

@@ -1,4 +1,4 @@
-"""The status table of docs/gateway.md, row by row and route by route; every refusal has the one error shape."""
+"""The status table of docs/gateway.md, row by row and route by route; every refusal is a problem document."""
 
 from __future__ import annotations
 
@@ -277,14 +277,14 @@ def test_a_declared_type_that_is_no_raster_image_is_415(stand: Stand, route: str
     assert raw.json()["detail"].endswith(f": curl -F {form} http://gateway{route}")
 
 
-def test_no_host_that_a_shell_would_run_is_told_in_a_curl_line(stand: Stand) -> None:
+def test_a_host_with_shell_characters_is_not_in_the_curl_command(stand: Stand) -> None:
     headers = {"content-type": "application/json", "host": "x;reboot"}
     answer = stand.client.post("/predict", content=b"{}", headers=headers)
     assert answer.json()["detail"].endswith(": curl -F file=@image.png http://localhost/predict")
 
 
 @pytest.mark.parametrize("declared", ["image/png", "application/octet-stream"])
-def test_a_batch_that_is_no_form_is_415_and_says_how_to_send_one(stand: Stand, declared: str) -> None:
+def test_a_batch_that_is_no_form_is_415_with_the_right_curl_command(stand: Stand, declared: str) -> None:
     answer = stand.client.post("/predict/batch", content=IMAGE, headers={"content-type": declared})
     assert_problem(answer, 415, "media_type_unsupported")
     assert "send multipart/form-data with the field `file`" in answer.json()["detail"]
@@ -399,7 +399,7 @@ def test_a_passed_deadline_is_504(make_stand: Callable[..., Stand], route: str) 
     assert_problem(answer, 504, "deadline_passed")
 
 
-def test_an_unhandled_fault_is_500_and_tells_nothing(stand: Stand) -> None:
+def test_an_unexpected_exception_is_500_without_its_message(stand: Stand) -> None:
     def fault(request: httpx.Request) -> httpx.Response:
         raise RuntimeError("a secret path /srv/models")
 
@@ -431,5 +431,5 @@ def test_an_unhandled_fault_is_500_and_tells_nothing(stand: Stand) -> None:
         b'{"id":5,"inputs":[{"name":"image","datatype":"BYTES","shape":[1],"data":["AA=="]}]}',
     ],
 )
-def test_a_v2_call_that_is_none_is_400(stand: Stand, body: bytes) -> None:
+def test_a_broken_v2_call_is_400(stand: Stand, body: bytes) -> None:
     assert_problem(stand.client.post(INFER, content=body), 400, "bad_json")

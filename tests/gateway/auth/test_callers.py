@@ -1,4 +1,4 @@
-"""Keys and quotas: what is stored, what is compared, what happens when the file or the store changes."""
+"""Keys and quotas: their file, their checks, and changes of the file or failures of the store."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_two_keys_of_one_name_are_refused() -> None:
         Callers(Settings(keys=(entry, entry)))
 
 
-def test_keys_come_and_go_without_a_restart(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
+def test_keys_are_added_and_removed_without_a_restart(make_stand: Callable[..., Stand], tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     old_secret, old = keys.make_key("old", ["read"])
     new_secret, new = keys.make_key("new", ["read"])
@@ -142,7 +142,7 @@ def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) 
     assert statuses == [401, 401, 429]
 
 
-def test_a_key_file_of_today_stays_readable(tmp_path: Path) -> None:
+def test_a_key_file_of_the_present_schema_stays_readable(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     row = {"name": "alice", "sha256": "0" * 64, "scopes": ["predict"], "created": "2026-01-31"}
     path.write_text(json.dumps({"schema": 1, "keys": [row, {**row, "name": "bob", "sha256": "1" * 64}]}))
@@ -160,7 +160,7 @@ def test_a_key_file_of_today_stays_readable(tmp_path: Path) -> None:
         ({"quota": "often"}, "write like 600/minute"),
     ],
 )
-def test_an_expiry_or_quota_that_cannot_be_is_refused(changes: dict[str, str], sentence: str) -> None:
+def test_an_impossible_expiry_or_quota_is_refused(changes: dict[str, str], sentence: str) -> None:
     with pytest.raises(keys.KeyFileError, match=sentence):
         keys.make_key("a", ["read"], **changes)
 
@@ -210,7 +210,7 @@ def test_a_rotated_key_counts_against_its_callers_one_quota(make_stand: Callable
     assert [answer.status_code for answer in answers] == [200, 200, 429]
 
 
-def test_every_answer_tells_what_is_left_of_each_quota(make_stand: Callable[..., Stand]) -> None:
+def test_every_answer_has_the_remaining_calls_of_each_quota(make_stand: Callable[..., Stand]) -> None:
     secret, key = keys.make_key("a", ["predict"])
     entry = f"a:{key.sha256}:predict"
     client = make_stand(keys=(entry,), rate_per_key="2/hour", rate_per_address="100/minute").client
@@ -236,7 +236,7 @@ def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) ->
     assert 'gateway_caller_images_total{caller="a"} 4.0' in client.get("/metrics", headers=headers).text
 
 
-def test_many_callers_do_not_make_each_hit_dearer() -> None:
+def test_many_callers_do_not_make_each_call_slower() -> None:
     async def walks(storage: MemoryStorage) -> int:
         tasks = []
         for who in range(200):
@@ -264,7 +264,7 @@ def test_an_unknown_store_is_refused() -> None:
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_store_that_hangs_is_left_alone_for_a_while(
+def test_a_store_that_hangs_is_not_asked_again_for_a_while(
     make_stand: Callable[..., Stand], caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -274,7 +274,7 @@ def test_a_store_that_hangs_is_left_alone_for_a_while(
 
 
 class CountingRedis(socketserver.StreamRequestHandler):
-    """As much of Redis as counting takes: HELLO, the library's script that counts up (EVALSHA), GET and TTL."""
+    """The commands of Redis that counting needs: HELLO, EVALSHA of the library's script, GET and TTL."""
 
     counts: ClassVar[dict[bytes, int]] = {}
 
@@ -321,5 +321,5 @@ def test_gateways_with_one_redis_store_count_together(make_stand: Callable[..., 
         ("a unix socket", "a unix socket"),
     ],
 )
-def test_whose_quota_an_address_is(client: str, counted: str) -> None:
+def test_quotas_count_by_ipv4_address_or_ipv6_network(client: str, counted: str) -> None:
     assert address_of(Request({"type": "http", "client": (client, 1)})) == counted

@@ -1,4 +1,4 @@
-"""ConcurrencyLimiter are bounded, waits are short, and nothing is lost when a wait ends at the wrong moment."""
+"""Places are limited, waits are short, and no place is lost if a wait ends while its place is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conftest import Run
 
 
-def test_a_place_that_comes_free_goes_to_the_first_who_waits() -> None:
+def test_a_free_place_goes_to_the_first_waiting_caller() -> None:
     async def scene() -> list[str]:
         places, order = ConcurrencyLimiter(1, 1.0), []
         await places.take()
@@ -52,7 +52,7 @@ def test_a_wait_ends_with_saturated_and_leaks_no_place() -> None:
     asyncio.run(scene())
 
 
-def test_no_more_wait_than_there_are_places() -> None:
+def test_at_most_as_many_calls_wait_as_there_are_places() -> None:
     async def scene() -> None:
         places = ConcurrencyLimiter(2, 5.0)
         assert places.take_free(9) == 2
@@ -82,7 +82,7 @@ def test_a_cancelled_wait_passes_its_place_on() -> None:
     asyncio.run(scene())
 
 
-def test_free_places_are_not_taken_past_those_who_wait() -> None:
+def test_free_places_are_not_taken_before_waiting_callers() -> None:
     async def scene() -> None:
         places = ConcurrencyLimiter(2, 5.0)
         assert places.take_free(2) == 2
@@ -96,7 +96,7 @@ def test_free_places_are_not_taken_past_those_who_wait() -> None:
     asyncio.run(scene())
 
 
-def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(run: Run) -> None:
+def test_a_standing_queue_is_limited_to_an_eighth_until_it_has_been_empty(run: Run) -> None:
     async def scene() -> None:
         places = ConcurrencyLimiter(16, 1.0)
         assert places.take_free(16) == 16
@@ -130,7 +130,7 @@ def test_a_line_that_does_not_end_is_cut_to_an_eighth_until_it_has_been_empty(ru
     run(scene())
 
 
-def test_one_caller_gets_no_more_than_its_places_and_line_and_keeps_nobody_out() -> None:
+def test_one_caller_gets_at_most_its_places_and_queue_and_does_not_keep_others_out() -> None:
     async def scene() -> None:
         places = ConcurrencyLimiter(5, 5.0, per_caller=4)
         for _ in range(4):

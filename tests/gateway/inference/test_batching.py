@@ -1,4 +1,4 @@
-"""Images that share a row: nobody gets another's answer, whoever leaves, whatever fails, and nobody waits in vain."""
+"""Dynamic batching: no caller gets another's answer, whoever disconnects and whatever fails, and none waits forever."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FATES: dict[str, type[GatewayError] | None] = {
 
 @dataclass
 class Upstream:
-    """A TorchServe that answers row after row as `fates` say (how, and after how many seconds)."""
+    """A TorchServe that answers one upstream batch after the other by `fates` (how, and after how many seconds)."""
 
     fates: list[tuple[str, float]] = field(default_factory=list)
     rows: list[tuple[str, wire.Options, list[bytes]]] = field(default_factory=list)
@@ -82,7 +82,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Planned:
-    """One call of a made-up hour: when it comes, what it asks, when its caller leaves."""
+    """One call of a simulated hour: its time, its options, and the time at which its caller disconnects."""
 
     comes_at: float
     top_k: int
@@ -106,7 +106,7 @@ fates = st.tuples(st.sampled_from([*["answered"] * 4, *FATES]), st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(calls, max_size=24), st.lists(fates, max_size=12), st.integers(1, 3))
-def test_every_caller_gets_its_own_answer_or_its_rows_failure(
+def test_every_caller_gets_its_own_answer_or_the_error_of_its_upstream_batch(
     run: Run, planned: list[Planned], fates: list[tuple[str, float]], workers: int
 ) -> None:
     upstream = Upstream(fates)
@@ -167,7 +167,7 @@ def images_of(upstream: Upstream) -> list[list[str]]:
     return [[image.decode()[:20] for image in images] for _, _, images in upstream.rows]
 
 
-def test_who_comes_while_all_rows_are_away_goes_with_the_next(run: Run) -> None:
+def test_images_that_arrive_while_all_upstream_batches_are_in_flight_are_sent_in_the_next(run: Run) -> None:
     upstream = Upstream([("answered", 0.1), ("answered", 0.2)])
 
     async def scene() -> None:
@@ -200,7 +200,7 @@ def test_the_gateways_processes_share_the_workers(run: Run, workers: int, proces
     assert upstream.sent_at[rows] >= 0.1, "one more row than this process's share"
 
 
-def test_a_lone_image_goes_at_once_and_as_it_is(run: Run) -> None:
+def test_a_single_image_is_sent_at_once_and_unchanged(run: Run) -> None:
     upstream = Upstream()
     answer = run(lone(upstream))
     assert answer["class"] == "cat"
@@ -211,7 +211,7 @@ async def lone(upstream: Upstream) -> dict[str, Any]:
     return await predict(upstream.shared(), b"cat")
 
 
-def test_a_row_that_does_not_come_back_keeps_nobody_waiting_for_long(run: Run) -> None:
+def test_a_lost_upstream_batch_delays_other_images_only_briefly(run: Run) -> None:
     upstream = Upstream([("never answered", 0.0)])
 
     async def scene() -> float:
@@ -227,7 +227,7 @@ def test_a_row_that_does_not_come_back_keeps_nobody_waiting_for_long(run: Run) -
     assert run(scene()) == pytest.approx(STALLED_S + 0.01)
 
 
-def test_a_large_image_goes_alone(run: Run) -> None:
+def test_a_large_image_is_sent_alone(run: Run) -> None:
     upstream = Upstream()
 
     async def scene() -> None:
@@ -239,7 +239,7 @@ def test_a_large_image_goes_alone(run: Run) -> None:
     assert images_of(upstream) == [["first"], ["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]
 
 
-def test_a_rows_deadline_is_that_of_who_waits_longest(run: Run) -> None:
+def test_an_upstream_batch_has_the_latest_deadline_of_its_calls(run: Run) -> None:
     upstream = Upstream()
 
     async def scene() -> int:
@@ -254,7 +254,7 @@ def test_a_rows_deadline_is_that_of_who_waits_longest(run: Run) -> None:
     assert 0 <= options.deadline - longest < 500
 
 
-def test_nothing_is_kept_of_calls_that_are_over_however_they_ended(run: Run) -> None:
+def test_nothing_is_kept_of_calls_that_have_ended_in_any_way(run: Run) -> None:
     async def scene() -> DynamicBatcher:
         shared = Upstream([("failed", 0.01), ("never answered", 0.0)]).shared()
         calls = [predict(shared, b"a", top_k=1 + number % 3, timeout_s=1.0) for number in range(9)]
@@ -270,7 +270,9 @@ def test_nothing_is_kept_of_calls_that_are_over_however_they_ended(run: Run) -> 
     assert not shared._queues
 
 
-def test_a_fault_of_ours_reaches_everybody_in_the_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_the_gateway_reaches_every_caller_in_the_upstream_batch(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scene() -> list[Any]:
         shared = Upstream().shared()
         monkeypatch.setattr(shared._upstream, "predict", lambda *_, **__: 1 / 0)
@@ -279,7 +281,7 @@ def test_a_fault_of_ours_reaches_everybody_in_the_row(run: Run, monkeypatch: pyt
     assert [type(answer) for answer in run(scene())] == [ZeroDivisionError] * 3
 
 
-def test_callers_of_one_row_keep_their_ids_and_their_log_lines(
+def test_callers_of_one_upstream_batch_keep_their_ids_and_their_log_lines(
     make_stand: Callable[..., Stand], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def slow(request: httpx.Request) -> httpx.Response:

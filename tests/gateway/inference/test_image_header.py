@@ -1,4 +1,4 @@
-"""The size that a file's header tells is the one that the decoder finds, and costs microseconds whatever is in it."""
+"""The size read from a file's header equals the decoder's, and reading it takes microseconds for any file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("size", [(1, 1), (32, 32), (4000, 3), (301, 1023)])
-def test_the_size_is_that_which_the_decoder_finds(name: str, size: tuple[int, int]) -> None:
+def test_the_size_equals_the_decoders(name: str, size: tuple[int, int]) -> None:
     mode, format_name, options = FILES[name]
     if name.startswith("animated") or name == "MPO":
         options = {**options, "append_images": [Image.new(mode, size, 1)]}
@@ -107,7 +107,7 @@ def test_sizes_at_the_bounds_pass(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
-def test_a_header_that_ends_counts_as_a_large_image(name: str) -> None:
+def test_a_truncated_header_counts_as_a_large_image(name: str) -> None:
     data = encode("RGB" if name != "GIF" else "P", (40, 30), name)
     lengths = [count_pixels(data[:length], MOST) for length in range(len(data))]
     assert set(lengths) <= {0, 1200, COUNTS_AS_LARGE}
@@ -115,7 +115,7 @@ def test_a_header_that_ends_counts_as_a_large_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x00" * 100, b"RIFF\x00\x00\x00\x00WAVE"])
-def test_what_is_no_image_has_no_pixels_and_is_left_to_the_handler(data: bytes) -> None:
+def test_bytes_that_are_no_image_have_no_pixels_and_are_left_to_the_handler(data: bytes) -> None:
     assert count_pixels(data, MOST) == 0
 
 
@@ -138,7 +138,7 @@ def test_headers_made_to_keep_a_reader_busy_take_a_millisecond() -> None:
     assert set(counts) <= {1024, COUNTS_AS_LARGE}
 
 
-def test_bytes_changed_at_random_raise_nothing_but_the_refusal() -> None:
+def test_bytes_changed_at_random_raise_only_the_refusal() -> None:
     chance = np.random.default_rng(0)
     for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF"):
         whole = encode("RGB" if name != "GIF" else "P", (40, 30), name)

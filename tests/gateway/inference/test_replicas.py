@@ -1,4 +1,4 @@
-"""What a gateway learns from the agents, and what it tells them with every poll."""
+"""The statuses that a gateway gets from the agents, and the reports that it sends with every poll."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     "body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b"[" * 100_000, b" " * (MAX_BYTES + 1)]
 )
-def test_a_report_that_is_none_is_no_status(body: bytes) -> None:
+def test_an_answer_that_cannot_be_parsed_is_no_status(body: bytes) -> None:
     agents = Agents(
         ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
     )
@@ -55,7 +55,7 @@ def test_every_poll_names_the_process_and_the_plan_in_force(
     assert first.agent.heard["revision"] == 2, "it goes on routing by that one"
 
 
-def test_a_call_is_told_from_its_choice_until_its_answer(make_stand: Callable[..., Stand]) -> None:
+def test_a_call_is_reported_from_its_choice_until_its_answer(make_stand: Callable[..., Stand]) -> None:
     finish = asyncio.Event()
 
     async def slow(request: httpx.Request) -> httpx.Response:
@@ -74,7 +74,7 @@ def test_a_call_is_told_from_its_choice_until_its_answer(make_stand: Callable[..
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
 
 
-def test_a_batch_is_told_until_its_last_row_is_answered(make_stand: Callable[..., Stand]) -> None:
+def test_a_batch_is_reported_until_its_last_upstream_batch_is_answered(make_stand: Callable[..., Stand]) -> None:
     told = []
 
     async def note(request: httpx.Request) -> httpx.Response:
@@ -89,7 +89,7 @@ def test_a_batch_is_told_until_its_last_row_is_answered(make_stand: Callable[...
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
 
 
-def test_an_agent_that_hangs_holds_up_neither_the_others_nor_the_plan(
+def test_an_agent_that_hangs_delays_neither_the_other_agents_nor_the_plan(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent], make_plan: Callable[..., dict[str, Any]]
 ) -> None:
     healthy, hangs = make_agent(), asyncio.Event()
@@ -107,7 +107,7 @@ def test_an_agent_that_hangs_holds_up_neither_the_others_nor_the_plan(
 
 
 @pytest.mark.parametrize("ahead_s", [-10.0, 0.0, 10.0])
-def test_the_deadline_is_by_the_replicas_clock(
+def test_the_deadline_is_sent_by_the_replicas_clock(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent], ahead_s: float
 ) -> None:
     left: list[float] = []
@@ -125,7 +125,7 @@ def test_the_deadline_is_by_the_replicas_clock(
     assert all(4.0 < seconds <= 5.1 for seconds in left), left
 
 
-def test_a_slow_poll_does_not_move_a_clock_that_may_agree() -> None:
+def test_a_slow_poll_does_not_change_the_estimate_of_a_clock_that_may_agree() -> None:
     async def scene() -> float:
         async def slow(_request: httpx.Request) -> httpx.Response:
             report = {"schema": 1, "time": time.time(), "observed_at": time.time(), "draining": False, "versions": []}

@@ -1,4 +1,4 @@
-"""Which version and replica a call gets."""
+"""The version and the replica that a call gets."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_canary_gets_its_share(
     assert chosen == {"1.0.0": 75, "1.1.0": 25}
 
 
-def test_2000_keys_fall_on_two_sides_by_the_share_and_stay_there() -> None:
+def test_2000_keys_are_divided_by_the_share_and_stay_on_their_side() -> None:
     keys = [f"team-{index}" for index in range(2000)]
 
     def side(share: float, version: str = "1.1.0", salt: str = "one") -> set[str]:
@@ -108,7 +108,7 @@ def test_the_key_that_a_call_comes_with_decides_its_side(
     assert set().union(*sides) == {"1.0.0", "1.1.0"}
 
 
-def test_a_canary_that_cannot_answer_leaves_its_share_to_the_stable_version(
+def test_the_stable_version_gets_the_share_of_a_canary_that_is_not_ready(
     make_versions: Callable[..., Router], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
 ) -> None:
     agent = make_agent(versions=[make_version(), make_version("1.1.0", "canary", routable=False)])
@@ -132,7 +132,7 @@ def test_a_draining_replica_gets_nothing(make_versions: Callable[..., Router], m
     assert {versions.choose("predict", None).replica.url for _ in range(4)} == {"http://agent1"}
 
 
-def test_a_planned_version_that_nobody_has_yet_is_not_ready_and_another_unknown(
+def test_a_planned_version_without_workers_is_not_ready_and_an_unplanned_one_unknown(
     make_versions: Callable[..., Router], make_agent: type[FakeAgent]
 ) -> None:
     versions = make_versions([make_agent()], canary=CANARY)

@@ -1,4 +1,4 @@
-"""A call that a replica refused before any work began goes to another one, once; no other call is sent twice."""
+"""A call that a replica refused before any work began is sent to another one, once; no other call is sent twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def not_loaded(_request: httpx.Request) -> httpx.Response:
 def make_pair(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent]
 ) -> Callable[..., tuple[Stand, dict[str, int]]]:
-    """`make_pair(first, second)`: a gateway before two replicas that answer so, and the calls that each has got."""
+    """Return `make_pair(first, second)`: a gateway with two replicas that answer so, and the calls that each got."""
 
     def make(first: Any, second: Any, **settings: Any) -> tuple[Stand, dict[str, int]]:
         answers = {"first": first, "second": second}
@@ -103,7 +103,7 @@ def test_a_call_on_which_work_may_have_begun_is_not_sent_again(
     assert calls == {"first": 1, "second": 0}
 
 
-def test_calls_that_travelled_together_are_answered_together_by_the_other(
+def test_images_sent_together_are_answered_together_by_the_other_replica(
     make_pair: Callable[..., Any], make_torchserve: type[FakeTorchServe]
 ) -> None:
     stand, calls = make_pair(refuse_for_want_of_room, make_torchserve())

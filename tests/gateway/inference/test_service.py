@@ -1,4 +1,4 @@
-"""Rows, lanes and places: batches keep the workers busy, and a caller who leaves does not free what works for it."""
+"""Upstream batches and places: the workers stay busy, and a call whose caller disconnected keeps its place."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from conftest import Stand
 
 
-def test_rows_hold_all_images_in_order_and_no_more_than_asked() -> None:
-    rows = list(split_images([b"x"] * 10, [1] * 10, 4))
-    assert rows == [(0, 4), (4, 8), (8, 10)]
+def test_upstream_batches_hold_all_images_in_order_and_at_most_the_limit() -> None:
+    batches = list(split_images([b"x"] * 10, [1] * 10, 4))
+    assert batches == [(0, 4), (4, 8), (8, 10)]
 
 
-def test_rows_stay_below_torchserves_body_limit_and_a_large_image_goes_alone() -> None:
+def test_upstream_batches_stay_below_torchserves_body_limit_and_a_large_file_is_sent_alone() -> None:
     large = b"x" * (MAX_REQUEST_BYTES // 2)
     assert list(split_images([b"x", large, large, b"x"], [1] * 4, 16)) == [(0, 2), (2, 4)]
     assert list(split_images([b"x" * (MAX_REQUEST_BYTES - 4)] * 2, [1] * 2, 16)) == [(0, 1), (1, 2)]
 
 
-def test_rows_have_bounded_pixels_and_an_image_of_more_goes_alone() -> None:
+def test_upstream_batches_have_bounded_pixels_and_a_larger_image_is_sent_alone() -> None:
     half = LARGE_PIXELS // 2
     pixels = [half, half, 1, 5 * LARGE_PIXELS, 1, 1]
     assert list(split_images([b"x"] * 6, pixels, 16)) == [(0, 2), (2, 3), (3, 4), (4, 6)]
@@ -49,7 +49,7 @@ def post_batch(stand: Stand, images: list[bytes]) -> httpx.Response:
     return stand.client.post("/predict/batch", files=[("file", ("x", image)) for image in images])
 
 
-def test_a_batch_is_cut_so_that_every_worker_has_work(stand: Stand) -> None:
+def test_a_batch_is_split_so_that_every_worker_has_work(stand: Stand) -> None:
     images = [f"image-of-{('cat', 'dog', 'frog')[index % 3]}".encode() for index in range(20)]
     answer = post_batch(stand, images)
     assert names(answer) == [("cat", "dog", "frog")[index % 3] for index in range(20)]
@@ -57,8 +57,8 @@ def test_a_batch_is_cut_so_that_every_worker_has_work(stand: Stand) -> None:
     assert sizes == [10, 10], "two workers, twenty images"
 
 
-def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(stand: Stand) -> None:
-    def rows_of_a_batch() -> list[int]:
+def test_a_batch_is_split_by_the_workers_that_other_processes_leave_free(stand: Stand) -> None:
+    def sizes_of_batches() -> list[int]:
         stand.torchserve.calls.clear()
         post_batch(stand, [b"image-of-cat"] * 20)
         return sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
@@ -66,17 +66,17 @@ def test_a_batch_is_cut_into_as_many_rows_as_other_processes_leave_workers_free(
     shared = SharedState()
     counters = shared.places
     stand.app.state.gateway.service.join(shared, 0)
-    assert rows_of_a_batch() == [10, 10]
+    assert sizes_of_batches() == [10, 10]
     assert counters.sum_of_others(1) == 0, "what the batch took is given back"
     for busy in (1, 16):
         counters.set(1, busy)
-        assert rows_of_a_batch() == [20]
+        assert sizes_of_batches() == [20]
     counters.clear(1)
-    assert rows_of_a_batch() == [10, 10]
+    assert sizes_of_batches() == [10, 10]
 
 
 def webp(height: int) -> bytes:
-    """Some 40 bytes that are an image of 16,383 x `height` pixels."""
+    """Return an image of 16,383 x `height` pixels in about 40 bytes."""
     file = io.BytesIO()
     Image.new("RGB", (16_383, height)).save(file, "WEBP", lossless=True, method=0)
     return file.getvalue()
@@ -93,7 +93,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_anything_is_queued_for_it
     assert not stand.torchserve.calls
 
 
-def test_an_image_of_too_many_pixels_costs_a_batch_its_own_entry_only(stand: Stand) -> None:
+def test_an_image_of_too_many_pixels_fails_alone_in_a_batch(stand: Stand) -> None:
     answer = post_batch(stand, [b"image-of-cat", TOO_LARGE, b"image-of-dog", TOO_LARGE])
     assert names(answer) == ["cat", None, "dog", None]
     assert [entry["error"]["code"] for entry in answer.json()["results"][1::2]] == ["image_too_large"] * 2
@@ -102,7 +102,7 @@ def test_an_image_of_too_many_pixels_costs_a_batch_its_own_entry_only(stand: Sta
     assert (only.status_code, only.json()["results"][0]["error"]["status"]) == (200, 413)
 
 
-def test_a_large_image_goes_in_a_row_of_its_own(stand: Stand) -> None:
+def test_a_large_image_is_sent_in_an_upstream_batch_of_its_own(stand: Stand) -> None:
     post_batch(stand, [b"image-of-cat"] * 3 + [AT_THE_BOUND] + [b"image-of-cat"] * 3)
     assert [call.content for call in stand.torchserve.calls].count(AT_THE_BOUND) == 1
     assert stand.client.post("/predict", content=AT_THE_BOUND).status_code == 200
@@ -158,20 +158,20 @@ def test_large_images_leave_a_worker_to_single_ones(make_stand: Callable[..., St
     assert {answer.json()["code"] for answer in answers if answer.status_code != 200} == {"saturated"}
 
 
-def test_batches_have_short_rows_while_single_images_come(stand: Stand) -> None:
+def test_upstream_batches_are_short_while_single_images_arrive(stand: Stand) -> None:
     assert stand.client.post("/predict", content=b"image-of-cat").status_code == 200
     stand.torchserve.calls.clear()
     post_batch(stand, [b"image-of-cat"] * 40)
     assert [call.content.count(b"image-of-") for call in stand.torchserve.calls] == [8] * 5
 
 
-def test_a_large_batch_is_cut_into_rows_of_at_most_the_setting(make_stand: Callable[..., Stand]) -> None:
+def test_upstream_batches_have_at_most_the_images_of_the_setting(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(chunk_images=4, max_batch_images=64)
     post_batch(stand, [b"image-of-cat"] * 50)
     assert max(call.content.count(b"image-of-") for call in stand.torchserve.calls) == 4
 
 
-def test_a_row_that_fails_costs_its_own_images_only(make_stand: Callable[..., Stand]) -> None:
+def test_a_failed_upstream_batch_fails_only_its_own_images(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(chunk_images=1)
 
     def fail_dogs(request: httpx.Request) -> httpx.Response | None:
@@ -184,7 +184,7 @@ def test_a_row_that_fails_costs_its_own_images_only(make_stand: Callable[..., St
     assert answer.json()["results"][1]["error"]["code"] == "handler_failed"
 
 
-def test_a_batch_never_has_more_rows_in_flight_than_places(make_stand: Callable[..., Stand]) -> None:
+def test_a_call_never_has_more_upstream_batches_in_flight_than_places(make_stand: Callable[..., Stand]) -> None:
     most = now = 0
 
     async def count(request: httpx.Request) -> httpx.Response:
@@ -201,7 +201,7 @@ def test_a_batch_never_has_more_rows_in_flight_than_places(make_stand: Callable[
     assert stand.app.state.gateway.service.predict_limiter.taken == 0
 
 
-def test_calls_that_are_read_together_are_refused_early_beyond_places_and_line(
+def test_calls_read_together_are_refused_early_beyond_places_and_queue(
     make_stand: Callable[..., Stand],
 ) -> None:
     stand = make_stand(in_flight_predict=2)
@@ -240,14 +240,14 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
     places = stand.app.state.gateway.service.predict_limiter
 
     async def scene() -> None:
-        """One raw ASGI call whose caller leaves while TorchServe works."""
+        """Make one raw ASGI call whose caller disconnects while TorchServe works."""
         messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"x", "more_body": False}]
 
         async def receive() -> dict[str, Any]:
             return messages.pop(0) if messages else {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            """Nobody reads."""
+            """Drop the message, because the caller has disconnected."""
 
         scope = {
             "type": "http",
@@ -308,7 +308,7 @@ def test_a_caller_who_does_not_read_the_answer_holds_no_body(stand: Stand) -> No
     assert held == [0, 0]
 
 
-def test_a_v2_row_without_a_place_says_when_to_try_again(make_stand: Callable[..., Stand]) -> None:
+def test_a_v2_call_whose_image_got_no_place_has_retry_after(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(chunk_images=1)
 
     def answer(request: httpx.Request) -> httpx.Response | None:
@@ -350,7 +350,7 @@ def test_v2_takes_and_gives_tensors_in_binary_and_in_json(stand: Stand, binary: 
         assert data["outputs"][0]["data"] == ["dog", "frog"]
 
 
-def test_a_caller_who_floods_keeps_no_other_caller_out(make_stand: Callable[..., Stand]) -> None:
+def test_a_caller_who_floods_does_not_keep_other_callers_out(make_stand: Callable[..., Stand]) -> None:
     async def upstream(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0.1)
         return stand.torchserve(request)

@@ -1,4 +1,4 @@
-"""What is mirrored to a shadow, when, how much of it, and that callers notice nothing."""
+"""Copies of calls to a shadow: their content, time and number; callers do not notice them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shadowed(
     make_version: Callable[..., dict[str, Any]],
     make_plan: Callable[..., dict[str, Any]],
 ) -> Callable[..., Stand]:
-    """`shadowed(canary=…, any setting=…)`: a gateway whose plan names the shadow 2.0.0."""
+    """Return `shadowed(canary=…, any setting=…)`, which starts a gateway whose plan has the shadow 2.0.0."""
 
     def make(*, canary: dict[str, Any] | None = None, **settings: Any) -> Stand:
         versions = [make_version(), make_version("1.1.0", "canary"), make_version("2.0.0", "shadow")]
@@ -43,7 +43,7 @@ def to_shadow(request: httpx.Request) -> bool:
 
 
 def shadow_says(name: str, *top: tuple[str, float]) -> Callable[[httpx.Request], httpx.Response | None]:
-    """The shadow's answer; everyone else's is the fake's own."""
+    """Return an `answer` that gives the shadow's calls this prediction; other calls get the fake's own answers."""
 
     def answer(request: httpx.Request) -> httpx.Response | None:
         if not to_shadow(request):
@@ -55,7 +55,7 @@ def shadow_says(name: str, *top: tuple[str, float]) -> Callable[[httpx.Request],
 
 
 def counted(stand: Stand) -> dict[str, float]:
-    """The shadow's metrics, by the one label that varies."""
+    """Return the shadow's metrics by the one label that varies."""
     lines = stand.client.get("/metrics").text.splitlines()
     return {
         line.split('"')[1]: float(line.rsplit(" ", 1)[1])
@@ -109,7 +109,7 @@ def test_the_mirror_is_sent_after_the_answer(shadowed: Callable[..., Stand]) -> 
     assert sent_before_the_mirror == ["http.response.start", "http.response.body"]
 
 
-def test_a_shadow_that_hangs_costs_callers_nothing_and_gets_no_more_than_its_places(
+def test_a_shadow_that_hangs_does_not_delay_callers_and_gets_at_most_its_places(
     shadowed: Callable[..., Stand],
 ) -> None:
     finish = asyncio.Event()
@@ -130,7 +130,7 @@ def test_a_shadow_that_hangs_costs_callers_nothing_and_gets_no_more_than_its_pla
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
 
 
-def test_mirrors_on_their_way_are_let_go_at_the_end(shadowed: Callable[..., Stand]) -> None:
+def test_copies_in_flight_are_cancelled_at_the_stop(shadowed: Callable[..., Stand]) -> None:
     async def hang(request: httpx.Request) -> httpx.Response:
         if to_shadow(request):
             await asyncio.sleep(60)
@@ -194,7 +194,7 @@ def test_a_shadows_failure_is_only_counted(
     assert 'gateway_requests_total{method="POST",route="/predict",status="200"} 1.0' in text
 
 
-def test_a_shadow_that_is_not_there_is_a_failure_of_its_own(shadowed: Callable[..., Stand]) -> None:
+def test_a_shadow_that_is_not_loaded_counts_as_failed(shadowed: Callable[..., Stand]) -> None:
     stand = shadowed()
     del stand.agent.versions[2]
     stand.wait_until(lambda: len(stand.client.get("/models").json()["versions"]) == 2)
@@ -202,7 +202,7 @@ def test_a_shadow_that_is_not_there_is_a_failure_of_its_own(shadowed: Callable[.
     stand.wait_until(lambda: counted(stand) == {"failed": 1})
 
 
-def test_a_mirror_is_no_request_and_no_prediction(shadowed: Callable[..., Stand]) -> None:
+def test_a_copy_counts_neither_as_request_nor_as_prediction(shadowed: Callable[..., Stand]) -> None:
     stand = shadowed()
     stand.client.post("/predict", content=b"image-of-cat")
     stand.wait_until(lambda: counted(stand).get("agree") == 1)
@@ -214,7 +214,9 @@ def test_a_mirror_is_no_request_and_no_prediction(shadowed: Callable[..., Stand]
     assert own == []
 
 
-def test_of_a_batch_the_first_rows_answered_images_are_mirrored_together(shadowed: Callable[..., Stand]) -> None:
+def test_the_answered_images_of_a_batchs_first_upstream_batch_are_mirrored_together(
+    shadowed: Callable[..., Stand],
+) -> None:
     stand = shadowed(chunk_images=4)
     images = [b"image-of-cat", b"bad:image_unreadable", *[b"image-of-dog"] * 8]
     stand.client.post("/predict/batch", files=[("file", ("x", image)) for image in images])

@@ -1,4 +1,4 @@
-"""The wire to TorchServe and its failures: the error map is exhaustive, the transport speaks httpx's words."""
+"""The client of TorchServe: every error is translated, and the transport raises httpx's exceptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 @pytest.mark.parametrize("kind", sorted({httpx.TransportError, *subclasses(httpx.TransportError)}, key=str))
-def test_every_transport_error_of_httpx_has_its_answer(kind: type[httpx.TransportError]) -> None:
+def test_every_transport_error_of_httpx_is_translated(kind: type[httpx.TransportError]) -> None:
     error = translate_transport_error(kind("a secret"))
     assert isinstance(error, GatewayError)
     assert error.status in {502, 503}
@@ -43,7 +43,7 @@ Talk = Callable[["Peer", Callable[[PooledTransport, str], Any]], Any]
 
 
 def call(serve: Serve | None, *, timeout_s: float = 5.0, image: bytes = b"x") -> tuple[Any, list[bytes]]:
-    """What one call over a real socket gives, or its error; and the heads of the requests that came."""
+    """Return the result or error of one call over a real socket, and the heads of the requests that the server got."""
     heads: list[bytes] = []
 
     async def scene() -> Any:
@@ -88,7 +88,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Says nothing."""
+    """Close the connection without an answer."""
 
 
 async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,7 +123,7 @@ def test_a_large_image_is_carried_whole() -> None:
     ("serve", "kind"),
     [(None, Unavailable), (hang_up, EngineBroke), (cut_off, EngineBroke), (babble, EngineNonsense)],
 )
-def test_a_failing_socket_has_its_answer(serve: Serve | None, kind: type[GatewayError]) -> None:
+def test_a_failing_socket_is_translated(serve: Serve | None, kind: type[GatewayError]) -> None:
     assert isinstance(call(serve)[0], kind)
 
 
@@ -133,7 +133,7 @@ def test_a_call_whose_deadline_has_passed_is_not_begun() -> None:
     assert heads == []
 
 
-def test_a_silent_torchserve_is_left_at_the_deadline() -> None:
+def test_a_call_to_a_silent_torchserve_ends_at_the_deadline() -> None:
     assert isinstance(call(sleep, timeout_s=0.1)[0], DeadlinePassed)
 
 
@@ -182,7 +182,7 @@ def said(body: bytes, *headers: bytes) -> bytes:
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def talk(request: pytest.FixtureRequest) -> Talk:
-    """`talk(peer, scene)`: what `scene` gives with a transport and the peer's address."""
+    """Return `talk(peer, scene)`, which returns the result of `scene` with a transport and the peer's address."""
 
     def talk(peer: Peer, scene: Callable[[PooledTransport, str], Any]) -> Any:
         with asyncio.Runner(loop_factory=request.param) as runner:
@@ -226,7 +226,7 @@ def test_calls_at_the_same_time_have_a_connection_each(talk: Talk) -> None:
     assert peer.connections == 20
 
 
-def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again(talk: Talk) -> None:
+def test_a_connection_that_announces_its_end_or_is_closed_is_not_used_again(talk: Talk) -> None:
     for peer in (Peer(said(b"one", b"connection: close"), said(b"stale")), Peer(said(b"one"))):
 
         async def scene(transport: PooledTransport, url: str) -> list[bytes]:
@@ -240,7 +240,7 @@ def test_a_connection_that_says_it_closes_or_has_closed_is_not_used_again(talk: 
 
 @pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("late", [said(b"late"), said(b"late")[:9], b"garbage"])
-def test_what_comes_unasked_is_nobodys_answer(talk: Talk, late: bytes, is_whole: bool) -> None:
+def test_unexpected_bytes_are_not_taken_for_an_answer(talk: Talk, late: bytes, is_whole: bool) -> None:
     peer = Peer(said(b"one") + late, said(b"never"))
     peer.is_whole = is_whole
 
@@ -265,7 +265,7 @@ def test_a_connection_whose_request_was_answered_before_it_was_sent_is_not_used_
     assert (peer.connections, peer.bodies) == (2, [b"2"])
 
 
-def test_a_call_that_was_given_up_leaves_no_answer_for_the_next(talk: Talk) -> None:
+def test_the_answer_to_a_cancelled_call_is_not_taken_for_the_next(talk: Talk) -> None:
     peer = Peer(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n", b"two")
 
     async def scene(transport: PooledTransport, url: str) -> bytes:
@@ -299,7 +299,7 @@ def test_a_connection_that_was_idle_for_long_is_not_trusted(talk: Talk, monkeypa
         (httpx.Request("POST", "http://127.0.0.1:1/", content=b"x"), httpx.ConnectError),
     ],
 )
-def test_what_cannot_be_sent_is_an_error_of_httpx_that_names_the_request(
+def test_a_request_that_cannot_be_sent_raises_an_error_of_httpx_with_the_request(
     request_: httpx.Request, kind: type[httpx.TransportError]
 ) -> None:
     with pytest.raises(kind) as raised:
@@ -307,7 +307,7 @@ def test_what_cannot_be_sent_is_an_error_of_httpx_that_names_the_request(
     assert raised.value.request is request_
 
 
-def test_a_host_that_does_not_answer_is_given_up_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connecting_to_a_host_that_does_not_answer_ends_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "CONNECT_S", 0.1)
 
     async def scene() -> float:

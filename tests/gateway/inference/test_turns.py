@@ -1,4 +1,4 @@
-"""Turns are bounded over all processes, first come first served in each, and none is lost."""
+"""Turns are limited over all processes and given in order of arrival in each process, and none is lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def joined(processes: int, max_waiting: int = 100) -> list[Turns]:
     return made
 
 
-def test_no_more_have_a_turn_than_may_over_all_processes_and_every_process_gets_its_share(run: Run) -> None:
+def test_turns_are_limited_over_all_processes_and_every_process_gets_its_share(run: Run) -> None:
     async def scene() -> tuple[int, list[int]]:
         made, now, most_seen, order = joined(2), 0, 0, []
 
@@ -46,7 +46,7 @@ def test_no_more_have_a_turn_than_may_over_all_processes_and_every_process_gets_
     assert 5 <= order[:20].count(1) <= 15, "neither process has all turns while the other waits"
 
 
-def test_more_than_the_line_are_refused_and_a_wait_ends_at_the_deadline(run: Run) -> None:
+def test_more_than_the_queue_are_refused_and_a_wait_ends_at_the_deadline(run: Run) -> None:
     async def scene() -> None:
         (turns,) = joined(1, max_waiting=1)
         async with turns.turn(lambda: 1, Deadline(60)):

@@ -1,4 +1,4 @@
-"""The limit of open files is raised, and connections leave a reserve of it."""
+"""The limit of open files is raised, and connections leave a reserve."""
 
 from __future__ import annotations
 

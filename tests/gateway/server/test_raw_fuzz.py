@@ -1,4 +1,4 @@
-"""Whatever bytes arrive on a connection: no answer is a fault of ours, the worker lives on, its memory stays flat."""
+"""For any bytes on a connection: no answer is a 500, the worker keeps running, and its memory does not grow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PATHS = (b"/predict", b"/predict/batch", b"/explain", b"/v2/models/cifar10/infer", b"/livez", b"/%00", b"/\xff", b"*")
-# Above what allocators keep of themselves; a leaked request of these would add up to far more.
+# More than allocators keep without a leak; if every request leaked, the sum would be far higher.
 GROWTH_MB = 30
 
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> tuple[str, int]:
-    """The address and the worker's pid of a gateway with one worker and short patience."""
+    """Return the address and the worker's pid of a gateway with one worker and short timeouts."""
     base, master = start_gateway(
         WORKERS="1", DRAIN_S="0.2", HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3", LOG_LEVEL="error"
     )
@@ -36,7 +36,7 @@ def worker_of(master: int) -> int:
 
 
 def multipart(rng: random.Random) -> tuple[bytes, bytes]:
-    """A form's media type and body whose boundaries, headers or end may be wrong."""
+    """Return a form's media type and body; its boundaries, headers or end may be wrong."""
     boundary = rng.choice([b"xx", b"-" * 70, b"x" * 71, b"", b'"', b"x y"])
     inside = rng.choice([boundary, boundary, b"other", boundary + b"z"])
     name = rng.choice([b'name="file"', b'name="image"', b"", b"name=file; filename=" + b"a" * 2000])
@@ -48,7 +48,7 @@ def multipart(rng: random.Random) -> tuple[bytes, bytes]:
 
 
 def chunked(rng: random.Random, body: bytes) -> bytes:
-    """A body in chunks, of which some lie about their length or never end."""
+    """Return a body in chunks; some have a wrong length or no end."""
     size = rng.choice(
         [f"{len(body):x}", "fffffffffffffffff", "-1", "0x5", "g", "", f"{len(body) + 5:x}", "1;a=" + "b" * 50]
     )
@@ -57,7 +57,7 @@ def chunked(rng: random.Random, body: bytes) -> bytes:
 
 
 def headers(rng: random.Random) -> bytes:
-    """Header lines that servers have stumbled over."""
+    """Return header lines that have broken other servers."""
     lines = [
         b"host: x",
         b"accept: application/json",
@@ -80,7 +80,7 @@ def headers(rng: random.Random) -> bytes:
 
 
 def nonsense(rng: random.Random) -> bytes:
-    """One connection's bytes: a request with faults, or none at all."""
+    """Return the bytes for one connection: a broken request, or no request at all."""
     if rng.random() < 0.1:
         return rng.choice([rng.randbytes(rng.randint(0, 3000)), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET /\r\n\r\n"])
     media_type, body = multipart(rng) if rng.random() < 0.5 else (b"image/png", rng.randbytes(rng.randint(0, 4000)))
@@ -97,7 +97,7 @@ def nonsense(rng: random.Random) -> bytes:
 
 
 def send(base: str, said: bytes, *, half_close: bool) -> bytes:
-    """What comes back until the connection is closed."""
+    """Return the bytes that come back until the connection is closed."""
     host, port = base.removeprefix("http://").split(":")
     answer = b""
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=10) as connection:

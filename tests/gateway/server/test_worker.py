@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> tuple[str, int]:
-    """The address and the master's pid of a gateway with two workers and short patience."""
+    """Return the address and the master's pid of a gateway with two workers and short timeouts."""
     return start_gateway(
         WORKERS="2", DRAIN_S="0.5", HEADER_TIMEOUT_S="0.6", BODY_TIMEOUT_S="0.6", MAX_HEADER_BYTES="4096"
     )
@@ -55,7 +55,7 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float) -> None:
 
 
 def say(base: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """What comes back on one connection until it is closed, when `parts` are sent with pauses."""
+    """Send `parts` with pauses, and return the bytes that come back until the connection is closed."""
     host, port = base.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         for part in parts:
@@ -69,7 +69,7 @@ def say(base: str, *parts: bytes, pause_s: float = 0.0) -> bytes:
     return answer
 
 
-def test_a_connection_that_says_nothing_is_closed(gateway: tuple[str, int]) -> None:
+def test_a_connection_that_sends_nothing_is_closed(gateway: tuple[str, int]) -> None:
     started = time.monotonic()
     assert say(gateway[0]) == b""
     assert 0.4 < time.monotonic() - started < 8
@@ -102,7 +102,7 @@ MIB = 1024 * 1024
 @pytest.mark.parametrize("size_mib", [7, 20])
 @pytest.mark.parametrize("route", ["/predict", "/v2/models/cifar10/infer?"])
 def test_callers_that_are_still_sending_get_the_413(gateway: tuple[str, int], size_mib: int, route: str) -> None:
-    """Python's clients read no answer before they have sent everything; urllib asks for the connection's end too."""
+    """Use Python's clients: they read the answer only after they have sent everything; urllib sends `close` too."""
     size = size_mib * MIB if route == "/predict" else 33 * MIB
     for _ in range(3):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -173,14 +173,14 @@ def test_a_trailer_without_end_is_cut_off_before_it_fills_the_memory(gateway: tu
     assert say(gateway[0], last, b"0\r\na: b\r\n\r\n", pause_s=0.02).startswith(b"HTTP/1.1 200 ")
 
 
-def test_requests_that_are_piled_up_on_one_connection_end_it(gateway: tuple[str, int]) -> None:
+def test_too_many_pipelined_requests_close_the_connection(gateway: tuple[str, int]) -> None:
     answers = say(gateway[0], b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" * 2000)
     assert answers.count(b"HTTP/1.1 ") < 20
     assert answers.endswith(b"}"), "whole answers"
     assert b'"code":"bad_http"' in answers
 
 
-def test_an_answer_that_nobody_reads_is_given_up(gateway: tuple[str, int]) -> None:
+def test_a_connection_whose_answer_is_not_read_is_aborted(gateway: tuple[str, int]) -> None:
     host, port = gateway[0].removeprefix("http://").split(":")
     asked = 8
     with socket.socket() as connection:
@@ -196,13 +196,13 @@ def test_an_answer_that_nobody_reads_is_given_up(gateway: tuple[str, int]) -> No
     assert 0 < received.count(b"HTTP/1.1 200") < asked
 
 
-def test_calls_without_a_place_are_refused_on_connections_that_go_on(
+def test_calls_without_a_place_are_refused_on_connections_that_stay_open(
     start_gateway: Callable[..., tuple[str, int]],
 ) -> None:
     base, _ = start_gateway(WORKERS="1", IN_FLIGHT_PREDICT="1", ADMISSION_WAIT_S="0.01")
 
     def call_often(caller: int) -> list[int]:
-        """Every answer is the call's own, also when the refusal came before its body."""
+        """Check that every answer belongs to its call, even if the refusal came before its body."""
         statuses = []
         with httpx.Client(base_url=base, timeout=20) as client:
             for turn in range(30):
@@ -254,10 +254,10 @@ def test_connections_over_the_limit_end_the_longest_idle_one_or_wait_while_all_a
         assert last.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_callers_who_only_hold_connections_keep_nobody_out(
+def test_callers_who_only_hold_connections_do_not_keep_others_out(
     start_gateway: Callable[..., tuple[str, int]], tmp_path: Path
 ) -> None:
-    """With a low limit of open files, connections left none for TorchServe, the plan and the keys."""
+    """Use a low limit of open files: without a reserve, connections left none for TorchServe, plan and keys."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
         pytest.skip(f"this process may open {hard} files only")
@@ -362,7 +362,7 @@ def test_connections_that_come_together_are_shared_and_wait_while_there_are_no_f
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
-def test_a_process_that_was_killed_gets_its_share_of_connections_back(
+def test_the_replacement_of_a_killed_process_gets_its_share_of_connections(
     start_gateway: Callable[..., tuple[str, int]], make_agent: type[FakeAgent], tmp_path: Path
 ) -> None:
     agent = make_agent()
@@ -458,7 +458,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
     workers = workers_of(master)
 
     def put(revision: int, version: str) -> float:
-        """Puts a plan in force; the seconds until every worker routes by it."""
+        """Write a plan, and return the seconds until every worker routes by it."""
         stable = {"version": version, "archive": f"cifar10-{version}.mar", "sha256": "0" * 64, "workers": None}
         (tmp_path / "next.json").write_text(json.dumps(make_plan(revision=revision, stable=stable)), encoding="utf-8")
         began = time.monotonic()
@@ -467,7 +467,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
         return time.monotonic() - began
 
     def served() -> set[str]:
-        """The versions that answer new connections, which go now to this worker, now to that."""
+        """Return the versions that answer on new connections, which reach different workers."""
         with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0)) as client:
             answers = [client.post(f"{base}/predict", content=b"x") for _ in range(9)]
         assert {answer.status_code for answer in answers} == {200}
@@ -521,7 +521,7 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
     canary = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "salt": "a"}
 
     def sides(revision: int, share: float) -> set[str]:
-        """The callers whose every call the canary answered; the others' the stable version did."""
+        """Return the callers whose calls the canary answered; the stable version answered all calls of the others."""
         plan = make_plan(revision=revision, canary={**canary, "share": share})
         (tmp_path / "next.json").write_text(json.dumps(plan), encoding="utf-8")
         (tmp_path / "next.json").replace(tmp_path / "plan.json")
@@ -533,8 +533,8 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
             assert answer.status_code == 200, answer.text
             answered[name].add(answer.json()["model"]["version"])
 
-        # 32 connections: a caller's second call comes by another, so to either worker. All are kept: to close those
-        # beyond its limit, httpx sometimes takes one that another thread has just begun to use.
+        # With 32 connections a caller's second call may reach the other worker. All are kept open, because httpx
+        # sometimes closes a surplus connection that another thread has just begun to use.
         limits = httpx.Limits(max_keepalive_connections=None, keepalive_expiry=None)
         with httpx.Client(limits=limits) as client, ThreadPoolExecutor(32) as pool:
             list(pool.map(call, names * 2))
@@ -542,7 +542,7 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
         return {name for name, versions in answered.items() if versions == {"1.1.0"}}
 
     at_10, at_20 = sides(2, 10), sides(3, 20)
-    # 99.9 % of all drawings of 2,000 lie within 3.29 standard deviations.
+    # 99.9 % of all samples of 2,000 lie within 3.29 standard deviations.
     assert abs(len(at_10) - 200) <= 3.29 * math.sqrt(2000 * 0.1 * 0.9)
     assert abs(len(at_20) - 400) <= 3.29 * math.sqrt(2000 * 0.2 * 0.8)
     assert at_10 <= at_20
@@ -584,8 +584,8 @@ def test_a_request_that_offers_an_upgrade_keeps_its_body(
     assert answer.count(b'"class"') >= 2, "both predictions"
 
 
-def test_a_short_answer_that_nobody_reads_is_given_up() -> None:
-    """Short: less than what uvloop keeps unsent before it tells."""
+def test_a_connection_whose_short_answer_is_not_read_is_aborted() -> None:
+    """Send less than uvloop buffers before it calls `pause_writing`."""
 
     async def answer(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"60000")]})
@@ -671,7 +671,7 @@ def test_a_clock_set_back_by_two_minutes_kills_no_worker(
     assert httpx.get(f"{base}/livez").status_code == 200
 
 
-def test_a_full_disk_costs_metrics_and_neither_answers_nor_workers(
+def test_a_full_disk_loses_metrics_but_no_answers_and_no_workers(
     start_gateway: Callable[..., tuple[str, int]], small_disk: Path
 ) -> None:
     base, master = start_gateway(environ={"PROMETHEUS_MULTIPROC_DIR": str(small_disk)}, WORKERS="1", DRAIN_S="0.2")
@@ -698,7 +698,7 @@ def test_a_full_disk_costs_metrics_and_neither_answers_nor_workers(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 512 KiB."""
+    """Yield the mount point of a disk of 512 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]

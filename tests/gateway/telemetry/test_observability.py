@@ -1,4 +1,4 @@
-"""What is counted and what is logged: bounded labels, times, no image, no key."""
+"""Metrics and logs: bounded labels, times, no image and no key."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_requests_are_counted_by_route_status_and_version(stand: Stand) -> None:
     assert metric(stand, "gateway_confidence_count", **{"class": "dog", "version": "1.0.0"}) == 3
 
 
-def test_metrics_tell_replicas_workers_queues_places_plan_and_disks(
+def test_metrics_have_replicas_workers_queues_places_plan_and_disks(
     make_stand: Callable[..., Stand], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
 ) -> None:
     queued = {"ready": 2, "wanted": 2, "pending": 7, "capacity": 100}
@@ -127,7 +127,7 @@ def test_the_level_is_the_gateways_own() -> None:
 def test_a_versions_failures_are_counted_as_its_own_and_not_timed(stand: Stand, kind: str) -> None:
     def call(image: bytes) -> None:
         if kind == "batch":
-            # The other image is answered, and so is the call.
+            # The other image has a prediction, so the call is answered.
             files = [("file", ("x", b"image-of-dog")), ("file", ("x", image))]
             assert stand.client.post("/predict/batch", files=files).status_code == 200
         else:
@@ -143,7 +143,7 @@ def test_a_versions_failures_are_counted_as_its_own_and_not_timed(stand: Stand, 
 
 
 @pytest.mark.parametrize(("timeout_ms", "outcome"), [(100, "caller_deadline"), (600, "deadline_passed")])
-def test_a_callers_own_hurry_is_no_fault_of_the_version(
+def test_a_callers_short_deadline_does_not_count_against_the_version(
     make_stand: Callable[..., Stand], timeout_ms: int, outcome: str
 ) -> None:
     async def never(_request: httpx.Request) -> httpx.Response:
@@ -157,7 +157,7 @@ def test_a_callers_own_hurry_is_no_fault_of_the_version(
     assert metric(stand, "gateway_version_requests_total", version="1.0.0") == 1
 
 
-def test_a_request_refused_before_a_version_was_chosen_is_no_versions(stand: Stand) -> None:
+def test_a_request_refused_before_a_version_was_chosen_counts_for_no_version(stand: Stand) -> None:
     stand.client.post("/predict", content=b"")
     assert metric(stand, "gateway_version_requests_total", version="1.0.0") == 0
 

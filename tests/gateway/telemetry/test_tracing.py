@@ -1,4 +1,4 @@
-"""Traces continue the caller's context, tell the outcome and travel on to the model."""
+"""Traces continue the caller's context, have the outcome, and are passed to the handler."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_a_broken_context_begins_a_new_trace(make_stand: Callable[..., Stand]) -
     assert spans.get_finished_spans()[0].parent is None
 
 
-def test_without_a_collector_nothing_of_it_is_imported() -> None:
-    # FastAPI itself imports the API where it is installed; what costs is the SDK with its threads and exporter.
+def test_without_a_collector_opentelemetrys_sdk_is_not_imported() -> None:
+    # FastAPI imports OpenTelemetry's API if it is installed; expensive is only the SDK with its threads and exporter.
     heavy = "'gateway.telemetry.tracing', 'opentelemetry.sdk.trace', 'opentelemetry.exporter'"
     code = f"import sys, gateway.app; gateway.app.create_app(); print([m for m in ({heavy}) if m in sys.modules])"
     root = Path(__file__).parents[3]

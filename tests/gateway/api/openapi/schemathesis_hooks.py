@@ -1,4 +1,4 @@
-"""What Schemathesis takes for wrong and HTTP cannot carry, so that no server could refuse it."""
+"""Filter out cases that Schemathesis takes for invalid and that are valid once they are encoded in HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(_context: Any, case: Any) -> bool:
-    """Not a form whose only fault is a file that is null or a number: on the wire it is the bytes of that word."""
+    """Return False for a form whose only error is a file that is null or a number: it is sent as that word's bytes."""
     body = case.body
     if case.media_type != "multipart/form-data" or not isinstance(body, dict) or set(body) != {"file"}:
         return True

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the gateway does."""
+"""The OpenAPI document is complete and agrees with real answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None
     assert len(described) == 17
 
 
-def test_the_type_that_is_sent_unasked_stands_first(document: dict[str, Any]) -> None:
+def test_the_default_content_type_comes_first(document: dict[str, Any]) -> None:
     assert next(iter(document["paths"]["/explain"]["post"]["responses"]["200"]["content"])) == "image/png"
 
 
@@ -42,7 +42,7 @@ def test_every_operation_has_a_name_of_its_own_and_a_described_group(document: d
     assert {tag for operation in operations for tag in operation["tags"]} == {tag["name"] for tag in document["tags"]}
 
 
-def test_only_a_gateway_with_keys_offers_to_authorize(
+def test_only_the_document_of_a_gateway_with_keys_has_security_schemes(
     make_stand: Callable[..., Stand], document: dict[str, Any]
 ) -> None:
     assert "securitySchemes" not in document["components"]
@@ -93,7 +93,7 @@ def test_real_answers_fit_their_schemas(stand: Stand) -> None:
 
 
 def test_the_document_is_made_once_and_not_for_every_call(stand: Stand) -> None:
-    """No key guards it: made anew, 100 calls took over a second of the event loop."""
+    """Check the time of 100 calls, which need no key; making the document for each took over a second of the loop."""
     first = stand.client.get("/openapi.json")
     started = time.process_time()
     answers = [stand.client.get("/openapi.json") for _ in range(100)]

@@ -1,4 +1,4 @@
-"""A client that OpenAPI Generator makes of the document speaks to the real gateway, without a word of ours."""
+"""A client that OpenAPI Generator makes from the document works with the real gateway, without changes."""
 
 from __future__ import annotations
 

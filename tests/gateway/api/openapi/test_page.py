@@ -1,4 +1,4 @@
-"""`/docs` needs nothing but the gateway itself."""
+"""`/docs` needs only the gateway itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_everything_the_page_loads_is_there(stand: Stand) -> None:
     ("path", "media_type"),
     [("/docs/swagger-ui-bundle.js", "text/javascript"), ("/docs/swagger-ui.css", "text/css")],
 )
-def test_files_say_what_they_are_and_may_be_kept(stand: Stand, path: str, media_type: str) -> None:
+def test_files_have_a_media_type_and_can_be_cached(stand: Stand, path: str, media_type: str) -> None:
     answer = stand.client.get(path)
     assert answer.headers["content-type"].startswith(media_type)
     assert len(answer.content) > 100_000
@@ -38,7 +38,7 @@ def test_files_say_what_they_are_and_may_be_kept(stand: Stand, path: str, media_
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_the_program_reads_openapi_3_1(stand: Stand) -> None:
+def test_the_script_supports_openapi_3_1(stand: Stand) -> None:
     assert stand.client.get("/openapi.json").json()["openapi"].startswith("3.1")
     assert "3\\.1" in stand.client.get("/docs/swagger-ui-bundle.js").text, "Swagger UI before 5 shows an error instead"
 

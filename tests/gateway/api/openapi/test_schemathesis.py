@@ -1,4 +1,4 @@
-"""The gateway does what its OpenAPI document says, whatever is sent: Schemathesis with all its checks."""
+"""The gateway agrees with its OpenAPI document for generated requests: Schemathesis with all its checks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET, KEY = make_key("schemathesis", ("predict", "explain", "read"))
 
 @pytest.fixture(scope="module", params=["without keys", "with keys"])
 def gateway(start_gateway: Callable[..., tuple[str, int]], request: pytest.FixtureRequest) -> tuple[str, list[str]]:
-    """The address of a gateway, and the options with which its caller is let in."""
+    """Return the address of a gateway, and the options that carry the caller's key."""
     keys = {"KEYS": f"{KEY.name}:{KEY.sha256}:{'+'.join(KEY.scopes)}"} if request.param == "with keys" else {}
     base, _ = start_gateway(WORKERS="1", DRAIN_S="0.2", LOG_LEVEL="warning", **keys)
     return base, ["--header", f"Authorization: Bearer {SECRET}"] if keys else []
