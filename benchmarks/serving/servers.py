@@ -77,7 +77,7 @@ def stack(source: Path, **settings: str) -> Iterator[Stack]:
 
 @contextlib.contextmanager
 def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
-    """Start an application of this folder under uvicorn's Gunicorn worker, the gateway's base class; return its port."""
+    """Start an application of this folder under uvicorn's worker class, the base of the gateway's; yield its port."""
     (port,) = free_ports(1)
     command = [
         *(sys.executable, "-m", "gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-w", str(processes)),
