@@ -230,7 +230,7 @@ class TempUnusable(ControlError):
 
 
 class BadSetting(ControlError):
-    """Settings are unknown or have invalid values; `problems` names each with the reason."""
+    """A setting is unknown or has an invalid value; `problems` has a sentence for each."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         super().__init__("; ".join(problems))

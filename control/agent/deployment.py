@@ -24,7 +24,7 @@ State = Literal["loading", "verifying", "ready", "degraded", "failed"]
 # TorchServe restarts a worker process that dies at load after 1, 1, 2, 3, 5 … s. Three pids for each worker without one
 # READY mean that the version cannot be loaded.
 _CRASHES = 3
-# TorchServe gives a dead worker up after the archive's maxRetryTimeoutInSec and then queues requests for it for ever.
+# TorchServe gives a dead worker up after the archive's maxRetryTimeoutInSec, and then queues its requests without end.
 # If all workers have been dead for this long they are recycled; if only some have, as many are added.
 _DEAD_S = 90.0
 _REVIVE_MOST_S = 3600.0

@@ -1,6 +1,6 @@
 """The flags of `gradserve train` for hyper-parameters: one for each field of the recipe that declares an `Option`.
 
-training/recipe.py imports no torch, so that `--help` and a mistyped flag take no seconds.
+training/recipe.py does not import torch, so `--help` and the refusal of a wrong flag are fast.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _OPTIONS = {item.name: (item, option) for item in fields(Recipe) if (option := o
 def with_hyper_parameters(command: Callable[..., None]) -> Callable[..., None]:
     """Return the Typer command with a flag for each hyper-parameter.
 
-    `command` gets those that the caller passed as the keyword argument `given`, by the recipe's names.
+    `command` gets the flags that were set as the keyword argument `given`, a dict by the recipe's names.
     """
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "given"]
     flags = [_flag(item, option) for item, option in _OPTIONS.values()]
 
     @wraps(command)
-    def run(**arguments: Any) -> None:  # noqa: ANN401 - each option has a type of its own
+    def run(**arguments: Any) -> None:  # noqa: ANN401 - each option has its own type
         passed = {name: arguments.pop(name, None) for name in _OPTIONS}
         command(**arguments, given={name: _parsed(name, value) for name, value in passed.items() if value is not None})
 
@@ -65,11 +65,11 @@ def _flag(item: Field[Any], option: Option) -> inspect.Parameter:
     )
 
 
-def _shown(default: Any) -> str:  # noqa: ANN401 - a field's
+def _shown(default: Any) -> str:  # noqa: ANN401 - the default of any field
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - an option's
+def _parsed(name: str, value: Any) -> Any:  # noqa: ANN401 - the value of any option
     if isinstance(_OPTIONS[name][0].default, tuple):
         return [part.strip() for part in value.split(",")]
     return value

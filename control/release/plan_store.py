@@ -95,7 +95,7 @@ class PlanStore:
             before is not None and not self._history(before).exists()
         ):  # its writer was killed before it wrote the history
             write_atomically(self._history(before), _as_text(traffic_plan.dump(before)))
-            self.note("found in force, without a line here", after=traffic_plan.dump(before))
+            self.note("found in force without an audit line", after=traffic_plan.dump(before))
         # The plan first: every revision in the history was in force.
         write_atomically(self.path, _as_text(data))
         write_atomically(self._history(plan), _as_text(data))

@@ -1,7 +1,7 @@
 """Lower priority for workers that load while others serve, and for shadows: importing torch takes a core for seconds.
 
 Lowering a priority is always allowed, restoring it is not. Without CAP_SYS_NICE (or a limit that permits it) nothing is
-lowered, because a promoted version would stay slow for ever.
+lowered, because a promoted version would stay slow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def can_restore_priority() -> bool:
 
 
 class WorkerPriority:
-    """Lowers the priority of workers, and restores it when they are ready and not a shadow's."""
+    """The workers whose priority was lowered. It is restored when they are ready and not a shadow's."""
 
     def __init__(self, *, is_allowed: bool) -> None:
         self._is_allowed = is_allowed

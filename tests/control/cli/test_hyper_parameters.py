@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from control.cli.hyper_parameters import with_hyper_parameters
 from training.recipe import Recipe, option_of, recipe_from_dict
 
-TABLES = {"sizes", "cycles", "augmentation"}  # what only a TOML file can say
+TABLES = {"sizes", "cycles", "augmentation"}  # fields that only a TOML file can set
 OTHERS: dict[str, Any] = {
     "data": "imagefolder:photos", "name": "photos", "architecture": "resnet18", "pretrained": "imagenet",
     "unfreeze": ("layer4", "fc"), "nesterov": False, "precision": "fp32",
@@ -18,7 +18,7 @@ OTHERS: dict[str, Any] = {
 
 
 def passed(*arguments: str) -> dict[str, Any]:
-    """What a command receives that is called with these arguments."""
+    """Return the values that a command receives from these arguments."""
     received: dict[str, Any] = {}
     app = typer.Typer()
 
@@ -46,6 +46,6 @@ def test_each_hyper_parameter_has_help_and_flags_whose_value_reaches_the_recipe(
         assert getattr(recipe_from_dict({item.name: received[item.name]}), item.name) == value
 
 
-def test_a_hyper_parameter_without_its_flag_stays_the_recipes_and_other_options_stay_the_commands():
+def test_flags_that_are_not_set_are_not_passed_and_other_options_are_unchanged():
     assert passed() == {"output": "there"}
     assert passed("--output", "here", "--lr", "0.3") == {"output": "here", "rate": 0.3}

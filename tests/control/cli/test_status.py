@@ -90,15 +90,15 @@ def test_a_stack_that_was_killed_is_not_asked(tmp_path):
 
 def test_the_exit_code_shows_if_an_agent_or_a_gateway_cannot_be_reached(run, agent, gateway):
     run("status", "--agents", agent, "--gateways", gateway)
-    said = run("status", "--agents", agent, "--gateways", NOWHERE, code=3)
-    assert f"gateway   {NOWHERE}  does not answer (ConnectError)" in said.stdout
+    result = run("status", "--agents", agent, "--gateways", NOWHERE, code=3)
+    assert f"gateway   {NOWHERE}  does not answer (ConnectError)" in result.stdout
     run("status", "--agents", NOWHERE, "--gateways", gateway, code=1)
     run("versions", "--agents", agent)
-    said = run("versions", "--agents", NOWHERE, code=3)
-    assert f"agent {NOWHERE} does not answer" in said.stderr
-    assert "1.0" in said.stdout
-    said = run("doctor", "--agents", agent, "--gateways", NOWHERE, code=1)
-    assert f"gateway {NOWHERE}" in said.stdout
+    result = run("versions", "--agents", NOWHERE, code=3)
+    assert f"agent {NOWHERE} does not answer" in result.stderr
+    assert "1.0" in result.stdout
+    result = run("doctor", "--agents", agent, "--gateways", NOWHERE, code=1)
+    assert f"gateway {NOWHERE}" in result.stdout
 
 
 def test_output_to_a_pipe_is_not_cut(agent, gateway, tmp_path):
@@ -121,9 +121,9 @@ def test_a_narrow_terminal_folds_cells_and_cuts_none(capsys):
     table = columns("v", "sha256")
     table.add_row("1.0", "0123456789" * 4)
     console.print(table)
-    said = capsys.readouterr().out
-    assert "…" not in said
-    assert "".join(said.split()[3:]) == "0123456789" * 4
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "".join(printed.split()[3:]) == "0123456789" * 4
 
 
 @pytest.mark.parametrize("command", [("status",), ("versions",), ("doctor",), ("prune",), ("keys", "list")])

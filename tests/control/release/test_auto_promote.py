@@ -57,23 +57,23 @@ def store(tmp_path, monkeypatch):
 
 
 def run_promotion(store, urls, version=None, key=None):
-    said = []
-    rollout = Rollout(store, [], store.home, said.append)
+    lines = []
+    rollout = Rollout(store, [], store.home, lines.append)
     window, limits = Window(urls, key, 0.5), Limits(requests=100)
-    verdict, plan = promote_or_roll_back(rollout, store, version, window=window, limits=limits, say=said.append)
+    verdict, plan = promote_or_roll_back(rollout, store, version, window=window, limits=limits, say=lines.append)
     assert store.read() == plan
-    return verdict, plan, "\n".join(said)
+    return verdict, plan, "\n".join(lines)
 
 
 def test_a_good_canary_is_promoted_and_the_reason_is_in_the_audit_log(store, gateway):
     two = [gateway(page(9000, 0, 500, 80), page(9000 + more, 0, 500 + more, 80)) for more in (300, 400)]
-    verdict, plan, said = run_promotion(store, two)
+    verdict, plan, progress = run_promotion(store, two)
     assert (verdict.decision, plan.stable.version, plan.canary) == ("promote", "2.0", None)
     assert verdict.reasons[0].startswith("failed 0 of 700, stable 0 of 700")
     judged, moved = [json.loads(line) for line in store.audit_path.read_text().splitlines()][-2:]
     assert judged["verdict"]["decision"] == "promote"
     assert (moved["what"], moved["reason"]) == ("promote 2.0", verdict.reasons[0])
-    assert verdict.reasons[0] in said
+    assert verdict.reasons[0] in progress
 
 
 def test_a_canary_that_fails_is_rolled_back(store, gateway):
@@ -100,10 +100,10 @@ def test_a_change_of_the_plan_meanwhile_gives_no_verdict(store, gateway):
             store.write(Plan(0, "m", STABLE, retained=(Release("2.0", "m-2.0.mar", "b" * 64, 1),)), "another")
 
     url = gateway(page(0, 0, 0, 0), page(900, 0, 900, 0), first=interfere)
-    said = []
+    lines = []
     verdict, _ = promote_or_roll_back(
-        Rollout(store, [], store.home, said.append), store, None,
-        window=Window([url], None, 0.5), limits=Limits(requests=100), say=said.append,
+        Rollout(store, [], store.home, lines.append), store, None,
+        window=Window([url], None, 0.5), limits=Limits(requests=100), say=lines.append,
     )  # fmt: skip
     assert "the plan was changed" in verdict.reasons[0]
     assert store.read().canary is None

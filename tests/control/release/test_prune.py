@@ -151,8 +151,8 @@ def test_the_last_revisions_and_the_one_in_force_stay(archive, store):
     store.path.write_text(json.dumps(old))
     assert found() == set(), "a plan of schema 1 is rolled back by its history"
     store.path.write_text(today)
-    said = prune("--yes").stdout
-    assert "plan-000001 … plan-000010 (10 revisions)" in said
+    output = prune("--yes").stdout
+    assert "plan-000001 … plan-000010 (10 revisions)" in output
     assert len(list((store.home / "history").iterdir())) == 20
     assert plan(store, release).revision == 31
 
@@ -164,9 +164,9 @@ def test_zero_days_means_any_age_and_an_unreachable_registry_keeps_all_trainings
     assert found() == set()
     assert found("--days", "0") == {"m-2.0.mar", "try"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    said = prune("--json", "--days", "0", code=1)
-    assert [row["kind"] for row in json.loads(said.stdout)["unused"]] == ["archive"]
-    assert "the versions that the registry uses are unknown" in said.stderr
+    result = prune("--json", "--days", "0", code=1)
+    assert [row["kind"] for row in json.loads(result.stdout)["unused"]] == ["archive"]
+    assert "the versions that the registry uses are unknown" in result.stderr
 
 
 def test_nothing_is_removed_if_the_plan_cannot_be_read(store, archive):

@@ -44,13 +44,13 @@ def store(tmp_path, monkeypatch):
 
 def test_promotion_and_rollback_work_with_a_warning_while_the_registry_is_down(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    said = []
-    rollout = Rollout(store, [], store.home, said.append)
+    lines = []
+    rollout = Rollout(store, [], store.home, lines.append)
     began = time.monotonic()
     assert rollout.promote("2.0").stable == OTHER
     assert rollout.rollback().stable == STABLE
     assert time.monotonic() - began < 10
-    assert [line for line in said if line.startswith("WARNING: MLflow's aliases were not moved")] == said[1::2]
+    assert [line for line in lines if line.startswith("WARNING: MLflow's aliases were not moved")] == lines[1::2]
     notes = [json.loads(line)["what"] for line in store.audit_path.read_text().splitlines()]
     assert notes[1:] == [
         "promote 2.0",
@@ -63,9 +63,9 @@ def test_promotion_and_rollback_work_with_a_warning_while_the_registry_is_down(s
 def test_without_a_registry_none_is_created(store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert not registry.is_used()
-    said = []
-    Rollout(store, [], store.home, said.append).promote("2.0")
-    assert said == ["promote 2.0: done, revision 2"]
+    lines = []
+    Rollout(store, [], store.home, lines.append).promote("2.0")
+    assert lines == ["promote 2.0: done, revision 2"]
     assert not (store.home / "mlflow.db").exists()
 
 

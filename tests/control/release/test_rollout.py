@@ -86,21 +86,21 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monk
     began = time.monotonic()
     threading.Timer(0.5, states.update, kwargs={"2.0": "ready"}).start()
     monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.1)
-    url, said = agent(states), []
-    assert Rollout(store, [url], store.home, said.append).promote("2.0").stable == NEW
+    url, lines = agent(states), []
+    assert Rollout(store, [url], store.home, lines.append).promote("2.0").stable == NEW
     assert time.monotonic() - began >= 0.5
-    assert said.count(f"2.0 ready: waiting for {url} is not done yet") == 1, "an agent that answers is named once"
+    assert lines.count(f"2.0 ready: waiting for {url} is not done yet") == 1, "an agent that answers is named once"
 
 
 def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 0.3)
-    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
+    there, lines = agent({"1.0": "ready", "2.0": "ready"}), []
     rollout(store, there).promote("2.0")
-    both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, said.append)
+    both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, lines.append)
     began = time.monotonic()
     assert both.rollback().stable == OLD
     assert time.monotonic() - began < 2
-    assert any("http://127.0.0.1:9 does not answer" in line for line in said)
+    assert any("http://127.0.0.1:9 does not answer" in line for line in lines)
     with pytest.raises(NotFollowed, match="The plan stays in force"):
         both.promote("2.0")
 
@@ -109,11 +109,11 @@ def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypat
     monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.2)
     monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 1.5)
     incoming_archive(monkeypatch, "2.0")
-    said = []
-    both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, said.append)
+    lines = []
+    both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, lines.append)
     with pytest.raises(Refused, match=f"{DEAD} does not answer"):
         both.deploy("2.0", share=10)
-    named = [line for line in said if "waiting for" in line]
+    named = [line for line in lines if "waiting for" in line]
     assert 2 <= len(named) <= 8, "every 0.2 s, not at each poll"
     assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
 
@@ -121,13 +121,13 @@ def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypat
 def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
     incoming_archive(monkeypatch, "2.0")
-    there, said = agent({"1.0": "ready", "2.0": "ready"}), []
+    there, lines = agent({"1.0": "ready", "2.0": "ready"}), []
 
     def moving():
-        return Rollout(store, [DEAD, there], store.home, said.append, allow_missing=True)
+        return Rollout(store, [DEAD, there], store.home, lines.append, allow_missing=True)
 
     assert moving().deploy("2.0", share=10).canary.version == "2.0"
-    assert said.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
+    assert lines.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
     assert moving().promote().stable == NEW
     packed = replace(OLD, sha256=file_sha256(write_archive(store.home / OLD.archive, "1.0")))
     with store.lock("test"):
@@ -233,15 +233,15 @@ def test_a_rollback_loads_a_version_that_was_packed_again_with_its_new_hash(stor
     first = write_archive(tmp_path / "m-1.0.mar", "1.0")
     with store.lock("test"):
         store.write(replace(store.read(), stable=replace(OLD, sha256=file_sha256(first))), "packed")
-    moving, said = rollout(store, agent({"2.0": "ready"})), []
+    moving, lines = rollout(store, agent({"2.0": "ready"})), []
     both = agent({"1.0": "ready", "2.0": "ready"})
-    Rollout(store, [both], store.home, said.append).promote("2.0")
+    Rollout(store, [both], store.home, lines.append).promote("2.0")
     moving.retire("1.0")
     write_archive(first, "1.0", comment=b"packed again")
     first.with_name("m-1.0.mar.sha256").write_text(f"{file_sha256(first)}  m-1.0.mar\n")
-    back = Rollout(store, [both], store.home, said.append).rollback()
+    back = Rollout(store, [both], store.home, lines.append).rollback()
     assert (back.stable.version, back.stable.sha256) == ("1.0", file_sha256(first))
-    assert any("packed again" in line for line in said)
+    assert any("packed again" in line for line in lines)
 
 
 def test_a_rollback_refuses_changed_bytes_without_a_checksum(store, agent, tmp_path):

@@ -24,17 +24,17 @@ def source(tmp_path):
 
 
 def test_a_start_takes_the_lock_only_to_change_the_plan(source, tmp_path):
-    store, said = PlanStore(tmp_path / "home"), []
-    prepare_plan(store, source, tmp_path / "models", said.append)
-    assert said == ["serving tiny 1.2.3 from tiny-1.2.3.mar"]
+    store, lines = PlanStore(tmp_path / "home"), []
+    prepare_plan(store, source, tmp_path / "models", lines.append)
+    assert lines == ["serving tiny 1.2.3 from tiny-1.2.3.mar"]
     before = store.read()
     with store.lock("deploy 2.0.0"):  # it holds the lock for minutes while its version loads
-        prepare_plan(store, source, tmp_path / "models", said.append)
+        prepare_plan(store, source, tmp_path / "models", lines.append)
     assert store.read() == before
     (source / "weights.safetensors").write_bytes(b"others")
     with store.lock("deploy 2.0.0"), pytest.raises(AnotherOperator, match=r"deploy 2\.0\.0"):
-        prepare_plan(store, source, tmp_path / "models", said.append)
-    prepare_plan(store, source, tmp_path / "models", said.append)
+        prepare_plan(store, source, tmp_path / "models", lines.append)
+    prepare_plan(store, source, tmp_path / "models", lines.append)
     after = store.read()
     assert (after.revision, after.stable.version) == (2, "1.2.3")
     assert after.stable.sha256 != before.stable.sha256
