@@ -29,7 +29,7 @@ Recipe: TypeAlias = dict[str, Any]
 """The hyper-parameters of a training as JSON; training/recipe.py dumps and parses them."""
 
 Environment: TypeAlias = dict[str, str]
-"""What a training ran on: versions, hardware, threads and the code's commit, each a text by its name."""
+"""Environment of a training: versions, hardware, threads and the code's commit, each a text by its name."""
 
 
 class ContractError(DocumentError):
@@ -41,7 +41,7 @@ class ContractError(DocumentError):
 
 @dataclass(frozen=True)
 class Input:
-    """What the network takes: `height` × `width` pixels, normalised by `mean` and `std` of channel values in 0..1."""
+    """Input of the network: `height` × `width` pixels, normalised by `mean` and `std` of channel values in 0..1."""
 
     height: int
     width: int
@@ -51,7 +51,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Engine:
-    """How the network is run: `name` (`eager` or `openvino`), `precision` (`fp32`, `bf16`, `int8`).
+    """Engine that runs the network: `name` (`eager` or `openvino`), `precision` (`fp32`, `bf16`, `int8`).
 
     `temperature` divides the logits before the softmax; it is fitted for each engine on held-out images.
     Source: Guo et al. 2017, https://arxiv.org/abs/1706.04599
@@ -64,7 +64,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where heatmaps come from: CAM layer, default method and the methods a caller may ask for.
+    """Source of heatmaps: CAM layer, default method and the methods a caller may ask for.
 
     `layer` is a module path in the network, or several joined by `+`, whose heatmaps are averaged.
     """
@@ -76,7 +76,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one engine did on the held-out images: shares of images, from 0 to 1.
+    """Figures of one engine on the held-out images: shares of images, from 0 to 1.
 
     The expected calibration errors are in 15 bins, before and after the logits are divided by the temperature.
     """
@@ -113,7 +113,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the weights were made of and where.
+    """Origin of the weights: training images, epochs, processes and environments.
 
     Attributes:
         data_sha256: of the decoded training images, held-out ones included.

@@ -58,7 +58,7 @@ class Canary(Release):
 
 @dataclass(frozen=True)
 class Plan:
-    """Who gets which version of `model`; `revision` grows by one with every change.
+    """Versions of `model` and the share of callers that each gets; every change raises `revision` by one.
 
     `retained` versions stay loaded, reachable by name only, until they are retired. `previous` are the versions that
     were stable before, the latest first: `rollback` goes back to them. Standing there neither loads nor routes.

@@ -1,8 +1,8 @@
 """A gateway process's report to an agent, in a header of each poll of its status.
 
-TorchServe tells nobody what its workers have in hand, so the gateways' word is the only proof that a version can be
-unregistered without losing a request. The header is untrusted: a text that is not exactly a report is refused. Its form
-has no schema: agents of every release take this one.
+TorchServe does not report what its workers work on, so only the gateways' reports prove that a version can be
+unregistered without losing a request. The header is untrusted: a text that is not exactly a report is refused. Its
+format has no schema: agents of every release read this one.
 """
 
 from __future__ import annotations

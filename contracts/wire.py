@@ -107,7 +107,7 @@ class BadAnswer(WireError):
 
 
 class Options(NamedTuple):
-    """What a request asks for beside its images; None takes the contract's or the image's default.
+    """Options of a request beside its images; None means the contract's or the image's default.
 
     `id` is the request's id and `traceparent` its place in a trace, both for logs. `deadline` is Unix time in ms by the
     replica's clock: a request that is reached later is dropped. Predictions: `top_k`. Explanations, of one image:
