@@ -135,7 +135,7 @@ class ExplainQuery(_Query):
         )
 
 
-async def refuse_repeated(request: Request) -> None:
+def refuse_repeated(request: Request) -> None:
     """Refuse a query parameter that comes twice, because the caller's intention is unclear.
 
     Raises:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import orjson
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts import wire
-from gateway.api.dependencies import CallDeadline, Context, State, require
+from gateway.api.dependencies import Admitted, admit
 from gateway.api.openapi import examples
 from gateway.api.openapi.responses import (
     BINARY,
@@ -30,7 +30,7 @@ from gateway.api.openapi.responses import (
     batch_body,
     image_body,
 )
-from gateway.api.params import ExplainQuery, PredictQuery, refuse_repeated, wants_json
+from gateway.api.params import ExplainQuery, PredictQuery, wants_json
 from gateway.api.schemas import BatchPrediction, Explanation, Prediction
 from gateway.api.uploads import read_image, read_images
 from gateway.inference.service import Answer, Call
@@ -46,15 +46,15 @@ SINGLE = (*GUARD, *BODY, *ENGINE, *IMAGE)
 @router.post(
     "/predict",
     summary="One image's class",
-    dependencies=[require("predict"), Depends(refuse_repeated)],
     response_model=Prediction,
     responses=answers(examples.PREDICTION, *SINGLE),
     openapi_extra=image_body(),
 )
 async def predict(
-    request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
+    request: Request, admitted: Annotated[Admitted, admit("predict")], query: Annotated[PredictQuery, Query()]
 ) -> Response:
     """Name the class of one image, with the model's calibrated confidence."""
+    state, context, deadline = admitted
     call = Call(context, deadline, query.version)
     image = await _image(request, state, context)
     answer = await state.service.predict(image, top_k=query.top_k, call=call)
@@ -67,15 +67,15 @@ async def predict(
 @router.post(
     "/predict/batch",
     summary="The classes of many images, in order",
-    dependencies=[require("predict"), Depends(refuse_repeated)],
     response_model=BatchPrediction,
     responses=answers(examples.BATCH, *GUARD, *BODY, *ENGINE),
     openapi_extra=batch_body(),
 )
 async def predict_batch(
-    request: Request, state: State, context: Context, query: Annotated[PredictQuery, Query()], deadline: CallDeadline
+    request: Request, admitted: Annotated[Admitted, admit("predict")], query: Annotated[PredictQuery, Query()]
 ) -> Response:
     """Name the class of each image, in order. The entry of an image that failed is its error."""
+    state, context, deadline = admitted
     call = Call(context, deadline, query.version)
     settings = state.settings
     with context.stage("body"):
@@ -96,7 +96,6 @@ async def predict_batch(
 @router.post(
     "/explain",
     summary="Where the model looked: the heatmap over the image, or as numbers with `Accept: application/json`",
-    dependencies=[require("explain"), Depends(refuse_repeated)],
     response_model=Explanation,
     responses=answers(
         examples.EXPLANATION, *SINGLE, *EXPLAIN, other={"image/png": {"schema": BINARY}}, headers=OVERLAY_HEADERS
@@ -104,9 +103,10 @@ async def predict_batch(
     openapi_extra=image_body(),
 )
 async def explain(
-    request: Request, state: State, context: Context, query: Annotated[ExplainQuery, Query()], deadline: CallDeadline
+    request: Request, admitted: Annotated[Admitted, admit("explain")], query: Annotated[ExplainQuery, Query()]
 ) -> Response:
     """Show where the model looked for a class: a PNG overlay, or the heatmap as numbers."""
+    state, context, deadline = admitted
     options = query.options(as_json=wants_json(request.headers.get("accept", "")))
     call = Call(context, deadline, query.version)
     image = await _image(request, state, context)

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api import v2_tensors
-from gateway.api.dependencies import CallDeadline, Context, State, require
+from gateway.api.dependencies import Admitted, State, admit, require
 from gateway.api.health import refuse_unready
 from gateway.api.openapi import examples
 from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MODEL, answers, infer_body, problems
@@ -31,7 +31,6 @@ router = APIRouter(prefix="/v2", tags=["v2"])
 MODEL, OF_VERSION = "/models/{model}", "/models/{model}/versions/{version}"
 INFER: dict[str, Any] = {
     "summary": "V2: the images' classes",
-    "dependencies": [require("predict")],
     "response_model": dict[str, Any],
     "responses": answers(examples.INFERRED, *V2_INFER, other={"application/octet-stream": {"schema": BINARY}}),
     "openapi_extra": infer_body(examples.INFER),
@@ -46,14 +45,6 @@ async def _model(state: State, model: str) -> str:
     if model != state.versions.plan.model:
         raise ModelUnknown(model)
     return model
-
-
-async def _call(context: Context, deadline: CallDeadline) -> Call:
-    return Call(context, deadline)
-
-
-async def _version_call(context: Context, deadline: CallDeadline, version: PathVersion) -> Call:
-    return Call(context, deadline, version)
 
 
 Model = Annotated[str, Depends(_model)]  # the model in the path; the plan serves it
@@ -107,25 +98,26 @@ async def version_ready(state: State, model: Model, version: PathVersion) -> dic
 
 
 @router.post(f"{MODEL}/infer", name="v2_infer", **INFER)
-async def infer(request: Request, state: State, model: Model, call: Annotated[Call, Depends(_call)]) -> Response:
+async def infer(request: Request, admitted: Annotated[Admitted, admit("predict")], model: Model) -> Response:
     """Name the classes of the images in the input tensor; if one image fails, the call fails.
 
     `shape` is the number of images. As octet-stream the body is the JSON, then the binary tensor, with the JSON's
     length in the header Inference-Header-Content-Length.
     """
-    return await _infer(request, state, model, call)
+    return await _infer(request, admitted, model, None)
 
 
 @router.post(f"{OF_VERSION}/infer", name="v2_version_infer", **INFER)
 async def infer_by(
-    request: Request, state: State, model: Model, call: Annotated[Call, Depends(_version_call)]
+    request: Request, admitted: Annotated[Admitted, admit("predict")], model: Model, version: PathVersion
 ) -> Response:
     """Name the classes of the images by one version."""
-    return await _infer(request, state, model, call)
+    return await _infer(request, admitted, model, version)
 
 
-async def _infer(request: Request, state: AppState, model: str, call: Call) -> Response:
-    context = call.context
+async def _infer(request: Request, admitted: Admitted, model: str, version: str | None) -> Response:
+    state, context, deadline = admitted
+    call = Call(context, deadline, version)
     infer_request = await _read(request, state, context)
     answer = await state.service.predict_batch(infer_request.images, top_k=infer_request.top_k, call=call)
     v2_tensors.raise_for_failed(answer.entries)

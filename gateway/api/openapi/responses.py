@@ -108,19 +108,24 @@ def answers(
 def image_body() -> dict[str, Any]:
     """Return the declared body of a route that takes one image: the raw bytes, or multipart with the field `file`."""
     raw = {media_type: {"schema": {**BINARY, "minLength": 1}} for media_type in IMAGE_TYPES}
-    return {"requestBody": {"required": True, "content": raw | {"multipart/form-data": {"schema": _form(BINARY)}}}}
+    return _secured_body(raw | {"multipart/form-data": {"schema": _form(BINARY)}})
 
 
 def batch_body() -> dict[str, Any]:
     """Return the declared body of a route that takes many images: multipart, the field `file` repeated."""
     form = _form({"type": "array", "items": BINARY, "minItems": 1})
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+    return _secured_body({"multipart/form-data": {"schema": form}})
 
 
 def infer_body(example: dict[str, Any]) -> dict[str, Any]:
     """Return the declared body of the V2 protocol: JSON, or JSON followed by a binary tensor."""
     content = {JSON: {"schema": {"$ref": "#/components/schemas/InferCall"}, "example": example}}
-    return {"requestBody": {"required": True, "content": content | {"application/octet-stream": {"schema": BINARY}}}}
+    return _secured_body(content | {"application/octet-stream": {"schema": BINARY}})
+
+
+def _secured_body(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what a route adds to its OpenAPI operation: its body, and the two headers that can carry a key."""
+    return {"requestBody": {"required": True, "content": content}, "security": [{"bearer": []}, {"header": []}]}
 
 
 def _form(file: dict[str, Any]) -> dict[str, Any]:
