@@ -1,1 +1,1 @@
-"""What travels inside the archive: shared by training, which imports it, and the TorchServe worker that serves it."""
+"""Code that travels inside the archive: training imports it, and the TorchServe worker runs it."""

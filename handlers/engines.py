@@ -1,4 +1,4 @@
-"""How a network is run: each engine takes prepared images and returns probabilities, whatever computes them.
+"""Engines that run the network: each takes prepared images and returns probabilities.
 
 An engine is built from the contract's `engine` (or `fallback`) entry. Its temperature divides the logits before the
 softmax.
@@ -124,8 +124,8 @@ class OpenVINOEngine:
 
     def buffer(self, count: int) -> NDArray[np.float32]:
         """See `Engine.buffer`."""
-        # The tensor that is bound already, through a view that is kept: binding another, or asking for the view or the
-        # shape anew, costs 0.1 ms of one image's 3.
+        # Reuses the bound tensor through a kept view: binding another one, or asking again for the view or the shape,
+        # costs 0.1 ms of one image's 3 ms.
         if len(self._images) != count:
             self._input.shape = (count, *self._images.shape[1:])
             self._images = self._input.data

@@ -1,4 +1,4 @@
-"""What can be wrong with one image or one row: each error becomes one JSON entry and touches nothing beside it.
+"""Errors of one image or one upstream batch: each becomes one JSON entry and affects no other entry.
 
     RequestError
     ├── ImageTooLarge      image_too_large    more pixels than are decoded, too long or too narrow

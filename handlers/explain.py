@@ -1,10 +1,10 @@
-"""Which part of an image speaks for a class: class activation maps by pytorch-grad-cam, on the full-precision network.
+"""Heatmaps of the part of an image that supports a class, by pytorch-grad-cam on the full-precision network.
 
 Grad-CAM weights each feature map `A_k` of one layer by the mean gradient of the class's logit and keeps what is
 positive: `ReLU(Σ_k mean_ij(∂y_c / ∂A_k) A_k)`. Source: Selvaraju et al. 2017, equations 1 and 2,
 https://arxiv.org/abs/1610.02391 The other methods weigh the same maps otherwise. Heatmaps of several layers are scaled
-alike and averaged: early layers are sharp, late ones know what they see. What is left behind by a call is nothing: no
-hook, graph or gradient.
+alike and averaged: early layers are sharp, late layers are specific to the class. A call leaves no hook, graph or
+gradient behind.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Explainer:
             raise ContractError("explain.methods", unknown[0], f"some of {', '.join(METHODS)}")
 
     def heatmaps(self, images: NDArray[np.float32], targets: list[int], method: str) -> NDArray[np.float32]:
-        """Where the network sees each image's target class, 0 (nothing) to 1 (most); one forward for all.
+        """Return heatmaps of each image's target class, from 0 (no support) to 1 (most); one forward pass for all.
 
         Args:
             images: (N, 3, H, W) float32, normalised.
@@ -81,7 +81,7 @@ class Explainer:
             method: a key of `METHODS`.
 
         Returns:
-            (N, H, W) float32, each scaled to its own maximum; all 0 where nothing speaks for the class.
+            (N, H, W) float32, each scaled to its own maximum; all 0 if nothing supports the class.
         """
         batch = torch.from_numpy(images).to(device=self._device, memory_format=torch.channels_last)
         # Before the library's own hooks: the graph begins at the first layer, so that the backward ends there too.

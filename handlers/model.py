@@ -122,7 +122,7 @@ class ServedModel:
         self.answer([Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
 
     def check_reference(self, reference: Reference) -> None:
-        """Does nothing if the engine computes what it computed when the version was packed.
+        """Raise `BrokenArchive` unless the engine computes the same as when the version was packed.
 
         Raises:
             BrokenArchive: some probability is off by more than the reference's tolerance.

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _COLOURS = (mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
 
 
-def overlay_size(picture: tuple[int, int], long_side: int | None) -> tuple[int, int]:
-    """Return (width, height) of the overlay of an image of such a size.
+def overlay_size(image_size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
+    """Return (width, height) of the overlay of an image of that size.
 
     Args:
-        picture: (width, height) of the image at full resolution.
+        image_size: (width, height) of the image at full resolution.
         long_side: pixels asked for; None keeps the image's own, up to `MAX_OVERLAY_SIDE`.
     """
-    long = max(picture)
+    long = max(image_size)
     wanted = min(long_side if long_side is not None else long, MAX_OVERLAY_SIDE)
-    width, height = (max(1, round(side * wanted / long)) for side in picture)
+    width, height = (max(1, round(side * wanted / long)) for side in image_size)
     return width, height
 
 
@@ -54,10 +54,10 @@ def draw_overlay(
         alpha: how much of the colours shows: 0 is the image alone, 1 the heatmap alone.
         about: ASCII that the file carries as the text `ABOUT_KEYWORD`, before its pixels; none where empty.
     """
-    picture = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+    resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
     # Luma of ITU-R BT.601, as Pillow's own conversion to grey.
-    grey = (picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
-    faded = picture + alpha * (grey - picture)
+    grey = (resized @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[..., None]
+    faded = resized + alpha * (grey - resized)
     colours = _COLOURS[np.rint(stretch(heatmap, size) * 255).astype(np.uint8)]
     mixed = np.rint((1 - alpha) * faded + alpha * colours).astype(np.uint8)
     text = PngInfo()

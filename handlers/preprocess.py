@@ -153,7 +153,7 @@ def normalise(pixels: NDArray[np.uint8], size: Input, out: NDArray[np.float32] |
 
 @lru_cache(maxsize=8)
 def _tables(size: Input) -> list[NDArray[np.float32]]:
-    """What `normalise` makes of each of the 256 values, for each channel."""
+    """Return the result of `normalise` for each of the 256 values, for each channel."""
     values = np.arange(256, dtype=np.float64) / 255
     return [((values - mean) / std).astype(np.float32) for mean, std in zip(size.mean, size.std, strict=True)]
 

@@ -19,16 +19,16 @@ _BODY = "body"
 
 
 class RowContext(Protocol):
-    """What is used of TorchServe's `ts.context.Context` while a batch is answered."""
+    """The part of TorchServe's `ts.context.Context` that the handler uses for a batch."""
 
     metrics: Any
     """TorchServe's own metrics, None outside a worker."""
 
     def get_request_header(self, idx: int, key: str) -> Any:  # noqa: ANN401 - str for headers, dict for body parts
-        """The header `key` of row `idx`, or None."""
+        """Return the header `key` of row `idx`, or None."""
 
     def set_response_content_type(self, idx: int, value: str) -> None:
-        """Sets the content type of the answer to row `idx`."""
+        """Set the content type of the answer to row `idx`."""
 
 
 @dataclass
