@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CLEAN = ("benchmarks", "config", "contracts", "control", "docs", "gateway", "gradserve", "handlers")
+CLEAN = ("benchmarks", "config", "contracts", "control", "docs", "gateway", "gradserve", "handlers", "training")
 DOCUMENTS = (
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_store/README.md")),
     *(ROOT / name for name in ("Makefile", "docker-compose.yml", "Dockerfile.gateway", "Dockerfile.torchserve")),

@@ -1,4 +1,4 @@
-"""What can go wrong between raw data and an archive, one tree; each message is for the person at the command.
+"""Errors between raw data and an archive, in one tree; each message is for the person at the command.
 
 TrainingError         the recipe cannot be followed, or a run cannot go on
 ├── DataError         data that cannot be had or used

@@ -30,17 +30,17 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that writes checkpoints, records and shows progress."""
+        """Return True if this is the process that writes checkpoints, records and shows progress."""
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of all processes' `values`."""
+        """Return the sum of all processes' `values`."""
         if self.processes > 1:
             distributed.all_reduce(values)
         return values
 
     def from_first(self, value: Any) -> Any:  # noqa: ANN401 - whatever it is, it comes back
-        """What the first process passed as `value`."""
+        """Return the first process's `value`."""
         if self.processes == 1:
             return value
         box = [value]

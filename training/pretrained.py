@@ -1,4 +1,4 @@
-"""Where a training's weights begin: random, ImageNet's, or those of one of our own runs."""
+"""Initial weights of a training: random, ImageNet's, or those of one of our own runs."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def check_split(recipe: Recipe, data_sha256: str) -> None:
             )
         if not is_same and before.get("data") == recipe.data:
             logger.warning(
-                "%s has changed since %s learnt from it, and is divided anew: what is held out was partly learnt, so "
+                "%s has changed since %s learnt from it, and is divided again: what is held out was partly learnt, so "
                 "held-out figures will flatter", recipe.data, recipe.pretrained,
             )  # fmt: skip
 

@@ -64,7 +64,7 @@ MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images are varied.
+    """Augmentation of the training images.
 
     Every image is shifted by up to 4 pixels with mirrored borders, and flipped in every second epoch: in the odd or
     the even ones, by its index (Jordan 2024, https://arxiv.org/abs/2404.00498). RandAugment with `operations`
@@ -215,7 +215,7 @@ class Phase:
     blend: float = 0.0
 
     def trains(self, parameter: str) -> bool:
-        """Whether the parameter of that name is trained in this phase."""
+        """Return True if this phase trains the parameter of that name."""
         return parameter.startswith(self.trained)
 
 
@@ -308,7 +308,7 @@ def extended(begun: Recipe, wanted: Recipe) -> Recipe:
     if other:
         raise TrainingError(
             f"a training that has begun cannot change {', '.join(other)}: leave them out with --resume, which takes "
-            "further [[cycles]] and --workers, or start anew with --output"
+            "further [[cycles]] and --workers, or start again with --output"
         )
     return wanted
 

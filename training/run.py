@@ -109,7 +109,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every epoch of every phase is done."""
+        """Return True if every epoch of every phase is done."""
         return self.phase >= len(self.recipe.phases())
 
     @property
@@ -234,7 +234,7 @@ class Run:
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # earlier code wrote none
             raise TrainingError(
                 f"the images of {self.recipe.data} are not those that the training in {self.folder} began with: "
-                "bring them back, or start anew with --output"
+                "bring them back, or start again with --output"
             )
         self.phase, self.epoch = state["phase"], state["epoch"]
         self.network.load_state_dict(state["network"])

@@ -52,7 +52,7 @@ def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) 
 def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, registers: bool = True) -> Path:
     """Continues the training in `folder` from its last whole epoch, to the result of an unbroken run.
 
-    A finished one is finished anew: files and MLflow get what they lack, and what `changes` adds is trained.
+    A finished run is finished again: files and MLflow get what they lack, and cycles that `changes` adds are trained.
 
     Args:
         folder: the run's.
@@ -96,7 +96,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{folder}/last.pt cannot be read ({error}): start anew with --output") from error
+        raise TrainingError(f"{folder}/last.pt cannot be read ({error}): start again with --output") from error
     return state
 
 

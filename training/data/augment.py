@@ -49,7 +49,7 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self._epoch = -1
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

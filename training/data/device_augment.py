@@ -123,7 +123,7 @@ class DeviceLoader:
     def _varied(self, images: Tensor, operations: NDArray[np.intp]) -> Tensor:
         """Return a copy of uint8 `images` after RandAugment: for each the `operations` (N, steps) drawn for it."""
         images = images.clone()
-        # Each call has another number of images, for which cuDNN would choose its fastest convolution anew.
+        # Each call has another number of images, for which cuDNN would search its fastest convolution again.
         with torch.backends.cudnn.flags(enabled=False):
             for drawn in operations.T:
                 for number in np.unique(drawn):

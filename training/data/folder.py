@@ -105,7 +105,7 @@ def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
 
 
 def is_part(path: Path) -> bool:
-    """Whether this is a part of a data set, and no class that is called so: it holds folders."""
+    """Return True if this folder is a part of a data set (it holds folders), not a class of that name."""
     return path.is_dir() and bool(_folders(path))
 
 

@@ -32,7 +32,7 @@ class Images:
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.labels)
 
     def pick(self, indices: NDArray[np.intp]) -> Images:
@@ -86,7 +86,7 @@ def load_test_images(data: str, cache: Path, size: Input) -> Images:
 
 
 def has_test_part(data: str) -> bool:
-    """Whether `data` has images to report on that are not those to learn from."""
+    """Return True if `data` has test images beside its training images."""
     kind, path = data_kind(data)
     return kind == "cifar10" or is_part(Path(path) / "test")
 

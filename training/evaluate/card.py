@@ -81,7 +81,7 @@ def _corrupted(report: dict[str, Any]) -> str:
     return (
         f"On {measured['images']:,} of them corrupted in 15 kinds and five severities, as served: accuracy "
         f"**{measured['accuracy']:.1%}**, calibration error {measured['expected_calibration_error']:.3f}. The "
-        "corruptions are drawn anew by the rules of [CIFAR-10-C](https://arxiv.org/abs/1903.12261); figures on its own "
+        "corruptions are drawn by the rules of [CIFAR-10-C](https://arxiv.org/abs/1903.12261); figures on its own "
         f"files differ somewhat.\n\n| corruption | accuracy | calibration error |\n|---|---:|---:|\n{rows}"
     )
 
@@ -181,7 +181,7 @@ def _trainings(accepted: Accepted) -> list[str]:
 
 
 def _training(provenance: Provenance | None) -> str:
-    """What the training ran on; older runs do not say."""
+    """Return lines on the training's environment; older runs have none."""
     if provenance is None:
         return ""
     names = ("epochs", "training_images", "held_out_images", "processes")

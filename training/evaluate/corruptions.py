@@ -1,6 +1,6 @@
 """Corrupts images as CIFAR-10-C does: 15 kinds of noise, blur, weather and loss, each in five severities.
 
-Written anew from the published parameters, for images of 32×32 pixels; accuracies come near those on the published
+Implemented from the published parameters, for images of 32×32 pixels; accuracies come near those on the published
 files but are not the same. Its frost lays photographs of ice over an image; ours, needles drawn from noise. Source:
 Hendrycks and Dietterich 2019, https://arxiv.org/abs/1903.12261, with the constants of make_cifar_c.py in
 https://github.com/hendrycks/robustness

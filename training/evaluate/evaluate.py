@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 EXPLAINED_IMAGES = 500
 FILES = ("metrics.json", "confusion.png", "calibration.png", "samples.png", "explanations.json", "explanations.png")
-"""What is written; the last two where explanations are measured."""
+"""Files that an evaluation writes; the last two only if explanations are measured."""
 
 TEST, HELD_OUT, TRAINING = "test", "held-out", "training"
 """The parts of a data set that can be measured on: reported only; made the model's choices; learnt from."""
@@ -58,7 +58,7 @@ TEST, HELD_OUT, TRAINING = "test", "held-out", "training"
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model reached on labelled images; rates are shares between 0 and 1.
+    """Figures of a model on labelled images; rates are shares between 0 and 1.
 
     `confusion` counts images: row = true class, column = answered class.
     """
@@ -200,7 +200,7 @@ def _choose_images(contract: Contract, data: str, cache: Path) -> tuple[Images, 
     provenance = contract.accepted.provenance
     if provenance is not None and data == recipe.data and not has_test_part(data):
         images, _ = load_training_images(data, cache)
-        # Divided anew, images that were learnt from would be called held out.
+        # After another division, training images would be called held out.
         if images.sha256() == provenance.data_sha256:
             held_out = divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)[1]
             return held_out, HELD_OUT
@@ -216,7 +216,7 @@ def _choose_images(contract: Contract, data: str, cache: Path) -> tuple[Images, 
 
 
 def _identity(folder: Path, contract: Contract, images: Images, data: str, part: str) -> dict[str, Any]:
-    """What figures are about: model, data, and what they were made with."""
+    """Return the figures' subject: model, data and environment."""
     return {
         "model": {
             "name": contract.name,

@@ -1,4 +1,4 @@
-"""How far a heatmap can be believed: whether its pixels decide the answer, and whether it comes from the weights.
+"""Tests of heatmaps: their pixels must decide the answer, and they must depend on the weights.
 
 Deletion greys an image's pixels from the hottest to the coldest; insertion brings them back, in the same order, into
 the blurred image. Where the hot pixels decide, confidence in the explained class falls fast and rises fast: the area
@@ -99,7 +99,7 @@ class Probe:
         self._unsharp = self._confidence(predict_all(engine, self._blurred))
 
     def measure(self, heatmaps: NDArray[np.float32]) -> Faithfulness:
-        """How faithful `heatmaps` (N, H, W) are; pixels of equal heat go in random order."""
+        """Return the faithfulness of `heatmaps` (N, H, W); pixels of equal heat go in random order."""
         heat = heatmaps.reshape(len(heatmaps), -1)
         order = np.lexsort((np.random.default_rng(0).random(heat.shape), -heat))
         ranks = np.argsort(order).reshape(len(heat), 1, *heatmaps.shape[1:])
@@ -115,7 +115,7 @@ class Probe:
         return Faithfulness(back - out, out, back, deletion, insertion)
 
     def measure_random(self) -> Faithfulness:
-        """What pixels in random order reach."""
+        """Return the faithfulness of pixels in random order."""
         return self.measure(np.zeros_like(self.images[:, 0]))
 
     def _confidence(self, probabilities: NDArray[np.float32]) -> float:

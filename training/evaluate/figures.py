@@ -1,4 +1,4 @@
-"""What an evaluation shows to the eye: confusion, calibration, curves of the explanations, answers with heatmaps."""
+"""Figures of an evaluation: confusion, calibration, curves of the explanations, answers with heatmaps."""
 
 from __future__ import annotations
 

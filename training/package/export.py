@@ -141,7 +141,7 @@ def _stage(source: Path, stage: Path) -> str:
     (stage / _CONFIG_NAME).write_text(MODEL_CONFIG, encoding="utf-8")
     # TorchServe imports the entry as a top-level module: the archiver wants it there too.
     shutil.copyfile(_HANDLERS / _ENTRY_NAME, stage / _ENTRY_NAME)
-    # With the code goes its wire: the contract of an older schema is written anew (contracts/wire.py, `WIRES`).
+    # With the code goes its wire: the contract of an older schema is rewritten (contracts/wire.py, `WIRES`).
     contract = model_contract.load(stage / "contract.json")
     model_contract.save(replace(contract, schema=model_contract.SCHEMA), stage / "contract.json")
     return write_build(stage)

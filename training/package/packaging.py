@@ -60,7 +60,7 @@ TOLERANCES = {"fp32": 0.02, "bf16": 0.05, "int8": 0.1}
 
 @dataclass(frozen=True)
 class Package:
-    """What `package` made: the version's folder and its archive."""
+    """Result of `package`: the version's folder and its archive."""
 
     folder: Path
     archive: Path
@@ -155,7 +155,7 @@ def _write_version(
     if not explain_images:  # refused before an engine is quantised, which takes minutes
         alike = _class_correlation(contract, network, held_out, logits, max_alike)
     eager = EngineChoice("eager", "fp32", fit_temperature(logits, held_out.labels))
-    # All others are measured anew: of a version that is packed again, those of its engine and its heatmaps do not hold.
+    # All others are measured again: if a version is packed again, its old figures of engine and heatmaps do not hold.
     figures = Figures(
         validation_accuracy=contract.accepted.figures.validation_accuracy,
         held_out_images=len(held_out),
@@ -251,7 +251,8 @@ def split_images(recipe: Recipe, cache: Path, *, sha256: str | None = None) -> t
     """The images that a training by `recipe` learnt from, and those held out, which decide all about its model.
 
     Raises:
-        DataError: they cannot be had, or are not those with the hash `sha256`: divided anew, most would be learnt ones.
+        DataError: they cannot be had, or are not those with the hash `sha256`: after another division,
+            most would be training images.
     """
     images, _ = load_training_images(recipe.data, cache)
     if sha256 is not None and images.sha256() != sha256:

@@ -57,7 +57,7 @@ class GateRefused(ModelError):
 
 @dataclass(frozen=True)
 class Measured:
-    """What an engine reached on the held-out images; shares between 0 and 1."""
+    """Figures of an engine on the held-out images; shares between 0 and 1."""
 
     accuracy: float
     calibration_error_before: float
@@ -85,7 +85,7 @@ class GateReport:
 
     @property
     def passed(self) -> bool:
-        """Whether the engine may be used."""
+        """Return True if the engine may be used."""
         return self.drop <= self.max_drop
 
 

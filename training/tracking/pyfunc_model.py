@@ -1,4 +1,4 @@
-"""What `mlflow.pyfunc.load_model` runs: MLflow keeps this file as code and executes it, so that nothing is pickled."""
+"""Model that `mlflow.pyfunc.load_model` runs: MLflow keeps this file as code and executes it, without a pickle."""
 
 from __future__ import annotations
 

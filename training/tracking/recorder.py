@@ -189,7 +189,7 @@ def _send(client: MlflowClient, run_id: str, epochs: Sequence[dict[str, float]],
 
 
 def dataset_input(part: str, images: Images, data: str) -> DatasetInput:
-    """What MLflow keeps of images: name, digest, shapes, where `data` comes from, and which `part` they are."""
+    """Return MLflow's record of images: name, digest, shapes, the source of `data`, and their `part`."""
     kind, _, path = data.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow knows two classes of the same name for a path

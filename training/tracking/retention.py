@@ -1,4 +1,4 @@
-"""What MLflow keeps that nothing refers to any more: found, and removed without touching what was measured.
+"""Find and remove the artifacts in MLflow that nothing refers to; all measurements stay.
 
 A run's parameters and metrics take kilobytes and stay. Its artifacts, the models that were logged with it and the model
 versions made of them go.
@@ -30,7 +30,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class References:
-    """What the registry's aliases point to: MLflow runs, and SHA-256 of archives."""
+    """Targets of the registry's aliases: MLflow runs, and SHA-256 of archives."""
 
     runs: frozenset[str]
     archives: frozenset[str]

@@ -62,7 +62,7 @@ def experiment_id(client: MlflowClient) -> str:
 
 
 def environment() -> dict[str, str]:
-    """What a result depends on besides its parameters: versions, hardware, threads and the code's commit."""
+    """Return the environment of a result: versions, hardware, threads and the code's commit."""
     import torch  # noqa: PLC0415 - takes seconds, and the registry's readers need none of it
 
     facts = {f"version_{package}": version(package) for package in _PACKAGES}
