@@ -51,7 +51,7 @@ control_socket_disable = True
 # Our log lines contain no thread, process or position in the code; finding these takes half the time of a record.
 # Source: https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 — as that page names it
+logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 — documented on that page
 
 # Set before any worker imports prometheus_client. A reload (HUP) reads this file again and keeps the folder, so that
 # counters continue.
@@ -103,19 +103,19 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
     logger = logging.getLogger("gateway")
     if trusts_everyone(_settings.trusted_proxies):
         logger.warning(
-            "GATEWAY_TRUSTED_PROXIES=* believes the X-Forwarded-For of every caller: quotas by address can be evaded "
-            "and the log's addresses forged; name the proxies instead"
+            "GATEWAY_TRUSTED_PROXIES=* trusts the X-Forwarded-For of every caller, who can evade quotas by address and "
+            "forge the addresses in the log: name the proxies instead"
         )
     code = _stamp()
 
     def reload_if_possible() -> None:
         if _stamp() != code:
-            logger.error("not reloaded, and as it was: the code on disk has changed, and new code needs a restart")
+            logger.error("not reloaded: the code on disk has changed, and new code needs a restart")
             return
         try:
             _load()
         except SettingsError as error:
-            logger.error("not reloaded, and as it was: %s", error)  # noqa: TRY400 — it says it all
+            logger.error("not reloaded, the old settings stay: %s", error)  # noqa: TRY400 — the traceback adds nothing
         else:
             reload()
 

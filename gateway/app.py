@@ -69,12 +69,12 @@ def create_app(
     """
     settings = settings or load_settings()
     agents = Agents(settings.agents, max_age_s=settings.status_max_age_s, transport=agent)
-    versions = Router(settings.plan, agents)
+    router = Router(settings.plan, agents)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
     predict = limiter(settings.in_flight_predict, settings)
     service = InferenceService(
-        versions,
+        router,
         torchserve,
         predict=predict,
         explain=limiter(settings.in_flight_explain, settings),
@@ -87,7 +87,7 @@ def create_app(
     state = AppState(
         settings,
         agents,
-        versions,
+        router,
         service,
         BodyBudget(settings.max_buffered_bytes),
         # Gunicorn's configuration refuses an unusable key file at the start. A file that breaks later must not stop a
@@ -95,7 +95,7 @@ def create_app(
         Callers(settings, waits_for_file=True),
         metrics,
         Shadow(
-            versions,
+            router,
             torchserve,
             metrics,
             predict=predict,
@@ -113,7 +113,7 @@ def create_app(
 
             state.tracer = exporting_tracer(settings.otlp_endpoint)
         refresh(state)
-        await agents.poll_all(versions.revision)
+        await agents.poll_all(router.revision)
         refreshing = asyncio.create_task(refresh_forever(state))
         yield
         refreshing.cancel()
@@ -151,8 +151,8 @@ def create_app(
     app.add_exception_handler(GatewayError, answer_problem)
     app.add_exception_handler(HTTPException, answer_problem)
     app.openapi = partial(document.document, app, settings)  # type: ignore[method-assign]  # the way FastAPI documents
-    for router in ROUTERS:
-        app.include_router(router)
+    for routes in ROUTERS:
+        app.include_router(routes)
     return app
 
 
@@ -163,7 +163,7 @@ def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
 
 def refresh(state: AppState) -> None:
     """Re-read the plan and the keys if they changed, sample the places in use, and report the refused calls."""
-    state.versions.refresh_plan()
+    state.router.refresh_plan()
     state.callers.refresh_keys()
     state.metrics.sample("predict", state.service.predict_limiter)
     state.metrics.sample("explain", state.service.explain_limiter)
@@ -187,7 +187,7 @@ async def refresh_forever(state: AppState) -> None:
         try:
             refresh(state)
             # After the plan was read: a poll reports the revision that calls are routed by.
-            state.agents.begin_polls(state.versions.revision)
+            state.agents.begin_polls(state.router.revision)
         except Exception:
             logger.exception("refreshing the plan, the keys and the agents' statuses failed")
 

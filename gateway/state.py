@@ -31,7 +31,7 @@ class AppState:
 
     settings: Settings
     agents: Agents
-    versions: Router
+    router: Router
     service: InferenceService
     body_budget: BodyBudget
     callers: Callers

@@ -61,7 +61,7 @@ async def health(state: State, response: Response) -> dict[str, Any]:
 )
 async def models(state: State) -> dict[str, Any]:
     """List the versions that are loaded, with their roles, workers and contracts."""
-    plan = state.versions.plan
+    plan = state.router.plan
     return {"name": plan.model if plan else None, "versions": merge_versions(state)}
 
 
@@ -87,7 +87,7 @@ def refuse_unready(state: AppState) -> None:
     """
     if state.is_draining:
         raise Unavailable("draining")
-    if not state.versions.is_ready():
+    if not state.router.is_ready():
         raise Unavailable("not_ready")
 
 
@@ -98,10 +98,10 @@ def health_report(state: AppState) -> dict[str, Any]:
     something is wrong, else `unavailable`.
     """
     versions = merge_versions(state)
-    plan = state.versions.plan
+    plan = state.router.plan
     reasons = _reasons(state, versions)
     status = "degraded" if reasons else "ok"
-    if state.is_draining or not state.versions.is_ready():
+    if state.is_draining or not state.router.is_ready():
         status = "unavailable"
     return {
         "status": status,
@@ -116,7 +116,7 @@ def health_report(state: AppState) -> dict[str, Any]:
 def merge_versions(state: AppState) -> list[dict[str, Any]]:
     """Return each version once: its workers summed over the replicas, its state the worst that a replica reports."""
     merged: dict[str, dict[str, Any]] = {}
-    for _, _, seen in state.versions.seen():
+    for _, _, seen in state.router.seen():
         entry = merged.setdefault(seen.version, _blank(seen))
         entry["routable"] = entry["routable"] or seen.routable
         entry["state"] = max(entry["state"], _known_state(seen), key=STATES.index)
@@ -157,8 +157,8 @@ def _reasons(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
     reasons = []
     if state.is_draining:
         reasons.append("this gateway is shutting down")
-    if state.versions.plan_error is not None:
-        reasons.append(state.versions.plan_error)
+    if state.router.plan_error is not None:
+        reasons.append(state.router.plan_error)
     unseen = len(state.agents.replicas) - len(state.agents.current())
     if unseen:
         reasons.append(f"{unseen} of {len(state.agents.replicas)} agents give no fresh status")
@@ -180,8 +180,8 @@ def _reasons(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
         if version["state"] != "ready" and not missing:
             missing = [f"{version['version']} is {version['state']}"]
         reasons += missing
-    if state.versions.plan is not None and state.agents.current():
+    if state.router.plan is not None and state.agents.current():
         known = {version["version"] for version in versions}
-        wanted = [release.version for release in state.versions.plan.releases()]
+        wanted = [release.version for release in state.router.plan.releases()]
         reasons += [f"{version} is in the plan, and no agent has it yet" for version in wanted if version not in known]
     return reasons

@@ -40,9 +40,9 @@ PathVersion = Annotated[Version, Path()]
 
 
 async def _model(state: State, model: str) -> str:
-    if state.versions.plan is None:
+    if state.router.plan is None:
         raise Unavailable("not_ready")
-    if model != state.versions.plan.model:
+    if model != state.router.plan.model:
         raise ModelUnknown(model)
     return model
 
@@ -152,11 +152,11 @@ async def _read(request: Request, state: AppState, context: RequestContext) -> v
 
 
 def _versions(state: AppState) -> list[str]:
-    return sorted({seen.version for _, _, seen in state.versions.seen()})
+    return sorted({seen.version for _, _, seen in state.router.seen()})
 
 
 def _readiness(state: AppState, model: str, version: str | None) -> dict[str, Any]:
-    target = state.versions.choose("predict", version)
+    target = state.router.choose("predict", version)
     return {"name": model, "version": target.version, "ready": True}
 
 

@@ -34,9 +34,9 @@ Received = TypeVar("Received")
 # Upstream batches of /predict/batch in flight for each ready worker: the one that it works on, and the next.
 BATCHES_PER_WORKER = 2
 # While single images arrive, neither large images nor the upstream batches of /predict/batch get the last worker. These
-# batches then have at most so many images, so that a single image waits only briefly if there is one worker.
+# batches then have at most this number of images, so that a single image waits only briefly if there is one worker.
 SHORT_BATCH_IMAGES = 8
-# Single images count as arriving for so many seconds after the last one.
+# Single images count as arriving for this number of seconds after the last one.
 SINGLES_LAST_S = 2
 # Large images that may wait for a turn in one process; they hold places while they wait.
 MOST_LARGE_WAITING = 4
@@ -91,7 +91,7 @@ class InferenceService:
 
     def __init__(
         self,
-        versions: Router,
+        router: Router,
         upstream: TorchServe,
         *,
         predict: ConcurrencyLimiter,
@@ -104,7 +104,7 @@ class InferenceService:
     ) -> None:
         self.predict_limiter = predict
         self.explain_limiter = explain
-        self._versions = versions
+        self._router = router
         self._upstream = upstream
         self._chunk_images = chunk_images
         self._timeout_s = timeout_s
@@ -239,7 +239,7 @@ class InferenceService:
                     if pixels <= LARGE_PIXELS:
                         received = await self._send("explain", target, send, call)
                     else:
-                        workers = partial(self._versions.workers, "explain", target.version)
+                        workers = partial(self._router.workers, "explain", target.version)
                         async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
                             received = await self._send("explain", target, send, call)
             finally:
@@ -253,7 +253,7 @@ class InferenceService:
         if left_s <= 0:
             raise DeadlinePassed(call.deadline.timeout_s)
         call.context.is_hurried = left_s < self._timeout_s / 2
-        target = self._versions.choose(kind, call.version, call.context.caller)
+        target = self._router.choose(kind, call.version, call.context.caller)
         call.context.model, call.context.version = target.model, target.version
         return target
 
@@ -269,7 +269,7 @@ class InferenceService:
 
     def _most_in_flight(self, version: str, per_worker: int) -> int:
         """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
-        workers = self._versions.workers("predict", version)
+        workers = self._router.workers("predict", version)
         return max(1, workers - 1) if self._singles_arrive() else workers * per_worker
 
     def _singles_arrive(self) -> bool:
@@ -294,7 +294,7 @@ class InferenceService:
         try:
             return await send(target)
         except Unavailable:
-            another = self._versions.choose_another(kind, target)
+            another = self._router.choose_another(kind, target)
             if another is None:
                 raise
         call.context.batch_id = ""

@@ -41,7 +41,7 @@ class Shadow:
 
     def __init__(
         self,
-        versions: Router,
+        router: Router,
         upstream: TorchServe,
         metrics: Metrics,
         *,
@@ -49,7 +49,7 @@ class Shadow:
         timeout_s: float,
         batch_images: int,
     ) -> None:
-        self._versions = versions
+        self._router = router
         self._upstream = upstream
         self._metrics = metrics
         self._predict = predict
@@ -59,7 +59,7 @@ class Shadow:
 
     def follow(self, response: Response, images: Sequence[bytes], answer: Answer, request_id: str) -> None:
         """Mirror the call after `response` is sent, if the plan has a shadow; of many images, the first batch."""
-        plan = self._versions.plan
+        plan = self._router.plan
         if plan is None or plan.shadow is None or answer.version != plan.stable.version:
             return
         first = images[: self._batch_images]
@@ -86,7 +86,7 @@ class Shadow:
     async def _mirror(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         images = [image for image, _ in pairs]
         try:
-            with self._versions.choose("predict", version) as target:
+            with self._router.choose("predict", version) as target:
                 answers = await self._upstream.predict(
                     target, images, carried=Options(request_id), deadline=Deadline(self._timeout_s), top_k=TOP_K
                 )

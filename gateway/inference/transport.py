@@ -190,5 +190,5 @@ def serialise_head(request: httpx.Request) -> bytes:
     lines += [b"%s: %s" % header for header in headers]
     head = b"\r\n".join(lines)
     if head.count(b"\n") != len(headers) or head.count(b"\r") != len(headers):
-        raise httpx.LocalProtocolError("a header holds the end of a line", request=request)
+        raise httpx.LocalProtocolError("a header has a line break", request=request)
     return head + b"\r\n\r\n"

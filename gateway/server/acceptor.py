@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from gateway.server.shared_counters import SharedCounters
 
 logger = logging.getLogger(__name__)
-# A process that holds more connections than another checks so often, and with this pause, before it accepts: the other
-# one may be in the middle of an iteration of its event loop.
+# A process that holds more connections than another checks this number of times, with this pause, before it accepts:
+# the other one may be in the middle of an iteration of its event loop.
 CHECKS = 5
 CHECK_EVERY_S = 0.001
 MOST_AT_ONCE = 16
-FLOOD_TURNS = 16  # after so many turns in a row with a waiting connection, one more is accepted at a time
+FLOOD_TURNS = 16  # after each 16 turns in a row with a waiting connection, one more is accepted at a time
 FLOOD_ENDS_S = 0.1  # a pause of this length between two turns ends the row
 FULL_PAUSE_S = 0.001
 # Not shorter: a caller who opens a new connection for each that is closed would keep the process busy.

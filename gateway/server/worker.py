@@ -107,7 +107,7 @@ class CombiningTransport:
         """Return True if nothing more can be sent."""
         return self.lingers or self._transport.is_closing()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — whatever a transport has
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — any attribute of the transport
         return getattr(self._transport, name)
 
     def _send(self) -> None:

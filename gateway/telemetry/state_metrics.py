@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 def state_metrics(state: AppState) -> Iterable[Metric]:
     """Return the gauges; those of the disks are computed when the result is read."""
-    agents, versions = state.agents, state.versions
+    agents, router = state.agents, state.router
     gauges = [
         _gauge("gateway_replicas_wanted", "Replicas that are configured.", {(): len(agents.replicas)}),
         _gauge("gateway_replicas_seen", "Replicas whose agent gives a fresh status.", {(): len(agents.current())}),
         _gauge(
             "gateway_stable_ready",
             "1 while workers of the stable version are ready, for predictions and for explanations.",
-            {(): versions.is_ready()},
+            {(): router.is_ready()},
         ),
         _gauge(
             "gateway_plan_broken",
             "1 while the traffic plan's file is unusable and the last usable plan is in force.",
-            {(): versions.plan_error is not None},
+            {(): router.plan_error is not None},
         ),
-        _gauge("gateway_plan_revision", "Revision of the plan in force.", {(): versions.revision or 0}),
-        *_workers(versions),
+        _gauge("gateway_plan_revision", "Revision of the plan in force.", {(): router.revision or 0}),
+        *_workers(router),
     ]
     return chain(gauges, _disks(state))
 
 
-def _workers(versions: Router) -> Iterable[Metric]:
+def _workers(router: Router) -> Iterable[Metric]:
     """Return the gauges of each version's workers and queues, summed over the replicas with a recent status."""
     ready: defaultdict[tuple[str, ...], float] = defaultdict(float)
     wanted, pending, capacity, fallback = ready.copy(), ready.copy(), ready.copy(), ready.copy()
-    for _, _, seen in versions.seen():
+    for _, _, seen in router.seen():
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
             labels = (seen.version, seen.role, kind)
             ready[labels] += pool.ready if seen.routable else 0

@@ -49,7 +49,7 @@ def test_every_poll_names_the_process_and_the_plan_in_force(
     first.plan.write_text(json.dumps(make_plan(revision=2)), encoding="utf-8")
     first.wait_until(lambda: first.agent.heard["revision"] == 2)
     first.plan.write_text("{", encoding="utf-8")
-    first.wait_until(lambda: first.app.state.gateway.versions.plan_error is not None)
+    first.wait_until(lambda: first.app.state.gateway.router.plan_error is not None)
     first.agent.heard = {}
     first.wait_until(lambda: bool(first.agent.heard))
     assert first.agent.heard["revision"] == 2, "it goes on routing by that one"

@@ -57,7 +57,7 @@ def test_metrics_have_replicas_workers_queues_places_plan_and_disks(
 
     stand = make_stand(agent=answer, agents=("http://works", "http://gone"), in_flight_predict=5)
     stand.plan.write_text("{", encoding="utf-8")
-    stand.wait_until(lambda: stand.app.state.gateway.versions.plan_error is not None)
+    stand.wait_until(lambda: stand.app.state.gateway.router.plan_error is not None)
     lines = set(stand.client.get("/metrics").text.splitlines())
     assert {
         "gateway_replicas_wanted 2.0",
