@@ -77,7 +77,7 @@ def test_a_gate_with_folders_that_are_no_classes_is_refused_before_anything_is_l
     (tmp_path / "unicorn" / "1.png").write_bytes(b"x")
     before = stack.plan()
     said = stack.command("deploy", str(pack_again("9.16.0")), "--gate", str(tmp_path))
-    assert "unicorn: no class of the new version" in said.stderr
+    assert "unicorn: the new version has no class of this name" in said.stderr
     assert stack.plan() == before
 
 
