@@ -129,8 +129,8 @@ class Agent:
         gateways = self._reconciler.gateways
         while (now := time.monotonic()) - began < self._settings.drain_timeout_s:
             gateways.drop_silent(now, _POLLER_GONE_S)
-            is_known = self._polled_at > began or now - self._polled_at > _POLLER_GONE_S
-            if is_known and self._reconciler.pending() == 0 and gateways.blocker(None, since=began) is None:
+            pollers_know = self._polled_at > began or now - self._polled_at > _POLLER_GONE_S
+            if pollers_know and self._reconciler.pending() == 0 and gateways.blocker(None, since=began) is None:
                 break
             await asyncio.sleep(0.1)
         if self._polled_at > began:
