@@ -63,10 +63,10 @@ def main() -> None:
 
 def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str, list[float]]:
     """Return images per second at this image size, one figure per round: of our loop, and of each bare setting."""
-    pictures = STEPS[size] * released.batch_size
+    image_count = STEPS[size] * released.batch_size
     recipe = replace(
         released,
-        subset=round(1.01 * pictures / (1 - released.validation)),
+        subset=round(1.01 * image_count / (1 - released.validation)),
         sizes=((0.0, size),),
         epochs=rounds + 1,
         cycles=(),

@@ -23,7 +23,7 @@ from contracts import wire
 from handlers.build import BrokenArchive, verify_files
 from handlers.engines import MAX_BATCH, Engine, build_engine, predict_all
 from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
-from handlers.preprocess import Picture, decode_for_network, decode_image, normalise, prepare
+from handlers.preprocess import DecodedImage, decode_for_network, decode_image, normalise, prepare
 from handlers.reference import Reference, load_reference
 from handlers.wire import Answer, Row
 
@@ -48,7 +48,7 @@ class _Job:
 
     row: Row
     data: wire.Bytes
-    picture: Picture | None = None
+    decoded: DecodedImage | None = None
     pixels: NDArray[np.uint8] | None = None
     probabilities: NDArray[np.float32] | None = None
     heatmap: NDArray[np.float32] | None = None
@@ -110,12 +110,12 @@ class ServedModel:
         noise = np.random.default_rng(0).integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
         for length in WARM_BATCHES:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
-        pictures: list[wire.Bytes] = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
-        rows = [Row("predict", images=pictures)]
+        images: list[wire.Bytes] = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
+        rows = [Row("predict", images=images)]
         if explains:
             _ = self.explainer
             rows += [
-                Row("explain", wire.Options(method=method), [pictures[1]]) for method in self.contract.explain.methods
+                Row("explain", wire.Options(method=method), [images[1]]) for method in self.contract.explain.methods
             ]
         if any(HandlerFailed.code.encode() in answer.body for answer in self.answer(rows)):
             raise BrokenArchive("a warm-up request failed: the log says why")
@@ -146,10 +146,10 @@ class ServedModel:
         size = self.contract.input
         if job.row.kind == "explain":
             job.target, job.method = self._choices(job.row.options)
-        picture = decode_for_network(job.data, size)
-        job.pixels = prepare(picture.image, size)
+        decoded = decode_for_network(job.data, size)
+        job.pixels = prepare(decoded.image, size)
         if job.row.kind == "explain":
-            job.picture = picture  # kept for the overlay only
+            job.decoded = decoded  # kept for the overlay only
 
     def _choices(self, options: wire.Options) -> tuple[int, str]:
         """The target's index, or -1 for the top class, and the method."""
@@ -229,7 +229,7 @@ class ServedModel:
     def _write_explanation(self, job: _Job) -> Answer:
         from handlers.overlay import draw_overlay, overlay_size  # noqa: PLC0415 - matplotlib
 
-        if job.heatmap is None or job.picture is None or job.probabilities is None:
+        if job.heatmap is None or job.decoded is None or job.probabilities is None:
             raise RuntimeError("an explanation has neither a heatmap nor an error")
         options = job.row.options
         (best,) = self._top(job.probabilities.tolist(), 1)
@@ -242,9 +242,9 @@ class ServedModel:
         )
         if options.format == "json":
             return Answer(wire.dump_results([entry]), wire.JSON_TYPE)
-        size = overlay_size(job.picture.size, options.size)
-        image = job.picture.image
-        if image.size != job.picture.size and (image.width < size[0] or image.height < size[1]):
+        size = overlay_size(job.decoded.size, options.size)
+        image = job.decoded.image
+        if image.size != job.decoded.size and (image.width < size[0] or image.height < size[1]):
             # The draft that was enough for the network is too coarse for people.
             image = decode_image(job.data, at_least=size).image
         about = wire.dump_about(entry, self.contract.name, self.contract.version)

@@ -82,14 +82,14 @@ _TURNS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image, upright and RGB; `size` is its full (width, height), `image` may be a smaller draft."""
 
     image: Image.Image
     size: tuple[int, int]
 
 
-def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, int] | None = None) -> Picture:
+def decode_image(data: bytes | bytearray | memoryview, *, at_least: tuple[int, int] | None = None) -> DecodedImage:
     """The image in `data`: first frame, EXIF orientation honoured, transparency over white, 8 bits a channel.
 
     Args:
@@ -125,7 +125,7 @@ def prepare(image: Image.Image, size: Input) -> NDArray[np.uint8]:
     return np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(size.height, size.width, 3)
 
 
-def decode_for_network(data: bytes | bytearray | memoryview, size: Input) -> Picture:
+def decode_for_network(data: bytes | bytearray | memoryview, size: Input) -> DecodedImage:
     """The image in `data`, decoded only as large as `prepare` needs; raises what `decode_image` raises."""
     return decode_image(data, at_least=(size.width * DRAFT_FACTOR, size.height * DRAFT_FACTOR))
 
@@ -177,7 +177,7 @@ class _CountedFile(io.BytesIO):
         return super().read(size)
 
 
-def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> Picture:
+def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> DecodedImage:
     with Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         _check_size(width, height)
@@ -201,7 +201,7 @@ def _decode(file: io.BytesIO, at_least: tuple[int, int] | None) -> Picture:
         upright = _to_rgb(image) if stored is None else _to_small_rgb(image, stored)
     if turn is not None:
         upright = upright.transpose(turn)
-    return Picture(upright, (height, width) if turned else (width, height))
+    return DecodedImage(upright, (height, width) if turned else (width, height))
 
 
 def _check_size(width: int, height: int) -> None:

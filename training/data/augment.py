@@ -68,8 +68,8 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         seeds = self._seeds(epoch)[indices]
         erased, mixed = seeds[:, 1] < np.array([[self.augmentation.erasing], [self.augmentation.cutmix]]) * 2**32
         with torch.random.fork_rng(devices=[]):
-            pictures = self._varied(self.images.images[indices], flips, seeds[:, 0])
-            images = torch.from_numpy(normalise(pictures, self.size))
+            pixels = self._varied(self.images.images[indices], flips, seeds[:, 0])
+            images = torch.from_numpy(normalise(pixels, self.size))
             for place in np.flatnonzero(erased).tolist():
                 torch.default_generator.manual_seed(int(seeds[place, 1]))
                 images[place] = self._erase(images[place])
@@ -87,12 +87,12 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return self._epoch_seeds
 
     def _varied(
-        self, pictures: NDArray[np.uint8], flips: NDArray[np.bool_], seeds: NDArray[np.unsignedinteger]
+        self, pixels: NDArray[np.uint8], flips: NDArray[np.bool_], seeds: NDArray[np.unsignedinteger]
     ) -> NDArray[np.uint8]:
         """Return cut-outs (N, H, W, 3) of the padded images, flipped or not, after RandAugment."""
-        _, height, width, _ = pictures.shape
-        varied = np.empty_like(pictures)
-        for place, (padded, is_flipped, seed) in enumerate(zip(_padded(pictures), flips, seeds.tolist(), strict=True)):
+        _, height, width, _ = pixels.shape
+        varied = np.empty_like(pixels)
+        for place, (padded, is_flipped, seed) in enumerate(zip(_padded(pixels), flips, seeds.tolist(), strict=True)):
             torch.default_generator.manual_seed(seed)
             down, right = torch.randint(0, 2 * CROP_PADDING + 1, (2,)).tolist()
             cut = padded[down : down + height, right : right + width]

@@ -93,9 +93,9 @@ def normalised_by(images: NDArray[np.uint8], size: Input) -> Input:
     """`size` with the mean and standard deviation per channel of `images` (N, H, W, 3)."""
     # By how often each value occurs: as floats, thousands of images would take tens of gigabytes.
     counts = np.zeros((3, 256), np.int64)
-    for picture in images:
+    for image in images:
         for channel in range(3):
-            counts[channel] += np.bincount(picture[..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(image[..., channel].ravel(), minlength=256)
     values, pixels = np.arange(256) / 255, counts[0].sum()
     mean = counts @ values / pixels
     std = np.sqrt(np.maximum(counts @ values**2 / pixels - mean**2, 0))

@@ -227,9 +227,9 @@ def _decode_binary(read: Callable[[str], bytes], split: str) -> Split:
 
 
 def _decode_png(read: Callable[[str], bytes], split: str) -> Split:
-    pictures = [np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB")) for name in _batches(split)]
+    batches = [np.asarray(Image.open(io.BytesIO(read(f"{name}.png"))).convert("RGB")) for name in _batches(split)]
     labels = json.loads(read(f"{split}_lables.json"))  # the mirror's own spelling
-    return Split(np.concatenate(pictures).reshape(-1, 32, 32, 3), np.array(labels, np.uint8))
+    return Split(np.concatenate(batches).reshape(-1, 32, 32, 3), np.array(labels, np.uint8))
 
 
 def _batches(split: str) -> Iterator[str]:
