@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Installs everything into a virtual environment from the lock files, each file checked by its hash (`make install`).
+# Installs everything into a virtual environment from the lock files; pip checks each file by its hash (`make install`).
 #
-#   requirements/install.sh PYTHON [INDEX]      PYTHON: the environment's own; INDEX: one that has the CPU build of torch
+#   requirements/install.sh PYTHON [INDEX]      PYTHON: the environment's Python; INDEX: an index with the CPU build of torch
 #
-# Of torch the CPU build is installed where pip finds it: in INDEX, or by its own configuration. Without INDEX it is PyPI's
-# otherwise, with CUDA libraries of several gigabytes.
+# Installs the CPU build of torch if pip finds it, in INDEX or by its own configuration. Otherwise, without INDEX, it installs
+# PyPI's build, which has CUDA libraries of several gigabytes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1 index=${2:-}
 install() { "$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation "$@"; }
 
-# What comes as source is built with this setuptools: pip would fetch another, unchecked.
+# Source packages are built with this setuptools; pip would fetch another one without checking its hash.
 install --require-hashes -r requirements/build.txt
 if ! said=$(install --require-hashes ${index:+--extra-index-url "$index"} -r requirements/torch-cpu.txt 2>&1); then
-  # A file that is there and is another one is an error, and so is an INDEX without it.
+  # A file with another hash is an error, and so is an INDEX without the file.
   [[ -z $index && $said == *"No matching distribution found"* ]] || { echo "$said" >&2; exit 1; }
   install --require-hashes -r requirements/torch-cuda.txt
 fi

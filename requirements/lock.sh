@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Writes the lock files anew from pyproject.toml: every package that is installed, with its hashes (`make lock`).
+# Writes the lock files again from pyproject.toml: every installed package with its hashes (`make lock`).
 #
-#   requirements/lock.sh [SOURCE]      SOURCE: an index or a folder that has the CPU build of torch, by default PyTorch's own
+#   requirements/lock.sh [SOURCE]      SOURCE: an index or a folder with the CPU build of torch, by default PyTorch's index
 #
-# What is locked keeps its version where pyproject.toml allows it; with UPGRADE=1 everything is raised. Needs uv
+# A locked package keeps its version if pyproject.toml allows it; UPGRADE=1 raises all versions. Needs uv
 # (`pip install uv`).
 #
-#   gateway, serving, training   what each image gets, without torch
-#   dev                          what tests, lint and `make sbom` need besides
+#   gateway, serving, training   the packages of each image, without torch
+#   dev                          further packages for tests, lint and `make sbom`
 #   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. One of the two is installed
-#   build                        what builds the packages that come as source
+#   build                        packages that build source packages
 set -euo pipefail
 source=${1:-https://download.pytorch.org/whl/cpu}
 cd "$(dirname "$0")/.."
 torch=$(sed -n 's/^  "torch==\(.*\)",$/\1/p' pyproject.toml | head -1)
-# The installed packages are Linux wheels for x86-64, as the base image is.
+# The installed packages are Linux wheels for x86-64, like the base image.
 common=(--quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header
   --index-strategy unsafe-best-match --no-annotate)
 new=$(mktemp -d)
@@ -29,8 +29,8 @@ lock() { # file, then options
 except() { python3 requirements/except.py "$@"; }
 
 if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-index-url "$source"); fi
-# All together first, because a developer's machine has it all: no two lock files name a package in two versions. The
-# present versions are uv's first choice.
+# Resolve all together first, because a developer's machine installs all: so no two lock files have different versions of a
+# package. uv prefers the present versions.
 if [[ -z ${UPGRADE:-} ]]; then
   cat requirements/{gateway,serving,training,dev}.txt >"$new/all.txt"
   cp requirements/torch-cuda.txt "$new/"
@@ -46,6 +46,6 @@ write build <"$new/build.txt"
 
 python3 -m pip download --quiet --no-deps --only-binary :all: "${from[@]}" --dest "$new" "torch==$torch+cpu"
 printf 'torch==%s \\\n    --hash=sha256:%s\n' "$torch+cpu" "$(sha256sum "$new"/torch-*.whl | cut -d ' ' -f 1)" | write torch-cpu
-# PyPI's build, with the CUDA libraries that it names; what it shares with the others has the same version.
+# PyPI's build with the CUDA libraries that it requires; packages shared with the other lock files have the same version.
 printf 'torch==%s\n' "$torch" | lock torch-cuda - --constraint "$new/all.txt"
 except "$new/torch-cuda.txt" requirements/training.txt | write torch-cuda

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Writes an SBOM (CycloneDX, JSON) for each image and for the wheel, from the lock files (`make sbom`).
 #
-#   requirements/sbom.sh BIN [FOLDER]      BIN: where the environment's commands are; TORCH=cuda: PyPI's build of torch
+#   requirements/sbom.sh BIN [FOLDER]      BIN: folder of the environment's commands; TORCH=cuda: PyPI's build of torch
 #
-# Each lists the Python packages with the hashes that are installed. What the base image and the packages themselves hold
-# (Debian's packages, the libraries in TorchServe's jar) is not in it: docs/security.md.
+# Each lists the installed Python packages with their hashes. It does not list the content of the base image and of the packages
+# (Debian's packages, the libraries in TorchServe's jar): docs/security.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$1 folder=${2:-sbom} torch=torch-${TORCH:-cpu}
