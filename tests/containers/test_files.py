@@ -252,3 +252,13 @@ def test_promtool_accepts_configuration_rules_and_the_dashboards_expressions(tmp
     ):
         answer = subprocess.run([tool, *command], capture_output=True, text=True, check=False)
         assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+@pytest.mark.parametrize("name", ["Dockerfile.gateway", "Dockerfile.torchserve"])
+def test_dockerignore_lets_through_all_that_an_image_copies(name):
+    lets_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = re.findall(r"^COPY (?!--from)(\S+) ", (ROOT / name).read_text(), re.MULTILINE)
+    assert copied
+    for source in copied:
+        names = {source, f"{Path(source).parent}/*{Path(source).suffix}"} | {str(p) for p in Path(source).parents}
+        assert names & lets_through or any(each.startswith(f"{source}/") for each in lets_through), source
