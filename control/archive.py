@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -170,7 +171,7 @@ def _read_json(path: Path, members: zipfile.ZipFile, name: str) -> dict[str, Any
         data = json.loads(members.read(info))
     except KeyError as error:
         raise ArchiveError(path, f"{name} is missing; pack it with `gradserve package`") from error
-    except (ValueError, NotImplementedError, RuntimeError) as error:  # RuntimeError includes RecursionError
+    except (ValueError, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:  # RecursionError too
         raise ArchiveError(path, f"{name} cannot be read as JSON") from error
     if not isinstance(data, dict):
         raise ArchiveError(path, f"{name} is not a JSON object")

@@ -110,6 +110,8 @@ def rotate(
             name, newest.scopes, created=_today(), expires=_moment(path, expires) or newest.expires, quota=newest.quota
         )
         end = _moment(path, overlap, may_be_now=True)
+        if not end:
+            raise typer.BadParameter("the old key must end: give --overlap a time like 7d, or 0d to end it now")
         old = [
             replace(other, expires=min(filter(None, (other.expires, end)), key=datetime.fromisoformat)) for other in own
         ]
@@ -137,6 +139,8 @@ def edit(
         own = [index for index, key in enumerate(stored) if key.name == name]
         if not own:
             raise _no_key(path, name)
+        if not scope and expires is None and quota is None:
+            raise typer.BadParameter("nothing to change: give --scope, --expires or --quota")
         changes: dict[str, Any] = {}
         if scope:
             changes["scopes"] = tuple(scope)

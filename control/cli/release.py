@@ -89,7 +89,10 @@ def gateway_addresses(gateways: str) -> list[str]:
 
 
 def _addresses(urls: str) -> list[str]:
-    return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
+    found = [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
+    if not found:
+        raise typer.BadParameter(f"{urls!r} names no address: write like http://localhost:8000, several with commas")
+    return found
 
 
 def deploy(

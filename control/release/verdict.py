@@ -104,7 +104,9 @@ def _times(counts: Counts, stable: str, trial: str, limits: Limits) -> list[Find
     if not of_stable.count or not of_trial.count:
         return []
     p99, own = of_stable.quantile_bound(_QUANTILE), of_trial.quantile_bound(_QUANTILE)
-    slow = of_trial.slower_than(p99 * limits.slower)
+    # Above the histogram's largest bound no two answers can be told apart: there the trial has to be within it.
+    largest = max((bound for bound in of_trial.bounds if math.isfinite(bound)), default=math.inf)
+    slow = of_trial.slower_than(min(p99 * limits.slower, largest))
     p = binomial_at_least(slow, of_trial.count, 1 - _QUANTILE)
     text = (
         f"{slow} of {of_trial.count} answers ({kind}) took longer than {limits.slower:g} times stable's p99; "

@@ -40,9 +40,9 @@ def find_running(home: Path) -> RunningStack | None:
     """Return the stack that runs with this home; None if none does. A killed stack leaves its file behind."""
     try:
         stack = RunningStack(**json.loads(_path(home).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return stack if _is_alive(int(stack.pid)) else None
+    except (OSError, ValueError, TypeError, OverflowError):
         return None
-    return stack if _is_alive(stack.pid) else None
 
 
 def _is_alive(pid: int) -> bool:

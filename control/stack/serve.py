@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from contracts.plan import Plan, Release
 from control.archive import inspect_archive
-from control.errors import ImpossibleMove, NoModel, OtherModel
+from control.errors import ImpossibleMove, NoModel, OtherModel, PlanUnusable
 from control.release.archive_source import copy_to_store
 from control.release.plan_store import PlanStore, first_plan
 from control.stack.running import find_running
@@ -84,8 +84,7 @@ def refuse_other_model(store: PlanStore, name: str, what: Path) -> None:
 def serve_command(home: Path, name: str, what: Path) -> str:
     """Return the command that serves `what`, of the model `name`, with its own home beside another model's plan."""
     command = f"gradserve serve {shlex.quote(str(what))}"
-    store = PlanStore(home)
-    if not store.exists() or store.read().model == name:
+    if _model_in_force(home) in {None, name}:
         return command
     own = f"GRADSERVE_HOME={shlex.quote(f'{os.path.relpath(home)}-{name}')} {command}"
     running = find_running(home)
@@ -94,8 +93,7 @@ def serve_command(home: Path, name: str, what: Path) -> str:
 
 def next_command(home: Path, archive: Path, name: str, version: str) -> str:
     """Return the command that gives a packed version traffic: as a canary if a stack runs, else as stable version."""
-    store = PlanStore(home)
-    if find_running(home) and store.exists() and store.read().model == name:
+    if find_running(home) and _model_in_force(home) == name:
         return f"gradserve deploy {version} --canary 10"
     return serve_command(home, name, archive)
 
@@ -129,3 +127,12 @@ def plan_archive(store: PlanStore, path: Path, model_store: Path, say: Callable[
 
 def _packed_at(folder: Path) -> float:
     return (folder / "reference.json").stat().st_mtime
+
+
+def _model_in_force(home: Path) -> str | None:
+    """Return the model of the plan in `home`; None without a plan that can be read: then `serve` says what to do."""
+    store = PlanStore(home)
+    try:
+        return store.read().model if store.exists() else None
+    except PlanUnusable:
+        return None

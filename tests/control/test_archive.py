@@ -146,3 +146,18 @@ def test_deeply_nested_json_is_refused(write):
             new.writestr(name, content)
     with pytest.raises(ArchiveError, match="cannot be read as JSON"):
         inspect_archive(path)
+
+
+def test_a_damaged_compressed_entry_is_refused(write):
+    path = write()
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, content in members.items():
+            new.writestr(name, content)
+        begin = new.getinfo("contract.json").header_offset + 30 + len("contract.json")
+    damaged = bytearray(path.read_bytes())
+    damaged[begin : begin + 8] = b"\xff" * 8
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(ArchiveError, match=r"contract\.json cannot be read"):
+        inspect_archive(path)

@@ -185,3 +185,16 @@ def test_config_refuses_an_unknown_variable_with_the_nearest_name(run, monkeypat
     monkeypatch.setenv("GATEWAY_PROT", "1")
     with pytest.raises(BadSetting, match="GATEWAY_PORT"):
         run("config")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [(("rotate", "alice", "--overlap", "none"), "--overlap a time like 7d"), (("edit", "alice"), "nothing to change")],
+)
+def test_a_change_that_would_change_nothing_is_refused(run, tmp_path, arguments, remedy):
+    run("keys", "make", "alice")
+    before = (tmp_path / "keys.json").read_bytes()
+    refused = CliRunner().invoke(app, ["keys", *arguments])
+    assert refused.exit_code == 2
+    assert remedy in " ".join(refused.stderr.replace("│", " ").split())
+    assert (tmp_path / "keys.json").read_bytes() == before

@@ -146,3 +146,9 @@ def test_doctor_names_a_key_that_expires_soon_unless_it_is_being_rotated(run, mo
     notes = [finding for finding in findings if finding["about"] == "keys" and finding["severity"] == "note"]
     assert [finding["text"].partition(" at ")[0] for finding in notes] == ["alice expires"]
     assert notes[0]["remedy"] == "gradserve keys rotate alice --expires 90d"
+
+
+@pytest.mark.parametrize("pid", ["not a number", None, [1], 10**30])
+def test_a_stack_file_with_a_broken_pid_names_no_running_stack(tmp_path, pid):
+    (tmp_path / "stack.json").write_text(json.dumps({"pid": pid, "gateway": NOWHERE, "agent": NOWHERE}))
+    assert find_running(tmp_path) is None

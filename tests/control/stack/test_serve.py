@@ -116,3 +116,8 @@ def test_a_deploy_of_another_model_is_refused_with_the_command_to_serve_it(archi
         plan = Plan(1, "cifar10", Release("0.8.0", "cifar10-0.8.0.mar", "0" * 64))
         with pytest.raises(ArchiveError, match=beside):
             fetch(plan, what, archive.parent, print)
+
+
+def test_the_next_command_is_named_beside_a_broken_plan_too(tmp_path):
+    (tmp_path / "plan.json").write_text("{")
+    assert serve_command(tmp_path, "pets", Path("run")) == "gradserve serve run"
