@@ -28,13 +28,16 @@ from torch.nn.functional import cross_entropy, interpolate
 from handlers.network import build_network
 from handlers.preprocess import normalise
 from training.convolution import use_patches
-from training.data.augment import training_loader
+from training.data.training_data import make_loader
+from training.epoch import train_epoch
 from training.recipe import Recipe, recipe_from_dict
-from training.run import Run
 from training.tracking.store import environment
+from training.train import begin_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from training.run import Run
 
 STEPS = {20: 16, 32: 8}  # per round, by image size: the smallest and the largest of the released recipe
 BATCH = 128
@@ -73,10 +76,10 @@ def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str
         epochs=rounds + 1,
         cycles=(),
     )
-    run = Run(recipe, scratch, CACHE)
+    run = begin_run(recipe, scratch, CACHE)
     ours = our_rounds(run)
-    images = interpolate(torch.from_numpy(normalise(run.training_images.images, run.input)), (size, size))
-    labels = torch.from_numpy(run.training_images.labels)
+    images = interpolate(torch.from_numpy(normalise(run.data.training.images, run.data.input)), (size, size))
+    labels = torch.from_numpy(run.data.training.labels)
     settings = {
         f"{layout}, {sgd} SGD, {convolutions} convolutions": BareLoop(
             run, images, labels, layout, fused=sgd == "fused", patches=convolutions == PATCHES
@@ -94,18 +97,11 @@ def measure(released: Recipe, size: int, rounds: int, scratch: Path) -> dict[str
 
 def our_rounds(run: Run) -> Iterator[float]:
     """Yield the images per second of one epoch after the other."""
-    recipe = run.recipe
-    loader, batches = training_loader(
-        run.training_images,
-        run.input,
-        recipe.augmentation,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        seed=recipe.seed,
-    )
+    loader, batches = make_loader(run.data, run.recipe.augmentation, run.recipe, run.group)
     while not run.is_finished:
-        yield run.train_epoch(loader, batches)["images_per_s"]
-        run.advance()
+        figures = train_epoch(run, loader, batches)
+        yield figures["images_per_s"]
+        run.end_epoch(figures | {"validation_accuracy": 0.0})
 
 
 class BareLoop:
@@ -120,7 +116,7 @@ class BareLoop:
         self.layout = LAYOUTS[layout]
         self.images = images.to(run.device).contiguous(memory_format=self.layout)
         self.labels = labels.to(run.device)
-        network = build_network(run.architecture, len(run.training_images.classes))
+        network = build_network(run.architecture, len(run.data.classes))
         self.network = network.to(run.device).to(memory_format=self.layout).train()
         if patches:
             use_patches(self.network)

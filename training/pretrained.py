@@ -23,6 +23,7 @@ from training.package.artifacts import find_model, weights_file
 
 if TYPE_CHECKING:
     from contracts.model import Contract, Input
+    from training.data.training_data import TrainingData
     from training.recipe import Recipe
 
 # After handlers.network, which declares what torchvision's import needs.
@@ -42,6 +43,21 @@ def choose_architecture(name: str, size: Input) -> str:
             raise TrainingError(f"architecture is auto, {' or '.join(ARCHITECTURES)}, not {name!r}")
         return name
     return "resnet18_small" if max(size.height, size.width) <= 64 else "resnet18"
+
+
+def first_network(recipe: Recipe, architecture: str, data: TrainingData) -> tuple[nn.Module, Ancestor | None]:
+    """Return the network that a training begins with, and the model of ours whose weights it has.
+
+    Random weights are drawn from the recipe's seed.
+
+    Raises:
+        TrainingError: as in `pretrained_network` and `check_split`.
+        ModelError: as in `located`.
+    """
+    torch.manual_seed(recipe.seed)
+    recipe = located(recipe)
+    check_split(recipe, data.sha256)
+    return pretrained_network(recipe, architecture, data.classes), ancestor(recipe)
 
 
 def pretrained_network(recipe: Recipe, architecture: str, classes: tuple[str, ...]) -> nn.Module:

@@ -218,6 +218,11 @@ class Phase:
         """Return True if this phase trains the parameter of that name."""
         return parameter.startswith(self.trained)
 
+    def image_size(self, epoch: int) -> int:
+        """Return the height and width in pixels that the network trains on in `epoch`; 0: the contract's."""
+        done = epoch / self.epochs
+        return next(size for start, size in reversed(self.sizes) if done >= start)
+
 
 def rate_factor(step: int, steps: int, warm_up: float) -> float:
     """The learning rate at `step` of `steps`, as a share of its peak: a linear rise, then half a cosine down to zero.

@@ -1,56 +1,55 @@
-"""Trains the classifier: a new head on a frozen backbone, then the top layers; or everything from scratch."""
+"""Train a classifier: data → network → phases → epochs → validation, in this order.
+
+A new head on a frozen backbone, then the top layers; or everything from scratch.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-import pickle
 import time
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from filelock import FileLock, Timeout
-
-from training.data.augment import EpochBatches, training_loader
-from training.data.device_augment import DeviceLoader
-from training.errors import TrainingError
+from handlers.network import build_network
+from training.checkpoint import read_checkpoint
+from training.data.training_data import load_training_data, make_loader
+from training.epoch import train_epoch, validate
 from training.parallel import join_process_group
-from training.recipe import CHECKPOINT, Recipe, check, check_folder, extended, recipe_from_dict
-from training.run import FILES, Run
-from training.tracking.recorder import Recorder
-from training.tracking.store import environment, warn_on_failure
+from training.pretrained import choose_architecture, first_network
+from training.recipe import check, extended, recipe_from_dict
+from training.run import Run
+from training.run_folder import locked_folder, write_run
+from training.tracking.recording import recorded
+from training.tracking.store import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from training.checkpoint import Checkpoint
     from training.parallel import ProcessGroup
-    from training.recipe import Augmentation
-    from training.run import Loader
+    from training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, folder: Path, cache: Path, *, registers: bool = True) -> Path:
-    """Trains by `recipe` and returns the run's folder.
+    """Train by `recipe` and return the run's folder.
 
-    MLflow gets parameters, metrics and files, and, where `registers`, the best model as a registered version with the
+    MLflow gets parameters, metrics and files, and, if `registers`, the best model as a registered version with the
     alias `challenger`. Under `torchrun`, every process calls this.
 
     Raises:
         TrainingError: the folder holds a run already, is being trained in, or the recipe cannot be followed.
-        DataError: the data cannot be had.
+        DataError: the data cannot be loaded.
     """
     check(recipe)
-    with join_process_group() as team, _alone(folder, team):
-        if team.is_first:
-            check_folder(folder, resumes=False)
-        return _drive(Run(recipe, folder, cache, team), registers=registers)
+    with join_process_group() as group, locked_folder(folder, group, resumes=False):
+        run = begin_run(recipe, folder, cache, group)
+        return train_phases(run, registers=registers)
 
 
 def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, registers: bool = True) -> Path:
-    """Continues the training in `folder` from its last whole epoch, to the result of an unbroken run.
+    """Continue the training in `folder` from its last whole epoch, to the result of an unbroken run.
 
     A finished run is finished again: files and MLflow get what they lack, and cycles that `changes` adds are trained.
 
@@ -64,83 +63,85 @@ def resume(folder: Path, cache: Path, *, changes: dict[str, Any] | None = None, 
         TrainingError: there is no checkpoint, another process trains in the folder, the data has changed, or `changes`
             would change what was done.
     """
-    with join_process_group() as team:
-        if team.is_first:
-            check_folder(folder, resumes=True)
-        with _alone(folder, team):
-            state = team.from_first(_checkpoint(folder) if team.is_first else None)
-            begun = recipe_from_dict(state["recipe"])
-            recipe = extended(begun, recipe_from_dict(state["recipe"] | (changes or {})))
-            check(recipe)
-            run = Run(recipe, folder, cache, team, begins=False)
-            run.restore(state)
-            return _drive(run, registers=registers)
+    with join_process_group() as group, locked_folder(folder, group, resumes=True):
+        checkpoint: Checkpoint = group.from_first(read_checkpoint(folder) if group.is_first else None)
+        recipe = extended(recipe_from_dict(checkpoint.recipe), recipe_from_dict(checkpoint.recipe | (changes or {})))
+        check(recipe)
+        run = restored_run(recipe, checkpoint, folder, cache, group)
+        return train_phases(run, registers=registers)
 
 
-@contextmanager
-def _alone(folder: Path, team: ProcessGroup) -> Iterator[None]:
-    """Makes the folder, and keeps other trainings out of it."""
-    if not team.is_first:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(FileLock(folder / ".lock", timeout=0))
-        except Timeout as error:
-            raise TrainingError(f"another process trains in {folder}: wait for it, or stop it") from error
-        yield
+def begin_run(recipe: Recipe, folder: Path, cache: Path, group: ProcessGroup | None = None) -> Run:
+    """Return a training before its first epoch: the data, and the network with its first weights.
+
+    Raises:
+        TrainingError: the recipe's weights cannot be begun with.
+        DataError: the data cannot be loaded.
+    """
+    data = load_training_data(recipe, cache)
+    _warn_of_sizes(recipe, data.input.height)
+    architecture = choose_architecture(recipe.architecture, data.input)
+    network, ancestor = first_network(recipe, architecture, data)
+    return Run(recipe, folder, data, network, architecture=architecture, ancestor=ancestor, group=group)
 
 
-def _checkpoint(folder: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(folder / "last.pt", map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{folder}/last.pt cannot be read ({error}): start again with --output") from error
-    return state
+def restored_run(recipe: Recipe, checkpoint: Checkpoint, folder: Path, cache: Path, group: ProcessGroup) -> Run:
+    """Return the training as the checkpoint left it.
+
+    Raises:
+        TrainingError: the data has changed since.
+        DataError: the data cannot be loaded.
+    """
+    data = load_training_data(recipe, cache)
+    architecture = choose_architecture(recipe.architecture, data.input)
+    network = build_network(architecture, len(data.classes))
+    run = Run(recipe, folder, data, network, architecture=architecture, group=group)
+    run.restore(checkpoint)
+    return run
 
 
-def _drive(run: Run, *, registers: bool) -> Path:
-    if not run.team.is_first:
-        for _ in _epochs(run):
-            pass  # another process writes and records
-        return run.folder
-    recorder = _recorder(run)
-    status = "KILLED"
-    try:
-        run.write()  # a kill in the first epoch can be resumed too; and what one left behind the checkpoint is mended
-        logger.info("training in %s; if it is cut off: gradserve train --resume %s", run.folder, run.folder)
-        _warn_of_few_steps(len(run.training_images), run.recipe.batch_size)
-        _record(run, recorder)
-        for _ in _epochs(run):
-            _record(run, recorder)
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        _close(run, recorder, status, registers=registers)
+def train_phases(run: Run, *, registers: bool) -> Path:
+    """Train the epochs that `run` has left, validate after each, write and record; return the run's folder."""
+    with recorded(run, registers=registers) as record:
+        write_run(run)  # so that a kill in the first epoch can be resumed, and files that lag behind are mended
+        if run.group.is_first:
+            logger.info("training in %s; if it is cut off: gradserve train --resume %s", run.folder, run.folder)
+            _warn_of_few_steps(len(run.data.training), run.recipe.batch_size)
+        record()
+        here, augmentation = environment(), None
+        while not run.is_finished:
+            phase = run.current_phase
+            if phase.augmentation != augmentation:
+                augmentation = phase.augmentation
+                loader, batches = make_loader(run.data, augmentation, run.recipe, run.group)
+            if run.epoch == 0:
+                run.begin_phase()
+            started = time.perf_counter()
+            figures = train_epoch(run, loader, batches) | validate(run)
+            run.end_epoch(figures | {"epoch_seconds": time.perf_counter() - started}, here)
+            _report_epoch(run)
+            if run.is_checkpoint_due:
+                write_run(run)
+                record()
     return run.folder
 
 
-def _record(run: Run, recorder: Recorder) -> bool:
-    reached = recorder.update(run.history)
-    if run.run_id != recorder.run_id:
-        run.run_id = recorder.run_id
-        run.write()
-    return reached
+def _report_epoch(run: Run) -> None:
+    if run.group.is_first:
+        figures = run.history[-1]
+        logger.info(
+            "epoch %d: loss %.3f, held-out accuracy %.4f (best %.4f), %.0f images/s",
+            len(run.history), figures["loss"], figures["validation_accuracy"], run.best, figures["images_per_s"],
+        )  # fmt: skip
 
 
-def _close(run: Run, recorder: Recorder, status: str, *, registers: bool) -> None:
-    is_whole = status == "FINISHED"
-    files = [run.folder / name for name in FILES if is_whole]
-    # A training that was cut off stands in the middle of an epoch: its checkpoint stays that of the last whole one.
-    reached = _record(run, recorder) if is_whole else recorder.update(run.history)
-    recorded = reached and recorder.finish(status, files)
-    if recorded and is_whole and registers:
-        recorded = warn_on_failure(lambda: _register(run, recorder))
-    if not recorded and (run.folder / CHECKPOINT).exists():
-        logger.warning("MLflow lacks a part: gradserve train --resume %s sends it", run.folder)
+def _warn_of_sizes(recipe: Recipe, full: int) -> None:
+    for phase in recipe.phases():
+        if (last := phase.sizes[-1][1]) not in {0, full}:
+            logger.warning(
+                "%r ends at %d pixels, and what is served has %d: end its sizes there (or at 0), or leave them out",
+                phase.name, last, full,
+            )  # fmt: skip
 
 
 def _warn_of_few_steps(images: int, batch_size: int) -> None:
@@ -150,74 +151,3 @@ def _warn_of_few_steps(images: int, batch_size: int) -> None:
             "--batch-size %d",
             images, batch_size, max(4, 2 ** int(math.log2(max(1, images // 8)))),
         )  # fmt: skip
-
-
-def _recorder(run: Run) -> Recorder:
-    facts = {
-        "data_sha256": run.data_sha256,
-        "training_images": len(run.training_images),
-        "held_out_images": len(run.held_out),
-        "processes": run.team.processes,
-    }
-    tags = environment() | {"folder": run.folder.name}
-    parts = {"training": run.training_images, "validation": run.held_out}
-    recorder = Recorder(f"{run.recipe.name}-{run.folder.name}", run.recipe, facts, tags, parts)
-    recorder.run_id = run.run_id
-    return recorder
-
-
-def _register(run: Run, recorder: Recorder) -> None:
-    from training.tracking.registry import CHALLENGER, register  # noqa: PLC0415 - MLflow's models take seconds to import
-
-    if recorder.registered_epoch() == str(run.best_epoch):
-        return  # by a training that was resumed after its end
-    version = register(run.folder, run.run_id)
-    recorder.mark_registered(str(run.best_epoch))
-    logger.info("registered as models:/%s/%s, alias %s", run.recipe.name, version, CHALLENGER)
-
-
-def _epochs(run: Run) -> Iterator[None]:
-    """Train all epochs, and yield after each checkpoint."""
-    here = environment()
-    augmentation = None
-    while not run.is_finished:
-        phase = run.recipe.phases()[run.phase]
-        if phase.augmentation != augmentation:
-            augmentation = phase.augmentation
-            loader, batches = _loader(run, augmentation)
-        started = time.perf_counter()
-        figures = run.train_epoch(loader, batches) | run.validate()
-        if here not in run.environments:
-            run.environments.append(here)
-        run.end_epoch(figures | {"epoch_seconds": time.perf_counter() - started})
-        if run.team.is_first:
-            logger.info(
-                "epoch %d: loss %.3f, held-out accuracy %.4f (best %.4f), %.0f images/s",
-                len(run.history), figures["loss"], figures["validation_accuracy"], run.best, figures["images_per_s"],
-            )  # fmt: skip
-            if run.is_checkpoint_due:
-                run.write()
-                yield
-
-
-def _loader(run: Run, augmentation: Augmentation) -> tuple[Loader, EpochBatches]:
-    """Return what feeds the training, on a GPU from its own memory, and the order of the images."""
-    recipe, team = run.recipe, run.team
-    if run.device.type == "cuda" or augmentation.pixmix:
-        batches = EpochBatches(
-            len(run.training_images), recipe.batch_size, recipe.seed, rank=team.rank, processes=team.processes
-        )
-        loader = DeviceLoader(
-            run.training_images, run.input, augmentation, batches, seed=recipe.seed, device=run.device
-        )
-        return loader, batches
-    return training_loader(
-        run.training_images,
-        run.input,
-        augmentation,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        seed=recipe.seed,
-        rank=team.rank,
-        processes=team.processes,
-    )

@@ -1,6 +1,16 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
+
+from contracts.model import Input
+from training.data.images import Images
+from training.data.training_data import TrainingData
+from training.recipe import Recipe
+from training.run import Run
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -16,3 +26,40 @@ def _own_tracking_store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+class TinyNetwork(nn.Module):
+    """Layers named as a ResNet's, for images of 8×8 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> TrainingData:
+    """48 images to learn from and 12 held out, of three colours."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    images = rng.integers(0, 100, (60, 8, 8, 3), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., label] += 100
+    whole = Images(images, labels, ("red", "green", "blue"))
+    size = Input(height=8, width=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return TrainingData(whole.pick(np.arange(48)), whole.pick(np.arange(48, 60)), size, whole.sha256())
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_data) -> Callable[[Recipe], Run]:
+    """Begins a training of the tiny network by a recipe."""
+
+    def begin(recipe: Recipe) -> Run:
+        torch.manual_seed(recipe.seed)
+        return Run(recipe, tmp_path, tiny_data, TinyNetwork(), architecture="resnet18_small")
+
+    return begin

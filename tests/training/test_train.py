@@ -20,16 +20,17 @@ from mlflow import MlflowClient
 from contracts.model import load as load_contract
 from handlers.engines import softmax
 from handlers.network import build_network
-from training.data.augment import training_loader
 from training.data.images import CIFAR10_CLASSES, divide, load_training_images
+from training.data.training_data import make_loader
+from training.epoch import train_epoch, validate
 from training.errors import DataError, TrainingError
 from training.evaluate.inference import predict_logits
 from training.package.artifacts import find_model, read_model
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Cycle, Recipe, recipe_to_dict
-from training.run import Run
+from training.run_folder import write_run
 from training.tracking.store import tracking_uri
-from training.train import _warn_of_few_steps, resume, train
+from training.train import _warn_of_few_steps, begin_run, resume, train
 
 # After handlers.network, which declares what torchvision's import needs.
 
@@ -231,20 +232,19 @@ def test_training_killed_at_each_file_it_writes_ends_as_an_unbroken_one(tmp_path
 
 def test_between_checkpoints_the_best_weights_are_kept_and_a_killed_training_resumes_to_the_same(tmp_path, cache):
     """As on a GPU, whose epochs are shorter than half a minute."""
-    rare = Run(RECIPE, tmp_path, cache)
+    rare = begin_run(RECIPE, tmp_path, cache)
     rare.checkpoint_interval_s = 3600.0
-    rare.write()
-    loader, batches = training_loader(
-        rare.training_images, rare.input, RECIPE.augmentation, batch_size=16, workers=0, seed=0
-    )
+    write_run(rare)
+    loader, batches = make_loader(rare.data, RECIPE.augmentation, RECIPE, rare.group)
+    rare.begin_phase()
     kept = []
     while not rare.is_finished:
-        figures = rare.train_epoch(loader, batches) | rare.validate()
+        figures = train_epoch(rare, loader, batches) | validate(rare)
         rare.end_epoch(figures | {"validation_accuracy": 0.9 - 0.1 * rare.epoch})  # the first epoch is the best
         kept.append({name: value.clone() for name, value in rare.kept().state_dict().items()})
         assert rare.is_checkpoint_due == rare.is_finished
     assert not (tmp_path / "best.pth").exists()
-    rare.write()
+    write_run(rare)
     best = weights(tmp_path)
     assert all(torch.equal(best[name], kept[0][name]) for name in best)
     (tmp_path / "best.pth").unlink()
@@ -356,18 +356,17 @@ def test_resume_with_other_images_is_refused(tmp_path, cache):
 def test_a_training_that_is_cut_off_in_an_epoch_keeps_the_last_whole_ones_checkpoint(tmp_path, cache, monkeypatch):
     """Also where MLflow, away until then, answers just as it ends, and the run gets its id."""
     folder = tmp_path / "run"
-    whole = Run.train_epoch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/no/such/folder/mlflow.db")
 
     def interrupted(run, loader, batches):
-        figures = whole(run, loader, batches)
+        figures = train_epoch(run, loader, batches)
         if not run.history:
             return figures
         interrupted.checkpoint = (folder / "last.pt").read_bytes()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "train_epoch", interrupted)
+    monkeypatch.setattr("training.train.train_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(RECIPE, folder, cache, registers=False)
     assert (folder / "last.pt").read_bytes() == interrupted.checkpoint
@@ -399,15 +398,15 @@ def test_frozen_backbone_keeps_weights_and_batch_norm_statistics(trained, tmp_pa
     recipe = replace(RECIPE, pretrained=str(trained / "best.pth"), head_epochs=1, epochs=1, unfreeze=("layer4",))
     start = weights(trained)
     (tmp_path / "transfer").mkdir()
-    run = Run(recipe, tmp_path / "transfer", cache)
-    loader, batches = training_loader(
-        run.training_images, run.input, recipe.augmentation, batch_size=16, workers=0, seed=0
-    )
-    figures = run.train_epoch(loader, batches)
+    run = begin_run(recipe, tmp_path / "transfer", cache)
+    loader, batches = make_loader(run.data, recipe.augmentation, recipe, run.group)
+    run.begin_phase()
+    figures = train_epoch(run, loader, batches)
     moved = {name for name, value in run.network.state_dict().items() if not torch.equal(value, start[name])}
     assert moved == {"fc.weight", "fc.bias"}
-    run.end_epoch(figures | run.validate())
-    run.train_epoch(loader, batches)
+    run.end_epoch(figures | validate(run))
+    run.begin_phase()
+    train_epoch(run, loader, batches)
     moved = {
         name.split(".")[0] for name, value in run.network.state_dict().items() if not torch.equal(value, start[name])
     }
@@ -428,29 +427,6 @@ def test_tracking_that_fails_does_not_cost_the_training(tmp_path, cache, monkeyp
     folder = train(replace(RECIPE, epochs=1), tmp_path / "run", cache)
     assert (folder / "best.pth").exists()
     assert "MLflow" in caplog.text
-
-
-def test_sharpness_aware_step_takes_its_gradient_at_the_worst_weights_nearby(tmp_path, cache):
-    run = Run(replace(RECIPE, momentum=0.0, nesterov=False, weight_decay=0.0), tmp_path, cache)
-    run.network.eval()  # or the second pass would see moved statistics
-    images, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 10
-    before = [weight.detach().clone() for weight in run.network.parameters()]
-    run._backward(images, labels)
-    slopes = [weight.grad.clone() for weight in run.network.parameters()]
-    length = torch.cat([slope.flatten() for slope in slopes]).norm()
-    with torch.no_grad():
-        for weight, slope in zip(run.network.parameters(), slopes, strict=True):
-            weight.add_(slope, alpha=0.5 / length.item())
-    run.optimiser.zero_grad()
-    run._backward(images, labels)
-    worst = [weight.grad.clone() for weight in run.network.parameters()]
-    with torch.no_grad():
-        for weight, old in zip(run.network.parameters(), before, strict=True):
-            weight.copy_(old)
-    run._step(images, labels, size=8, rate=0.1, radius=0.5)
-    for weight, old, gradient in zip(run.network.parameters(), before, worst, strict=True):
-        torch.testing.assert_close(weight.detach(), old - 0.1 * gradient, atol=1e-5, rtol=1e-3)
-    assert not all(torch.allclose(*pair, atol=1e-4) for pair in zip(slopes, worst, strict=True))
 
 
 def test_recipe_with_pixmix_trains_on_a_processor_too(tmp_path, cache, monkeypatch):
