@@ -1,4 +1,4 @@
-"""How weights move in a phase: the optimiser, its sharpness-aware step, and the average that is kept."""
+"""The optimiser of a phase, its sharpness-aware step, and the moving average of the weights that is kept."""
 
 from __future__ import annotations
 

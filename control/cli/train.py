@@ -205,8 +205,15 @@ def package(  # noqa: PLR0917 - every option is an argument
         Path | None, typer.Option(help="Folder for the version's files.", show_default="MODEL/package-VERSION")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="fp32 (PyTorch), bf16 or int8 (OpenVINO; PyTorch stays its fallback).")
+        str, typer.Option(help="fp32, bf16 or int8; bf16 and int8 are computed by OpenVINO.")
     ] = "fp32",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="eager (PyTorch) or openvino (PyTorch stays its fallback).",
+            show_default="eager for fp32, else openvino",
+        ),
+    ] = None,
     max_drop: Annotated[
         float, typer.Option(help="Refuse bf16 or int8 if it loses more percentage points of held-out accuracy.", min=0)
     ] = 0.3,
@@ -252,6 +259,7 @@ def package(  # noqa: PLR0917 - every option is an argument
             folder,
             cache,
             precision=precision,
+            engine=engine,
             max_drop=max_drop / 100,
             explain_images=explain_images,
             max_alike=max_alike,

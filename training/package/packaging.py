@@ -24,7 +24,8 @@ from contracts.model import Engine as EngineChoice
 from contracts.model import Figures, Measured
 from contracts.names import VERSION
 from handlers.build import digest
-from handlers.engines import build_engine, predict_all, softmax
+from handlers.engines import OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.errors import EngineError
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.data.images import divide, load_training_images
 from training.errors import DataError, ExportError, ModelError
@@ -75,6 +76,7 @@ def package(
     cache: Path,
     *,
     precision: str = "fp32",
+    engine: str | None = None,
     max_drop: float = MAX_DROP,
     explain_images: int = 0,
     max_alike: float = MAX_ALIKE,
@@ -88,7 +90,9 @@ def package(
         store: TorchServe's model store.
         folder: gets `contract.json`, `weights.safetensors`, `reference.json` and the engine's files.
         cache: where the data set is kept.
-        precision: `fp32` (PyTorch), `bf16` or `int8` (OpenVINO, with PyTorch as the fallback).
+        precision: `fp32`, `bf16` or `int8`.
+        engine: `eager` (PyTorch, fp32 only) or `openvino` (with PyTorch as the fallback); None: `eager` for fp32, else
+            `openvino`.
         max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
         explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the model's.
         max_alike: the rank correlation of heatmaps for the first two classes above which the version is refused.
@@ -102,6 +106,7 @@ def package(
         GateRefused: the precision costs more accuracy than `max_drop`; the report is `gate-refused.json` in `folder`.
         EngineError: there is no such precision, or its engine cannot run here.
     """
+    engine = choose_engine(engine, precision)
     if not VERSION.fullmatch(version):
         raise ExportError(f"{version!r} cannot be a version: use letters, digits, _ . + and -, as in 1.0.1")
     trained = find_model(source)
@@ -118,6 +123,7 @@ def package(
                 Path(scratch),
                 cache,
                 precision=precision,
+                engine_name=engine,
                 max_drop=max_drop,
                 explain_images=explain_images,
                 max_alike=max_alike,
@@ -137,6 +143,24 @@ def package(
     return made
 
 
+def choose_engine(name: str | None, precision: str) -> str:
+    """Return the name of the engine that a version is packed for; without `name`, the precision's own.
+
+    Raises:
+        EngineError: no such engine is packed in this precision.
+    """
+    precisions = {"eager": ("fp32",), "openvino": tuple(OPENVINO_FILES)}
+    name = name or ("eager" if precision == "fp32" else "openvino")
+    if name not in precisions:
+        raise EngineError(f"there is no engine {name!r}: pass --engine {' or '.join(precisions)}")
+    if precision not in precisions[name]:
+        raise EngineError(
+            f"the engine {name} is packed in {', '.join(precisions[name])}, not in {precision!r}: pass another "
+            "--precision, or another --engine"
+        )
+    return name
+
+
 def _write_version(
     network: nn.Module,
     contract: Contract,
@@ -144,6 +168,7 @@ def _write_version(
     cache: Path,
     *,
     precision: str,
+    engine_name: str,
     max_drop: float,
     explain_images: int,
     max_alike: float,
@@ -163,7 +188,7 @@ def _write_version(
         explainer_disagreement=0.0,  # one network answers and explains
     )
     engine, fallback = eager, None
-    if precision != "fp32":
+    if engine_name == "openvino":
         report = add_engine(
             network,
             contract,

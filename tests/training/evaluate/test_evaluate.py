@@ -274,6 +274,13 @@ def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run, tmp_p
     assert told in (tmp_path / "card.md").read_text()
 
 
+def test_full_precision_can_be_packed_for_openvino(run, tmp_path, cache):
+    made = package(str(run), "1.2.8", tmp_path / "store", tmp_path / "files", cache, engine="openvino", max_drop=1.0)
+    assert (made.contract.engine.name, made.contract.engine.precision) == ("openvino", "fp32")
+    assert made.contract.fallback.name == "eager"
+    assert {"openvino.xml", "openvino.bin", "gate.json"} <= set(zipfile.ZipFile(made.archive).namelist())
+
+
 def test_packing_again_in_full_precision_drops_the_engine_of_before(run, tmp_path, cache):
     (tmp_path / "openvino-int8.bin").write_bytes(b"of another version")
     made = package(str(run), "1.2.5", tmp_path / "store", tmp_path, cache)
