@@ -33,27 +33,37 @@ class LoadShedder:
         self._state = state
         predict, explain = state.service.predict_limiter, state.service.explain_limiter
         self._limiters = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
-        # Calls admitted in this iteration of the event loop; they take their places in the next one.
-        self._coming: Counter[ConcurrencyLimiter] = Counter()
+        # Calls admitted in this iteration of the event loop; they take their places in the next one. They count by
+        # caller where it was looked up, which is done only when one caller could hold all the places it may have.
+        self._coming: Counter[tuple[ConcurrencyLimiter, str | None]] = Counter()
 
     def applies(self, scope: Scope) -> bool:
         """Return True if neither a place nor the queue has room for this call, or for one more of its caller's."""
         limiter = self._limiters.get(scope["path"])
         if limiter is None:
             return False
-        coming = self._coming[limiter]
+        coming = self._coming_to(limiter)
         if limiter.is_full(coming):
             return True
-        if not limiter.may_be_full_for_one(coming):
-            return False  # the usual case, which saves finding the caller
-        client = self._state.callers.client_of(Request(scope))
-        return client is not None and limiter.is_full_for(client, coming)
+        client = self._client_of(scope, limiter, coming)
+        # Admitted calls of unknown callers may be this one's.
+        own = self._coming[limiter, None] + self._coming[limiter, client]
+        return client is not None and limiter.is_full_for(client, own)
 
-    def _count_admitted(self, path: str) -> None:
-        if (limiter := self._limiters.get(path)) is not None:
+    def _coming_to(self, limiter: ConcurrencyLimiter) -> int:
+        return sum(count for (of, _), count in self._coming.items() if of is limiter)
+
+    def _client_of(self, scope: Scope, limiter: ConcurrencyLimiter, coming: int) -> str | None:
+        if not limiter.may_be_full_for_one(coming):
+            return None  # the usual case, which saves finding the caller
+        return self._state.callers.client_of(Request(scope))
+
+    def _count_admitted(self, scope: Scope) -> None:
+        if (limiter := self._limiters.get(scope["path"])) is not None:
             if not self._coming:
                 asyncio.get_running_loop().call_soon(self._coming.clear)
-            self._coming[limiter] += 1
+            client = self._client_of(scope, limiter, self._coming_to(limiter))
+            self._coming[limiter, client] += 1
 
     def answer(self, scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """Return the bytes of the whole refusal, with `headers` added; None if the application has to answer.
@@ -66,7 +76,7 @@ class LoadShedder:
         if needs_application or scope["method"] != "POST":
             return None
         if not self.applies(scope):
-            self._count_admitted(scope["path"])
+            self._count_admitted(scope)
             return None
         state.refused_early[scope["path"]] += 1
         request_id = request_id_of(scope).encode("ascii")

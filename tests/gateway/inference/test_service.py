@@ -219,6 +219,23 @@ def test_calls_read_together_are_refused_early_beyond_places_and_queue(
     asyncio.run(scene())
 
 
+def test_a_burst_of_one_caller_takes_no_room_of_another_callers_calls_of_the_same_moment(
+    make_stand: Callable[..., Stand],
+) -> None:
+    keys = tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in ("burst", "other"))
+    early = LoadShedder(make_stand(in_flight_predict=2, keys=keys).app.state.gateway)
+
+    def let_in(name: str) -> int:
+        headers = [(b"x-api-key", name.encode())]
+        call = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+        return [early.answer(call, []) for _ in range(9)].count(None)
+
+    async def scene() -> list[int]:
+        return [let_in("burst"), let_in("other")]
+
+    assert asyncio.run(scene()) == [4, 2], "three places and a queue of three, of which the burst may have two each"
+
+
 def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(timeout_s=2.0)
     for asked in ("500", "99999999"):
