@@ -106,7 +106,8 @@ def _settings(seen: Sequence[AgentAnswer]) -> Iterable[Finding]:
         # `up` finds free ports for those that are not set.
         named = {getattr(settings, field) for field in PORTS if field in settings.model_fields_set}
         refuse_taken_ports({port: use for port, use in settings.ports().items() if port in named})
-        yield Finding("good", "ports", "free")
+        text = f"free: {', '.join(map(str, sorted(named)))}" if named else "none is set: up finds free ones"
+        yield Finding("good", "ports", text)
     except ControlError as error:
         yield Finding("bad", "ports", str(error), "stop the program that uses it, or set the variable to another port")
 

@@ -63,32 +63,33 @@ def prune(
 
     store = PlanStore(home_directory())
     folders = Folders(model_store(), source, runs)
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     if yes:
         with store.lock("prune"):
             found = find_unused(store, folders, days=days)
-            failures += _remove(item for item in found.unused if item.kind in _UNDER_LOCK)
-        failures += _remove(item for item in found.unused if item.kind not in _UNDER_LOCK)
-        store.note("prune", removed=[item.name for item in found.unused], failed=failures)
+            failures |= _remove(item for item in found.unused if item.kind in _UNDER_LOCK)
+        failures |= _remove(item for item in found.unused if item.kind not in _UNDER_LOCK)
+        removed = [item.name for item in found.unused if item.name not in failures]
+        store.note("prune", removed=removed, failed=list(failures.values()))
     else:
         found = find_unused(store, folders, days=days)
     if as_json:
         _print_json(found, removed=yes)
     else:
         _print(found, "removed" if yes else f"can be removed: gradserve prune --days {days:g} --yes")
-    for failure in (*found.skipped, *failures):
+    for failure in (*found.skipped, *failures.values()):
         typer.echo(f"WARNING: {failure}", err=True)
     raise typer.Exit(1 if found.skipped or failures else 0)
 
 
-def _remove(unused: Iterable[Unused]) -> list[str]:
-    """Remove each item and return the failures, as sentences."""
-    failures = []
+def _remove(unused: Iterable[Unused]) -> dict[str, str]:
+    """Remove each item and return the failures: the item's name and a sentence."""
+    failures = {}
     for item in unused:
         try:
             item.remove()
         except (ControlError, OSError) as error:
-            failures.append(f"{item.name} could not be removed completely: {error}")
+            failures[item.name] = f"{item.name} could not be removed completely: {error}"
     return failures
 
 

@@ -189,8 +189,9 @@ def _is_in_use(folder: Path) -> bool:
 
 
 def _remove_training(folder: Path) -> None:
-    if not _is_in_use(folder):
-        shutil.rmtree(folder)
+    if _is_in_use(folder):
+        raise OSError(f"{folder} is being trained in by now: it stays")
+    shutil.rmtree(folder)
 
 
 def _size(paths: Iterable[Path]) -> int:

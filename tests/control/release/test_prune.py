@@ -176,3 +176,17 @@ def test_nothing_is_removed_if_the_plan_cannot_be_read(store, archive):
     result = CliRunner().invoke(app, ["prune", "--yes"])
     assert "cannot be used" in str(result.exception)
     assert (store.home.parent / "model_store" / "m-1.0.mar").exists()
+
+
+def test_a_training_that_cannot_be_removed_is_named_and_not_noted_as_removed(archive, training, store, monkeypatch):
+    plan(store, archive("1.0", 90))
+    training("old", 90, run_id="old")
+
+    def refuse(path):
+        raise OSError(f"{path} is locked")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    assert "could not be removed completely" in prune("--yes", code=1).stderr
+    line = json.loads(store.audit_path.read_text().splitlines()[-1])
+    assert line["removed"] == []
+    assert "is locked" in line["failed"][0]
