@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from gateway.api.problems import from_exception, problem_response
 from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
 from gateway.inference.admission import BodyBudget, ConcurrencyLimiter, PixelBudget
+from gateway.inference.discovery import Discovery, Resolve, resolve_host
 from gateway.inference.replicas import Agents
 from gateway.inference.routing import Router
 from gateway.inference.service import InferenceService
@@ -32,7 +34,7 @@ from gateway.state import AppState
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import httpx
     from fastapi.routing import APIRoute
@@ -61,15 +63,17 @@ def create_app(
     upstream: httpx.AsyncBaseTransport | None = None,
     agent: httpx.AsyncBaseTransport | None = None,
     tracer: Tracer | None = None,
+    resolve: Resolve = resolve_host,
+    chance: Callable[[], float] = random.random,
 ) -> FastAPI:
-    """Return the gateway. Without `settings` they come from the environment; tests pass in transports and the tracer.
+    """Return the gateway. Without `settings` they come from the environment; tests pass in all else.
 
     Raises:
         SettingsError: the environment's settings cannot be used.
     """
     settings = settings or load_settings()
-    agents = Agents(settings.agents, max_age_s=settings.status_max_age_s, transport=agent)
-    router = Router(settings.plan, agents)
+    agents = Agents(Discovery(settings.agents, resolve=resolve), max_age_s=settings.status_max_age_s, transport=agent)
+    router = Router(settings.plan, agents, chance=chance)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
     predict = limiter(settings.in_flight_predict, settings)

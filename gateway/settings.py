@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     """Number of gateway processes. They share the CPU cores with TorchServe's workers."""
 
     agents: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:9100",)
-    """Addresses of the agents, one per replica."""
+    """Addresses of the agents, one per replica. A host name that has several addresses stands for as many replicas; it
+    is resolved again every 3 s."""
     plan: Path = Field(default_factory=lambda: _home_file("plan.json"))
     """File of the traffic plan. The default is `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
     poll_s: float = Field(default=0.5, gt=0)

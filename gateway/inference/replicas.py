@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -20,9 +20,12 @@ from contracts import report
 from contracts import status as agent_status
 from contracts.report import Report
 from contracts.status import AgentStatus, StatusError
+from gateway.inference.discovery import RESOLVE_EVERY_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gateway.inference.discovery import Discovery
 
 logger = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 1.0
@@ -35,21 +38,32 @@ class Replica:
     `in_flight` counts by version the calls and upstream batches that this process has in flight there; among them are
     calls that still wait for a place, and calls whose caller disconnected. `clock_ahead_s` estimates the seconds that
     its clock is ahead of ours; it is 0 while the clocks may agree. `avoid_until` (monotonic time) is set when it
-    refuses a call. `complaint` is the reason why the agent's last answer was no status.
+    refuses a call; `lost_at` is set when it cannot be reached, and counts until a later poll shows it well. `is_gone`:
+    it is no longer listed, gets no more calls, and is forgotten once it has none in flight. `complaint` is the reason
+    why the agent's last answer was no status. `name` is the host name that it was found by.
     """
 
     url: str
+    name: str = ""
     status: AgentStatus | None = None
     fresh_at: float = 0.0
     clock_ahead_s: float = 0.0
     avoid_until: float = 0.0
+    lost_at: float = -1.0
+    is_gone: bool = False
     complaint: str = ""
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
     poll: asyncio.Task[None] | None = field(default=None, compare=False)
 
+    def is_avoided(self, now: float) -> bool:
+        """Return True if it gets calls only where no other replica is ready; `now` is monotonic time."""
+        return self.avoid_until > now or self.lost_at >= self.fresh_at
+
 
 class Agents:
-    """The replicas' statuses; `poll_all` and `begin_polls` renew them, `current` returns those that count.
+    """The replicas that are listed, and their statuses.
+
+    `poll_all` and `begin_polls` renew the list and the statuses, `current` returns the statuses that count.
 
     Every poll carries a report to the agent: the gateway process's id, the revision of the plan that it routes by, and
     its calls in flight by version. The agent does not unregister a version that a gateway process still needs.
@@ -59,19 +73,27 @@ class Agents:
 
     def __init__(
         self,
-        urls: tuple[str, ...],
+        discovery: Discovery,
         *,
         max_age_s: float,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.replicas = tuple(Replica(url) for url in urls)
+        self._discovery = discovery
+        self._replicas: dict[str, Replica] = {}
+        self._finding: asyncio.Task[None] | None = None
+        self._find_at = 0.0
         self._id = uuid.uuid4().hex
         self._max_age_s = max_age_s
         self._client = httpx.AsyncClient(transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False)
         self._clock = clock
         self._wall = wall
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The replicas that are listed now."""
+        return tuple(replica for replica in self._replicas.values() if not replica.is_gone)
 
     def current(self) -> list[tuple[Replica, AgentStatus]]:
         """Return each replica whose status is recent enough, with that status."""
@@ -83,24 +105,41 @@ class Agents:
         ]
 
     async def poll_all(self, revision: int | None) -> None:
-        """Renew every replica's status once; after a failed poll the old status stays until it is too old.
+        """Find the replicas and renew each one's status; after a failed poll the old status stays until it is too old.
 
         `revision` is that of the plan in force, None without a plan.
         """
-        await asyncio.gather(*(self._poll(replica, revision) for replica in self.replicas))
+        await self._find()
+        await asyncio.gather(*(self._poll(replica, revision) for replica in self._replicas.values()))
 
     def begin_polls(self, revision: int | None) -> None:
-        """Start a poll of each replica whose last poll has ended, and do not wait: an agent may hang."""
-        for replica in self.replicas:
-            if replica.poll is None or replica.poll.done():
+        """Start a poll of each replica whose last poll has ended, and do not wait: an agent may hang.
+
+        A replica that is gone is polled until it has no call in flight: its agent waits for that before it stops.
+        """
+        if self._clock() >= self._find_at and (self._finding is None or self._finding.done()):
+            self._finding = asyncio.create_task(self._find())
+        for url, replica in list(self._replicas.items()):
+            if replica.is_gone and not replica.in_flight.total():
+                del self._replicas[url]
+            elif replica.poll is None or replica.poll.done():
                 replica.poll = asyncio.create_task(self._poll(replica, revision))
 
     async def close(self) -> None:
         """Cancel the polls and close the connections to the agents."""
-        for replica in self.replicas:
-            if replica.poll is not None:
-                replica.poll.cancel()
+        for task in (self._finding, *(replica.poll for replica in self._replicas.values())):
+            if task is not None:
+                task.cancel()
         await self._client.aclose()
+
+    async def _find(self) -> None:
+        """Renew the list of replicas."""
+        self._find_at = self._clock() + RESOLVE_EVERY_S
+        listed = {address.url: address for address in await self._discovery.find()}
+        for url, replica in self._replicas.items():
+            replica.is_gone = url not in listed
+        for url, address in listed.items():
+            self._replicas.setdefault(url, Replica(url, address.name))
 
     def _report(self, replica: Replica, revision: int | None) -> str:
         in_flight = {version: count for version, count in replica.in_flight.items() if count}
@@ -135,6 +174,7 @@ class Agents:
             replica.complaint = str(error)
             return
         replica.complaint = ""
+        status = at_address(status, replica)
         now = self._wall()
         if status.told_at is not None:
             # The agent may run on another machine. It read its clock between our request and its answer, so the time
@@ -151,3 +191,15 @@ class Agents:
         replica.status = status
         if is_fresh:
             replica.fresh_at = asked_at
+
+
+def at_address(status: AgentStatus, replica: Replica) -> AgentStatus:
+    """Return the status with TorchServe's URL at the replica's own address, where it names the replicas' common name.
+
+    The agents behind one name may all report this name, but each must get its own calls.
+    """
+    url = httpx.URL(status.torchserve.inference_url)
+    if not replica.name or url.host != replica.name:
+        return status
+    own = str(url.copy_with(host=httpx.URL(replica.url).host))
+    return replace(status, torchserve=replace(status.torchserve, inference_url=own))

@@ -101,7 +101,8 @@ class Router:
     def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
         """Return the target for a call; without `version` the plan's shares choose the version.
 
-        Of the replicas with ready workers it is the one with the fewest calls of this process in flight.
+        Of the replicas with ready workers it is the one with the fewest calls of this process in flight for each
+        worker; chance breaks ties.
 
         Raises:
             VersionUnknown: the plan does not name `version`, though it may still be loaded somewhere.
@@ -118,20 +119,27 @@ class Router:
             raise VersionUnknown(version)
         if not targets:
             raise Unavailable("not_ready")
-        return least_loaded(targets)
+        return self._least_loaded(targets)
 
     def workers(self, kind: Kind, version: str) -> int:
         """Return the ready workers of a version on all replicas, at least one."""
         return max(1, sum(target.workers for target in self._targets(version, kind)))
 
-    def choose_another(self, kind: Kind, refused: Target) -> Target | None:
-        """Return a target on another replica for a call that `refused` did not begin; None if there is none.
+    def set_aside(self, target: Target, *, is_lost: bool) -> None:
+        """Let a replica that did not answer get calls only where no other one is ready.
 
-        For `AVOID_S` the replica that refused it gets calls only if no other one is ready.
+        One that `is_lost` could not be reached: it is set aside until a later status of its agent shows it well. One
+        that refused a call is set aside for `AVOID_S`.
         """
-        refused.replica.avoid_until = time.monotonic() + AVOID_S
+        if is_lost:
+            target.replica.lost_at = time.monotonic()
+        else:
+            target.replica.avoid_until = time.monotonic() + AVOID_S
+
+    def choose_another(self, kind: Kind, refused: Target) -> Target | None:
+        """Return a target on another replica for a call that `refused` did not begin; None if there is none."""
         others = [target for target in self._targets(refused.version, kind) if target.replica is not refused.replica]
-        return least_loaded(others) if others else None
+        return self._least_loaded(others) if others else None
 
     def _choose_side(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
         """Return the targets of the canary or of the stable version, by the canary's share."""
@@ -142,6 +150,18 @@ class Router:
                 return targets
         return self._targets(plan.stable.version, kind)
 
+    def _least_loaded(self, targets: list[Target]) -> Target:
+        """Return the target with the fewest of our calls in flight for each worker; those set aside come last."""
+        if len(targets) == 1:
+            return targets[0]
+        now = time.monotonic()
+
+        def rank(target: Target) -> tuple[bool, float, float]:
+            load = target.replica.in_flight.total() / target.workers
+            return target.replica.is_avoided(now), load, self._chance()
+
+        return min(targets, key=rank)
+
     def _targets(self, version: str, kind: Kind) -> list[Target]:
         targets = []
         for replica, status, seen in self.seen():
@@ -149,14 +169,6 @@ class Router:
             if seen.version == version and seen.routable and ready and not status.draining:
                 targets.append(Target(replica, status.torchserve.inference_url, seen.model, seen.version, ready))
         return targets
-
-
-def least_loaded(targets: list[Target]) -> Target:
-    """Return the target whose replica has the fewest of our calls in flight; one that refused a call comes last."""
-    if len(targets) == 1:
-        return targets[0]
-    now = time.monotonic()
-    return min(targets, key=lambda target: (target.replica.avoid_until > now, target.replica.in_flight.total()))
 
 
 def canary_position(caller: str, canary: traffic_plan.Canary) -> float:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from contracts import wire
-from gateway.errors import DeadlinePassed, GatewayError, Unavailable
+from gateway.errors import DeadlinePassed, EngineBroke, GatewayError, Unavailable
 from gateway.inference.batching import DynamicBatcher
 from gateway.inference.image_header import LARGE_PIXELS, count_pixels
 from gateway.inference.torchserve import raise_for_error, translate_entry
@@ -293,7 +293,11 @@ class InferenceService:
         """
         try:
             return await send(target)
-        except Unavailable:
+        except EngineBroke:
+            self._router.set_aside(target, is_lost=True)
+            raise
+        except Unavailable as error:
+            self._router.set_aside(target, is_lost=error.code == "not_ready")
             another = self._router.choose_another(kind, target)
             if another is None:
                 raise

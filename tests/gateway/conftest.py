@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import selectors
 import signal
 import socket
@@ -29,10 +30,13 @@ from contracts import wire
 from contracts.model import Contract, Explanation, Input
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from gateway.app import create_app
+from gateway.inference.discovery import Discovery
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+
+    from gateway.inference.discovery import Resolve
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG fake image"
@@ -228,6 +232,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+async def itself(host: str, _port: int) -> list[str]:
+    """Resolve a host name of the tests, which no name server knows, to itself."""
+    return [host]
+
+
 @pytest.fixture
 def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
     """Yield `make_stand(agent=…, torchserve=…, plan=…, any setting=…)`, which starts a gateway."""
@@ -240,6 +249,8 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
             upstream: Callable[..., Any] | None = None,
             tracer: Any = None,
             plan: dict[str, Any] | None = None,
+            resolve: Resolve = itself,
+            chance: Callable[[], float] = random.random,
             **settings: Any,
         ) -> Stand:
             agent, torchserve = agent or FakeAgent(), torchserve or FakeTorchServe()
@@ -250,6 +261,8 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
                 Settings(**{"plan": plan_path, "poll_s": 0.02, "status_max_age_s": 60, **settings}),
                 upstream=httpx.MockTransport(upstream or torchserve),
                 agent=httpx.MockTransport(agent),
+                resolve=resolve,
+                chance=chance,
                 tracer=tracer,
             )
             stack.enter_context(portal.wrap_async_context_manager(app.router.lifespan_context(app)))
@@ -284,6 +297,12 @@ def make_torchserve() -> type[FakeTorchServe]:
 def make_plan() -> Callable[..., dict[str, Any]]:
     """Return the function that makes the data of a traffic plan."""
     return plan_data
+
+
+@pytest.fixture(scope="session")
+def listed() -> Callable[..., Discovery]:
+    """Return the function that makes a list of agents of their URLs."""
+    return lambda *urls: Discovery(urls, resolve=itself)
 
 
 @pytest.fixture(scope="session")

@@ -19,21 +19,25 @@ if TYPE_CHECKING:
 
     from conftest import FakeAgent, Stand
 
+    from gateway.inference.discovery import Discovery
+
 
 @pytest.mark.parametrize(
     "body", [b"{}", b"[]", b"no json", b'{"torchserve":null}', b"[" * 100_000, b" " * (MAX_BYTES + 1)]
 )
-def test_an_answer_that_cannot_be_parsed_is_no_status(body: bytes) -> None:
+def test_an_answer_that_cannot_be_parsed_is_no_status(body: bytes, listed: Callable[..., Discovery]) -> None:
     agents = Agents(
-        ("http://a",), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+        listed("http://a"), max_age_s=3, transport=httpx.MockTransport(lambda _: httpx.Response(200, content=body))
     )
     asyncio.run(agents.poll_all(None))
     assert agents.current() == []
 
 
-def test_an_answer_that_is_no_status_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_answer_that_is_no_status_is_logged_once(
+    caplog: pytest.LogCaptureFixture, listed: Callable[..., Discovery]
+) -> None:
     answer = httpx.MockTransport(lambda _: httpx.Response(200, content=b'{"schema": 9}'))
-    agents = Agents(("http://a",), max_age_s=3, transport=answer)
+    agents = Agents(listed("http://a"), max_age_s=3, transport=answer)
     for _ in range(3):
         asyncio.run(agents.poll_all(None))
     (line,) = caplog.messages
@@ -125,7 +129,9 @@ def test_the_deadline_is_sent_by_the_replicas_clock(
     assert all(4.0 < seconds <= 5.1 for seconds in left), left
 
 
-def test_a_slow_poll_does_not_change_the_estimate_of_a_clock_that_may_agree() -> None:
+def test_a_slow_poll_does_not_change_the_estimate_of_a_clock_that_may_agree(
+    listed: Callable[..., Discovery],
+) -> None:
     async def scene() -> float:
         async def slow(_request: httpx.Request) -> httpx.Response:
             report = {"schema": 1, "time": time.time(), "observed_at": time.time(), "draining": False, "versions": []}
@@ -133,7 +139,7 @@ def test_a_slow_poll_does_not_change_the_estimate_of_a_clock_that_may_agree() ->
             await asyncio.sleep(0.2)
             return httpx.Response(200, json=report)
 
-        agents = Agents(("http://a",), max_age_s=3, transport=httpx.MockTransport(slow))
+        agents = Agents(listed("http://a"), max_age_s=3, transport=httpx.MockTransport(slow))
         await agents.poll_all(None)
         assert len(agents.current()) == 1
         return agents.replicas[0].clock_ahead_s

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections import Counter
+from contextlib import ExitStack
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +27,21 @@ if TYPE_CHECKING:
 
     from conftest import FakeAgent, Stand
 
+    from gateway.inference.discovery import Discovery
+
 CANARY = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "share": 25}
 
 
 @pytest.fixture
 def make_versions(
-    tmp_path: Path, make_plan: Callable[..., dict[str, Any]], make_agent: type[FakeAgent]
+    tmp_path: Path, make_plan: Callable[..., dict[str, Any]], listed: Callable[..., Discovery]
 ) -> Callable[..., Router]:
     def make(agents: list[FakeAgent], chance: Callable[[], float] = lambda: 0.0, **plan: Any) -> Router:
         path = tmp_path / "plan.json"
         path.write_text(json.dumps(make_plan(**plan)), encoding="utf-8")
         by_host = {f"agent{index}": agent for index, agent in enumerate(agents)}
         transport = httpx.MockTransport(lambda request: by_host[request.url.host](request))
-        seen = Agents(tuple(f"http://{host}" for host in by_host), max_age_s=3, transport=transport)
+        seen = Agents(listed(*(f"http://{host}" for host in by_host)), max_age_s=3, transport=transport)
         asyncio.run(seen.poll_all(None))
         versions = Router(path, seen, chance=chance)
         versions.refresh_plan()
@@ -140,3 +143,35 @@ def test_a_planned_version_without_workers_is_not_ready_and_an_unplanned_one_unk
         versions.choose("predict", "1.1.0")
     with pytest.raises(VersionUnknown):
         versions.choose("predict", "3.0.0")
+
+
+def test_chance_breaks_ties_between_replicas(make_versions: Callable[..., Router], make_agent: type[FakeAgent]) -> None:
+    versions = make_versions([make_agent(), make_agent()], chance=random.Random(1).random)
+    chosen = Counter(versions.choose("predict", None).replica.url for _ in range(1000))
+    # 99.9 % of all drawings of 1,000 at one half lie within 3.29 standard deviations.
+    assert abs(chosen["http://agent0"] - 500) <= 3.29 * math.sqrt(250), chosen
+
+
+def test_a_replica_with_more_workers_gets_more_calls_at_a_time(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    pool = {"ready": 6, "wanted": 6, "pending": 0, "capacity": 100, "fallback": 0}
+    large = make_agent(versions=[make_version(predict=pool)])
+    versions = make_versions([make_agent(), large], chance=random.Random(1).random)
+    with ExitStack() as stack:
+        held = Counter(stack.enter_context(versions.choose("predict", None)).replica.url for _ in range(80))
+    assert held == {"http://agent0": 20, "http://agent1": 60}
+
+
+def test_a_replica_that_cannot_be_reached_is_set_aside_until_its_agent_shows_it_well(
+    make_versions: Callable[..., Router], make_agent: type[FakeAgent]
+) -> None:
+    agents = [make_agent(), make_agent()]
+    versions = make_versions(agents)
+    lost = versions.choose("predict", None)
+    versions.set_aside(lost, is_lost=True)
+    another = versions.choose_another("predict", lost)
+    assert another is not None and another.replica is not lost.replica  # noqa: PT018
+    assert lost.replica.url not in {versions.choose("predict", None).replica.url for _ in range(20)}
+    asyncio.run(versions._agents.poll_all(1))
+    assert lost.replica.url in {versions.choose("predict", None).replica.url for _ in range(20)}
