@@ -1,41 +1,40 @@
-"""Call a gateway from Python. This module needs only httpx.
+"""Call a gateway from Python. This package needs only httpx.
 
 with Client("http://localhost:8000") as client:
-    answer = client.predict(Path("cat.png"), top_k=3)
-    Path("cat-heatmap.png").write_bytes(client.explain(Path("cat.png")))
+answer = client.predict("cat.png", top_k=3)
+print(answer.class_name, answer.confidence)
+Path("cat-heatmap.png").write_bytes(client.explain("cat.png"))
 """
 
 from __future__ import annotations
 
-import random
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
+from gradserve import calls
+from gradserve.calls import Call, RetryPolicy, read_image, split
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
     from types import TracebackType
+    from typing import Any
 
-# Statuses of calls that the gateway did not begin, so that they may be sent again.
-RETRIED = {429, 503}
+    from gradserve.answers import Evidence, Failed, Prediction, Similar
+    from gradserve.calls import ImageSource
 
-
-class GatewayProblem(Exception):
-    """An error answer of the gateway; `problem` is the whole problem document."""
-
-    def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        self.status = status
-        self.code = str(problem.get("code", "unknown"))
-        self.problem = problem
-        super().__init__(f"{status} {self.code}: {problem.get('detail', 'no detail')}")
+T = TypeVar("T")
 
 
 class Client:
-    """A client for one gateway. A refused call (429, 503) is sent again after Retry-After, at most `retries` times.
+    """A client for one gateway. An image is the bytes or the path of a file.
 
-    If Retry-After is above `timeout_s`, as for a daily quota, the refusal is raised at once.
+    A call that the gateway refused before it began (503 with Retry-After, 429) is sent again after that time, at most
+    `retries` times. If Retry-After is above `timeout_s`, as for a daily quota, the refusal is raised at once.
+
+    Every method raises `GatewayProblem` if the gateway refused or failed, and `httpx.TransportError` without an answer.
     """
 
     def __init__(
@@ -48,10 +47,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, transport=transport)
-        self._retries = retries
-        self._longest_pause_s = timeout_s
+        self._http = httpx.Client(base_url=url, headers=key_header(key), timeout=timeout_s, transport=transport)
+        self._policy = RetryPolicy(retries, timeout_s)
         self._sleep = sleep
 
     def __enter__(self) -> Client:
@@ -66,33 +63,32 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def predict(self, image: Path | bytes, *, top_k: int = 1, version: str | None = None) -> dict[str, Any]:
-        """Return the image's class: `class`, `confidence`, `top`, `model`, `request_id`.
+    def predict(self, image: ImageSource, *, top_k: int = 1, version: str | None = None) -> Prediction:
+        """Return the image's class with the model's confidence.
 
-        Raises:
-            GatewayProblem: the gateway refused or failed.
-            httpx.TransportError: there was no answer.
+        Args:
+            image: the bytes or the path of an image file.
+            top_k: the number of classes in `top`, best first.
+            version: the version to ask; by default the gateway chooses.
         """
-        params = _given(top_k=top_k, version=version)
-        return self._json(self._post("/predict", params, content=_bytes(image), headers=_RAW))
+        return self._send(calls.predict(read_image(image), top_k=top_k, version=version))
 
     def predict_batch(
-        self, images: Sequence[Path | bytes], *, top_k: int = 1, version: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Return one entry per image, in order: a prediction or `{"error": {…}}`.
+        self, images: Iterable[ImageSource], *, top_k: int = 1, version: str | None = None
+    ) -> list[Prediction | Failed]:
+        """Return one entry per image, in order; the entry of an image that failed is its error.
 
-        Raises:
-            GatewayProblem: the gateway refused or failed.
-            httpx.TransportError: there was no answer.
+        Many images are sent in several calls.
         """
-        files = [("file", ("image", _bytes(image), "application/octet-stream")) for image in images]
-        params = _given(top_k=top_k, version=version)
-        results: list[dict[str, Any]] = self._json(self._post("/predict/batch", params, files=files))["results"]
-        return results
+        return [
+            entry
+            for group in split(images)
+            for entry in self._send(calls.predict_batch(group, top_k=top_k, version=version))
+        ]
 
     def explain(
         self,
-        image: Path | bytes,
+        image: ImageSource,
         *,
         target: str | None = None,
         method: str | None = None,
@@ -102,80 +98,123 @@ class Client:
     ) -> bytes:
         """Return the heatmap over the image, as the bytes of a PNG file.
 
-        Raises:
-            GatewayProblem: the gateway refused or failed.
-            httpx.TransportError: there was no answer.
+        Args:
+            image: the bytes or the path of an image file.
+            target: the class to explain; by default the predicted one.
+            method: the heatmap's method; `models()` lists them.
+            alpha: the opacity of the heatmap, from 0 to 1.
+            size: pixels of the longer side.
+            version: the version to ask; by default the gateway chooses.
         """
-        params = _given(target=target, method=method, alpha=alpha, size=size, version=version)
-        return self._post("/explain", params, content=_bytes(image), headers=_RAW).content
+        call = calls.explain(read_image(image), target=target, method=method, alpha=alpha, size=size, version=version)
+        return self._send(call)
+
+    def evidence(
+        self,
+        image: ImageSource,
+        *,
+        target: str | None = None,
+        method: str | None = None,
+        coverage: float | None = None,
+        test: bool = False,
+        similar: int | None = None,
+        heatmap: bool = True,
+        version: str | None = None,
+    ) -> Evidence:
+        """Return the image's class and the evidence for it.
+
+        Args:
+            image: the bytes or the path of an image file.
+            target: the class to explain; by default the predicted one.
+            method: the heatmap's method; `models()` lists them.
+            coverage: ask for the classes that hold the right one with this probability, 0.5 to 0.999.
+            test: try the heatmap's claim on the image.
+            similar: the number of similar training images of each of two classes, 0 to 10.
+            heatmap: False leaves the heatmap out, which makes the answer small.
+            version: the version to ask; by default the gateway chooses.
+        """
+        call = calls.evidence(
+            read_image(image),
+            target=target,
+            method=method,
+            coverage=coverage,
+            test=test,
+            similar=similar,
+            heatmap=heatmap,
+            version=version,
+        )
+        return self._send(call)
+
+    def explain_batch(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        target: str | None = None,
+        method: str | None = None,
+        coverage: float | None = None,
+        test: bool = False,
+        similar: int | None = None,
+        heatmap: bool = True,
+        version: str | None = None,
+    ) -> list[Evidence | Failed]:
+        """Return the evidence about each image, in order; the entry of an image that failed is its error.
+
+        Many images are sent in several calls. The options are those of `evidence`.
+        """
+        options: dict[str, Any] = {
+            "target": target,
+            "method": method,
+            "coverage": coverage,
+            "test": test,
+            "similar": similar,
+            "heatmap": heatmap,
+            "version": version,
+        }
+        return [entry for group in split(images) for entry in self._send(calls.explain_batch(group, **options))]
 
     def heatmap(
-        self, image: Path | bytes, *, target: str | None = None, method: str | None = None, version: str | None = None
-    ) -> dict[str, Any]:
-        """Return the explanation as numbers: `heatmap` (rows of 0..1 at the model's input size), `class` and more.
+        self,
+        image: ImageSource,
+        *,
+        target: str | None = None,
+        method: str | None = None,
+        version: str | None = None,
+    ) -> Evidence:
+        """Return the same as `evidence`, which replaces this method."""
+        warnings.warn("Client.heatmap is Client.evidence now", DeprecationWarning, stacklevel=2)
+        return self.evidence(image, target=target, method=method, version=version)
+
+    def example(self, similar: Similar) -> bytes:
+        """Return the thumbnail of a training image in an evidence's `similar`, as the bytes of a PNG file.
 
         Raises:
-            GatewayProblem: the gateway refused or failed.
-            httpx.TransportError: there was no answer.
+            ValueError: the version has no thumbnails.
         """
-        params = _given(target=target, method=method, version=version)
-        headers = {**_RAW, "accept": "application/json"}
-        return self._json(self._post("/explain", params, content=_bytes(image), headers=headers))
+        return self._send(calls.example(similar))
+
+    def feedback(self, request_id: str, class_name: str, *, note: str | None = None) -> None:
+        """Report the right class of the image of an earlier call; a repeat replaces the earlier report."""
+        self._send(calls.feedback(request_id, class_name, note))
 
     def health(self) -> dict[str, Any]:
-        """Return the health report; `status` is `ok`, `degraded` or `unavailable`.
-
-        Raises:
-            httpx.TransportError: there was no answer.
-        """
-        return self._json(self._http.get("/health"))
+        """Return the health report; `status` is `ok`, `degraded` or `unavailable`."""
+        return self._send(calls.health())
 
     def models(self) -> dict[str, Any]:
-        """Return the versions with their roles, workers and contracts.
+        """Return the versions with their roles, workers and contracts."""
+        return self._send(calls.models())
 
-        Raises:
-            GatewayProblem: the gateway refused or failed.
-            httpx.TransportError: there was no answer.
-        """
-        return self._json(_checked(self._http.get("/models")))
-
-    def _post(self, path: str, params: dict[str, Any], **body: Any) -> httpx.Response:  # noqa: ANN401 — httpx's own
-        for attempt in range(self._retries + 1):
-            answer = self._http.post(path, params=params, **body)
-            least_s = _least_pause_s(answer, attempt)
-            if answer.status_code not in RETRIED or attempt == self._retries or least_s > self._longest_pause_s:
-                break
-            # Random, so that callers that were refused together do not all come back together.
-            self._sleep(least_s * random.uniform(1.0, 1.5))  # noqa: S311 — no secret
-        return _checked(answer)
-
-    @staticmethod
-    def _json(answer: httpx.Response) -> dict[str, Any]:
-        data: dict[str, Any] = answer.json()
-        return data
+    def _send(self, call: Call[T]) -> T:
+        attempt = 0
+        while True:
+            answer = self._http.request(**call.arguments())
+            pause_s = None if call.takes_errors else self._policy.pause_s(answer, attempt)
+            if pause_s is None:
+                return call.result(answer)
+            self._sleep(pause_s)
+            attempt += 1
 
 
-_RAW = {"content-type": "application/octet-stream"}
-
-
-def _checked(answer: httpx.Response) -> httpx.Response:
-    if answer.is_success:
-        return answer
-    try:
-        problem = answer.json()
-    except ValueError:  # a proxy's page
-        problem = {}
-    raise GatewayProblem(answer.status_code, problem if isinstance(problem, dict) else {})
-
-
-def _least_pause_s(answer: httpx.Response, attempt: int) -> float:
-    asked = answer.headers.get("retry-after", "")
-    return float(asked) if asked.isdigit() else 0.5 * 2.0**attempt
-
-
-def _bytes(image: Path | bytes) -> bytes:
-    return image.read_bytes() if isinstance(image, Path) else image
-
-
-def _given(**params: Any) -> dict[str, Any]:  # noqa: ANN401 — numbers and texts
-    return {name: value for name, value in params.items() if value is not None}
+def key_header(key: str | None) -> dict[str, str]:
+    """Return the header that carries the API key; none without a key."""
+    return {"authorization": f"Bearer {key}"} if key else {}

@@ -30,10 +30,11 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def imported(path: Path) -> set[str]:
-    """The full names of all modules that the file imports, wherever in it."""
+def imported(path: Path, *, at_import: bool = False) -> set[str]:
+    """The full names of all modules that the file imports, wherever in it, or only `at_import` of the file itself."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_import else ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -64,10 +65,14 @@ def test_a_folder_has_at_most_about_twelve_modules(folder):
     assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
 
 
-def test_client_needs_httpx_alone():
+def test_client_needs_httpx_alone_and_numpy_and_pillow_only_where_they_are_asked_for():
+    allowed = sys.stdlib_module_names | {"gradserve", "httpx", "__future__"}
     for path in modules("gradserve"):
-        foreign = top_level(imported(path)) - sys.stdlib_module_names - {"gradserve", "httpx", "__future__"}
-        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+        for foreign in (
+            top_level(imported(path, at_import=True)) - allowed,
+            top_level(imported(path)) - allowed - {"numpy", "PIL"},
+        ):
+            assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
 def test_gateway_has_no_torch():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 
 from control.errors import GateUnusable, Refused
-from gradserve import Client, GatewayProblem
+from gradserve import Client, Failed, GatewayProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from gradserve import Prediction
 
 # Limits of one call: a gateway refuses a body above GATEWAY_MAX_BATCH_BYTES.
 _MAX_IMAGES, _MAX_BYTES = 32, 8 * 1024 * 1024
@@ -101,13 +103,12 @@ class Gate:
         for group in _groups(images):
             paths = [path for path, _ in group]
             for path, entry in zip(paths, self._ask(gateway, paths, version, new), strict=True):
-                code = entry["error"]["code"] if "error" in entry else None
-                if code is not None and code not in _NO_IMAGE_CODES:
-                    raise Refused(new, "the gate", f"{version} answered {code} to {path}")
-                answers[path] = None if code else entry["class"]
+                if isinstance(entry, Failed) and entry.code not in _NO_IMAGE_CODES:
+                    raise Refused(new, "the gate", f"{version} answered {entry.code} to {path}")
+                answers[path] = None if isinstance(entry, Failed) else entry.class_name
         return answers
 
-    def _ask(self, gateway: Client, paths: Sequence[Path], version: str, new: str) -> list[dict[str, Any]]:
+    def _ask(self, gateway: Client, paths: Sequence[Path], version: str, new: str) -> list[Prediction | Failed]:
         end = time.monotonic() + _KNOWN_WITHIN_S
         while True:
             try:
@@ -115,7 +116,8 @@ class Gate:
             except GatewayProblem as error:
                 if error.code in _NO_IMAGE_CODES:  # one file makes the gateway refuse the call: find that file
                     if len(paths) == 1:
-                        return [{"error": {"code": error.code}}]
+                        problem = {"error": error.problem}
+                        return [Failed(status=error.status, code=error.code, detail=str(error), document=problem)]
                     return [entry for path in paths for entry in self._ask(gateway, [path], version, new)]
                 if error.code not in _RETRIED_CODES or time.monotonic() > end:
                     raise Refused(new, "the gate", f"the gateway {self.url} answered {error}") from error

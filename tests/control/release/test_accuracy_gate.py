@@ -22,7 +22,7 @@ def test_no_call_exceeds_the_images_or_bytes_that_a_gateway_accepts(tmp_path, mo
     assert [image for group in groups for image in group] == images
 
 
-CAT, NONE = {"class": "cat"}, {"error": {"code": "image_unreadable"}}
+CAT, NONE = {"class": "cat", "confidence": 0.9}, {"error": {"code": "image_unreadable"}}
 
 
 @pytest.fixture
