@@ -219,6 +219,38 @@ class Fields:
         inner = Fields({f"[{index}]": line for index, line in enumerate(lines)}, self._path(name), self._error)
         return tuple(inner.numbers(f"[{index}]", count=columns, least=least, most=most) for index in range(rows))
 
+    def named(self, name: str, read: Callable[[object, str], Value], *, most: int) -> tuple[tuple[str, Value], ...]:
+        """Return a list of at most `most` pairs of a name and what `read` makes of the value beside it.
+
+        `read` is `text_of` or `number_of` of this object.
+
+        Raises:
+            DocumentError: the field is none, or `read` refuses a value.
+        """
+        pairs = []
+        for index, pair in enumerate(self.items(name, most=most)):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise self.refuse(f"{name}[{index}]", pair, "a pair of a name and a value")
+            key, value = pair
+            pairs.append((self.text_of(key, f"{name}[{index}]"), read(value, f"{name}[{index}]")))
+        return tuple(pairs)
+
+    def text_of(self, value: object, name: str) -> str:
+        """Return `value`, which stands at `name`, if it is a text.
+
+        Raises:
+            DocumentError: it is none.
+        """
+        return self._text(value, name, None, MAX_TEXT)
+
+    def number_of(self, value: object, name: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+        """Return `value`, which stands at `name`, if it is a finite number from `least` to `most`.
+
+        Raises:
+            DocumentError: it is none.
+        """
+        return self._number(value, name, least, most)
+
     def items(self, name: str, *, most: int) -> list[object]:
         """Return a list of at most `most` items as they are.
 

@@ -1,8 +1,9 @@
 """The contract of a model version (`contract.json`): everything that training, archive, handler and gateway agree on.
 
 Training writes it once; it travels in the archive, in MLflow and in the agent's status. Nobody else holds a label, a
-mean or an input size. Contracts of schema 1, in which `accepted` was one flat object, are read and written as they are:
-an archive keeps the contract that it was packed with. Whatever is packed now gets schema 2.
+mean or an input size. Contracts of schema 1, in which `accepted` was one flat object, and of schema 2, which has no
+evidence, are read and written as they are: an archive keeps the contract that it was packed with. Whatever is packed
+now gets `SCHEMA`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from contracts.evidence import Evidence, HeatmapFigures, NamedNumbers, parse_evidence, parse_heatmap_figures
 from contracts.fields import DocumentError, Fields, as_json, read_json
 from contracts.names import NAME, SHA256, VERSION
 
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA = 2
-READABLE = (1, 2)
+READABLE = (1, 2, 3)
 MAX_BYTES = 16_000_000
 MAX_CLASSES = 100_000
 MAX_ANCESTORS = 50
+MAX_FIGURES = 100
 
 Recipe: TypeAlias = dict[str, Any]
 """The hyper-parameters of a training as JSON; training/recipe.py dumps and parses them."""
@@ -66,12 +69,14 @@ class Engine:
 class Explanation:
     """Source of heatmaps: CAM layer, default method and the methods a caller may ask for.
 
-    `layer` is a module path in the network, or several joined by `+`, whose heatmaps are averaged.
+    `layer` is a module path in the network, or several joined by `+`, whose heatmaps are averaged. `sharp_layer` is the
+    one whose activations sharpen heatmaps made in the forward pass; None for a network that gives none.
     """
 
     layer: str = "layer4"  # the most faithful of a well-trained network; docs/training.md
     method: str = "gradcam"
     methods: tuple[str, ...] = ("gradcam", "gradcam++", "layercam", "eigencam")
+    sharp_layer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,10 @@ class Figures:
         explainer_disagreement: share on which the network that explains names another class than the engine.
         explain_images: how many held-out images chose the heatmaps' layer and method; 0 where none did.
         explain_class_correlation: mean rank correlation of the heatmaps about an image's first and second class.
+        explanations: the default heatmaps of the contract's engine.
+        random_heat: random heat in their place.
+        familiarity: area under the ROC curve of familiarity, by the images that it must tell from held-out ones.
+        engine_heatmap_correlation: median rank correlation of the contract's engine's heatmaps with full precision's.
     """
 
     validation_accuracy: float | None = None
@@ -109,6 +118,10 @@ class Figures:
     explainer_disagreement: float | None = None
     explain_images: int = 0
     explain_class_correlation: float | None = None
+    explanations: HeatmapFigures | None = None
+    random_heat: HeatmapFigures | None = None
+    familiarity: NamedNumbers = ()
+    engine_heatmap_correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ class Contract:
     accepted: Accepted = field(default_factory=Accepted)
     created: str = ""
     schema: int = SCHEMA
+    evidence: Evidence | None = None
 
     def with_version(self, version: str) -> Contract:
         """Return the same contract under another version."""
@@ -194,6 +208,10 @@ def dump(contract: Contract) -> dict[str, Any]:
     data = as_json(contract)
     if contract.schema == 1:
         data["accepted"] = _dump_accepted_1(contract.accepted)
+    if contract.schema == 2:
+        _remove_figures_of_3(data["accepted"])
+    if contract.schema < 3:
+        del data["evidence"], data["explain"]["sharp_layer"]
     return {"schema": data.pop("schema"), **data}
 
 
@@ -218,6 +236,7 @@ def parse(data: object) -> Contract:
         accepted=read_accepted(fields.inner("accepted"), MAX_ANCESTORS) if "accepted" in fields else Accepted(),
         created=fields.maybe("created", fields.text) or "",
         schema=schema,
+        evidence=parse_evidence(fields.maybe("evidence", fields.inner)) if schema >= 3 else None,
     )
     fields.end()
     if len(contract.classes) < 2 or len(set(contract.classes)) != len(contract.classes):
@@ -284,6 +303,7 @@ def _explanation(fields: Fields | None) -> Explanation:
         layer=fields.maybe("layer", fields.text) or default.layer,
         method=fields.maybe("method", fields.text) or default.method,
         methods=fields.maybe("methods", partial(fields.texts, most_items=100)) or default.methods,
+        sharp_layer=fields.maybe("sharp_layer", fields.text),
     )
     fields.end()
     return read
@@ -316,6 +336,8 @@ def _accepted(fields: Fields, ancestors: int) -> Accepted:
 
 def _figures(fields: Fields) -> Figures:
     share = partial(fields.number, least=0, most=1)
+    correlation = partial(fields.number, least=-1, most=1)
+    auroc = partial(fields.number_of, least=0, most=1)
     read = Figures(
         validation_accuracy=fields.maybe("validation_accuracy", share),
         held_out_images=fields.maybe("held_out_images", fields.integer),
@@ -324,7 +346,11 @@ def _figures(fields: Fields) -> Figures:
         engine_agreement=fields.maybe("engine_agreement", share),
         explainer_disagreement=fields.maybe("explainer_disagreement", share),
         explain_images=fields.maybe("explain_images", fields.integer) or 0,
-        explain_class_correlation=fields.maybe("explain_class_correlation", partial(fields.number, least=-1, most=1)),
+        explain_class_correlation=fields.maybe("explain_class_correlation", correlation),
+        explanations=parse_heatmap_figures(fields.maybe("explanations", fields.inner)),
+        random_heat=parse_heatmap_figures(fields.maybe("random_heat", fields.inner)),
+        familiarity=fields.named("familiarity", auroc, most=MAX_FIGURES) if "familiarity" in fields else (),
+        engine_heatmap_correlation=fields.maybe("engine_heatmap_correlation", correlation),
     )
     fields.end()
     return read
@@ -368,6 +394,19 @@ def _ancestor(fields: Fields | None, left: int, read_accepted: Callable[[Fields,
     )
     fields.end()
     return read
+
+
+# Schema 2: the figures of what schema 3 brought do not exist.
+
+_FIGURES_OF_3 = ("explanations", "random_heat", "familiarity", "engine_heatmap_correlation")
+
+
+def _remove_figures_of_3(accepted: dict[str, Any]) -> None:
+    """Remove the figures that a reader of schema 2 does not know, from those of the ancestors too."""
+    for name in _FIGURES_OF_3:
+        del accepted["figures"][name]
+    if accepted["ancestor"] is not None:
+        _remove_figures_of_3(accepted["ancestor"]["accepted"])
 
 
 # Schema 1: the figures stood beside run, recipe, provenance and ancestor, those of the two engines under long names.

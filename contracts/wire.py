@@ -17,19 +17,30 @@ they cannot be told apart. `image/png` is the overlay that an explanation asked 
 pixels, holds the explanation without its heatmap, and the model. No header carries anything of the
 caller's, and no body is longer than TorchServe carries: either kills a worker.
 
+**Wire 2** adds evidence. The option `images` holds one object for each image, `ImageOptions`: an image is predicted or
+explained, and both kinds travel in one request to `/predictions`. The entry `-explain` takes the same requests; only it
+has the methods that need a backward pass ready from its start. A prediction's entry gains `familiar`. An explanation's
+entry is `{"class", "confidence", "target": {"class", "confidence"}, "method", "strength", "heatmap": {"height",
+"width", "values"}, "familiar", "familiarity", "similar", "classes", "test"}`; `dump_evidence` describes it. A request
+of one explained image with the option `format` `png` is answered by the overlay, as in wire 1. A request with the
+option `example` and an empty body is answered by that example's thumbnail as `image/png`, or the error
+`unknown_example`.
+
 An archive brings its own handler, so a gateway may call a handler of an earlier release. The schema of the archive's
-contract says which wire its handler speaks (`WIRES`). Contracts of schema 1 and 2 speak the wire above.
+contract says which wire its handler speaks (`WIRES`).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-WIRES = {1: 1, 2: 1}
+WIRES = {1: 1, 2: 1, 3: 2}
 """The wire that a handler speaks, by the schema of its archive's contract."""
 
 IMAGE_TYPE = "application/octet-stream"
@@ -54,6 +65,12 @@ MAX_REQUEST_BYTES = 6_553_500
 MAX_ANSWER_BYTES = 6_500_000
 """Just under TorchServe's default `max_response_size` of 6,553,500 bytes; a longer answer kills the worker."""
 
+MAX_OPTIONS_BYTES = 4000
+"""Of the `x-gradserve` header; TorchServe refuses longer headers. A gateway sends smaller upstream batches instead."""
+
+MAX_SIMILAR = 10
+"""Training images of one class that an explanation names."""
+
 MAX_OVERLAY_SIDE = 1024
 """Pixels; so an overlay of random noise, which no PNG makes smaller, has 3.2 MB."""
 
@@ -62,6 +79,7 @@ ERROR_CODES = (
     "image_unreadable",
     "unknown_target",
     "unknown_method",
+    "unknown_example",
     "bad_options",
     "bad_frames",
     "deadline_passed",
@@ -106,6 +124,22 @@ class BadAnswer(WireError):
         super().__init__(f"the handler's answer cannot be read: {reason}")
 
 
+class ImageOptions(NamedTuple):
+    """Options of one image in wire 2; None means the contract's default.
+
+    `explain` asks for an explanation instead of a prediction, the rest is about it: `target` (a class's index, default
+    the top one), `method`, `coverage` (of the answer set; None asks for none), `test` (the hot region kept and
+    removed), `similar` (training images of each class to name, 0 to `MAX_SIMILAR`).
+    """
+
+    explain: bool = False
+    target: int | None = None
+    method: str | None = None
+    coverage: float | None = None
+    test: bool = False
+    similar: int = 3
+
+
 class Options(NamedTuple):
     """Options of a request beside its images; None means the contract's or the image's default.
 
@@ -113,6 +147,8 @@ class Options(NamedTuple):
     replica's clock: a request that is reached later is dropped. Predictions: `top_k`. Explanations, of one image:
     `target` (a class, default the top one), `method`, `alpha` (0 to 1, the heatmap's weight in the overlay), `size`
     (pixels of the overlay's long side, default the image's own up to `MAX_OVERLAY_SIDE`), `format` (`png` or `json`).
+    Wire 2: `images` (one for each image; none if all are plain predictions; they replace `target` and `method`) and
+    `example` (the number of a training image whose thumbnail is asked for).
 
     A tuple, because the gateway makes two and dumps one for each call: in 4 µs, as frozen dataclasses in 13 of its 150.
     """
@@ -126,6 +162,8 @@ class Options(NamedTuple):
     alpha: float = 0.5
     size: int | None = None
     format: str = "png"
+    images: tuple[ImageOptions, ...] = ()
+    example: int | None = None
 
 
 class Request(NamedTuple):
@@ -137,6 +175,7 @@ class Request(NamedTuple):
 
 
 DEFAULTS = Options()
+PREDICT = ImageOptions()
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
@@ -196,8 +235,10 @@ def split_frames(body: bytes | bytearray) -> list[Bytes]:
 
 def dump_options(options: Options) -> str:
     """Return the options as compact ASCII JSON, without those that have their default."""
-    named = zip(Options._fields, options, DEFAULTS, strict=True)
-    return _ENCODER.encode({name: value for name, value, default in named if value != default})
+    named = _non_defaults(options, DEFAULTS)
+    if options.images:
+        named["images"] = [_non_defaults(image, PREDICT) for image in options.images]
+    return _ENCODER.encode(named)
 
 
 def parse_options(header: object) -> Options:
@@ -219,13 +260,28 @@ def parse_options(header: object) -> Options:
         is_right, expected = _CHECKS[key]
         if not is_right(value):
             raise BadOptions(key, expected)
+    if "images" in known:
+        known["images"] = tuple(map(_parse_image, known["images"]))
     return Options(**known)
 
 
-def dump_prediction(top: Sequence[tuple[str, float]]) -> Entry:
-    """Return the entry of an image whose best classes with their probabilities are `top`, best first."""
+def _parse_image(values: dict[str, Any]) -> ImageOptions:
+    known = {key: value for key, value in values.items() if key in _IMAGE_CHECKS and value is not None}
+    for key, value in known.items():
+        is_right, expected = _IMAGE_CHECKS[key]
+        if not is_right(value):
+            raise BadOptions(key, expected)
+    return ImageOptions(**known)
+
+
+def dump_prediction(top: Sequence[tuple[str, float]], *, familiar: bool | None = None) -> Entry:
+    """Return the entry of an image whose best classes with their probabilities are `top`, best first.
+
+    `familiar` (wire 2) says whether the image is like what training saw; None if the archive cannot tell.
+    """
     classes = [{"class": name, "confidence": confidence} for name, confidence in top]
-    return {**classes[0], "top": classes}
+    entry: Entry = {**classes[0], "top": classes}
+    return entry if familiar is None else {**entry, "familiar": familiar}
 
 
 def dump_explanation(
@@ -249,6 +305,65 @@ def dump_explanation(
         "layer": layer,
         "heatmap": heatmap,
     }
+
+
+def dump_evidence(
+    best: tuple[str, float],
+    *,
+    target: tuple[str, float],
+    method: str,
+    strength: float,
+    heatmap: Entry,
+    **evidence: object,
+) -> Entry:
+    """Return the entry of an explained image in wire 2.
+
+    Args:
+        best: the top class with its probability.
+        target: the class that the heatmap is about, with its own probability.
+        method: the heatmap's method.
+        strength: the heatmap's maximum before scaling, comparable between the classes of one image.
+        heatmap: what `dump_heatmap` returns.
+        evidence: `familiar` (bool), `familiarity` (0 to 1), `similar` (a list of `{"id", "class", "similarity"}`),
+            `classes` (a list of `{"class", "confidence"}`, if a coverage was asked for), `test` (`{"kept", "removed",
+            "verdict"}`, if asked for); each may be what `unavailable` returns.
+    """
+    name, confidence = best
+    return {
+        "class": name,
+        "confidence": confidence,
+        "target": {"class": target[0], "confidence": target[1]},
+        "method": method,
+        "strength": strength,
+        "heatmap": heatmap,
+        **evidence,
+    }
+
+
+def dump_heatmap(height: int, width: int, values: bytes) -> Entry:
+    """Return a heatmap as it travels; `values` has a byte for each pixel, row by row, 255 for the hottest."""
+    return {"height": height, "width": width, "values": base64.b64encode(values).decode("ascii")}
+
+
+def parse_heatmap(heatmap: object) -> list[bytes]:
+    """Return the rows of a heatmap that `dump_heatmap` made, a byte for each pixel.
+
+    Raises:
+        BadAnswer: it is none.
+    """
+    try:
+        height, width, values = (heatmap[name] for name in ("height", "width", "values"))  # type: ignore[index]
+        pixels = base64.b64decode(values, validate=True)
+    except (KeyError, TypeError, IndexError, ValueError, binascii.Error) as error:
+        raise BadAnswer("a heatmap has no height, width and values") from error
+    if not (_is_integer(height) and _is_integer(width) and height >= 1 and len(pixels) == height * width):
+        raise BadAnswer("a heatmap has not as many values as pixels")
+    return [pixels[start : start + width] for start in range(0, len(pixels), width)]
+
+
+def unavailable(reason: str) -> Entry:
+    """Return what stands in the place of evidence that cannot be given; `reason` is a sentence for people."""
+    return {"unavailable": reason}
 
 
 def dump_about(explanation: Entry, model: str, version: str) -> str:
@@ -326,6 +441,15 @@ def _is_entry(entry: object) -> bool:
     return isinstance(entry, dict) and ("error" in entry or ("class" in entry and "confidence" in entry))
 
 
+def _non_defaults(values: Options | ImageOptions, defaults: Options | ImageOptions) -> dict[str, Any]:
+    named = zip(values._fields, values, defaults, strict=True)
+    return {name: value for name, value, default in named if value != default}
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -342,7 +466,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": (_is_text, "a class name"),
     "method": (_is_text, "a method's name"),
     "alpha": (
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
+        lambda value: _is_number(value, 0, 1),
         "a number from 0 to 1",
     ),
     "size": (
@@ -350,4 +474,19 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         f"a whole number of pixels from 1 to {MAX_OVERLAY_SIDE}",
     ),
     "format": (lambda value: value in ("png", "json"), "png or json"),
+    "images": (
+        lambda value: (
+            isinstance(value, list) and len(value) <= MAX_IMAGES and all(isinstance(image, dict) for image in value)
+        ),
+        f"a list of at most {MAX_IMAGES} objects",
+    ),
+    "example": (lambda value: _is_integer(value) and value >= 0, "a whole number from 0"),
+}
+_IMAGE_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "explain": (lambda value: isinstance(value, bool), "true or false"),
+    "target": (lambda value: _is_integer(value) and value >= 0, "a class's index"),
+    "method": _CHECKS["method"],
+    "coverage": (lambda value: _is_number(value, 0.5, 0.999), "a number from 0.5 to 0.999"),
+    "test": (lambda value: isinstance(value, bool), "true or false"),
+    "similar": (lambda value: _is_integer(value) and 0 <= value <= MAX_SIMILAR, f"a number from 0 to {MAX_SIMILAR}"),
 }

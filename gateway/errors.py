@@ -42,6 +42,7 @@ HANDLER_CODES = {
     "image_unreadable": 422,
     "unknown_target": 400,
     "unknown_method": 400,
+    "unknown_example": 404,
     "bad_options": 400,
     "bad_frames": 400,
     "deadline_passed": 504,

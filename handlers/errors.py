@@ -5,6 +5,7 @@
     ├── ImageUnreadable    image_unreadable   no image of the five formats, truncated, or of no size
     ├── UnknownTarget      unknown_target     a class name that the contract does not hold
     ├── UnknownMethod      unknown_method     a CAM method that the contract does not offer
+    ├── UnknownExample     unknown_example    a training image whose thumbnail the archive does not hold
     ├── BadOptions         bad_options        the `x-gradserve` header is not what contracts/wire.py describes
     ├── BadFrames          bad_frames         a body of several images that cannot be taken apart
     ├── DeadlinePassed     deadline_passed    nobody waits for the answer any more
@@ -81,6 +82,19 @@ class UnknownMethod(RequestError):
 
     def __init__(self, method: str, methods: tuple[str, ...]) -> None:
         super().__init__(f"there is no method {method[:100]!r}: use {', '.join(methods)}", methods=list(methods))
+
+
+class UnknownExample(RequestError):
+    """The archive holds no thumbnail of this training image."""
+
+    code = "unknown_example"
+
+    def __init__(self, example: int, examples: int) -> None:
+        super().__init__(
+            f"there is no example {example}: "
+            + (f"use a number below {examples}" if examples else "this version was packed without thumbnails"),
+            examples=examples,
+        )
 
 
 class BadOptions(RequestError):

@@ -1,4 +1,4 @@
-"""The contract: schema 1 is read and kept, schema 2 is exact, and what cannot be used is refused with its field."""
+"""The contract: schemas 1 and 2 are read and kept, schema 3 is exact, and each refusal names the field."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from contracts import model
+from contracts.evidence import AnswerSet, Evidence, Familiar, HeatmapFigures, Similar
 from contracts.model import (
     Accepted,
     Ancestor,
@@ -37,6 +38,24 @@ CONTRACT = Contract(
     "cifar10", "1.0.0", ("cat", "dog"), Input(32, 24, (0.1, 0.2, 0.3), (1.0, 1.0, 0.5)), "resnet18_small",
     Explanation("layer3+layer4", "gradcam", ("gradcam",)), Engine("openvino", "int8", 0.6), Engine(), THIRD, "2026",
 )  # fmt: skip
+HEAT = HeatmapFigures(0.96, 1.0, 0.92, 0.99, -0.4, 0.2, (("fc", 0.2), ("layer4", 0.1)), 0.8, 0.4, 0.3)
+NEWEST = replace(
+    CONTRACT,
+    schema=3,
+    explain=replace(CONTRACT.explain, sharp_layer="layer3"),
+    evidence=Evidence(Familiar("knn", 10, 5000), Similar(5000, True, 0.97), AnswerSet(5000), (("similar", "too few"),)),
+    accepted=replace(
+        FIRST,
+        figures=replace(
+            FIRST.figures,
+            explanations=HEAT,
+            random_heat=HeatmapFigures(0.25),
+            familiarity=(("noise", 0.99),),
+            engine_heatmap_correlation=0.97,
+        ),
+        ancestor=Ancestor("cifar10", "0.1", FIRST, SHA256),
+    ),
+)
 SMALLEST = Contract("m", "1", ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
 
 
@@ -44,7 +63,10 @@ def data(**changes: Any) -> dict[str, Any]:
     return json.loads(json.dumps(model.dump(CONTRACT))) | changes
 
 
-@pytest.mark.parametrize("contract", [CONTRACT, SMALLEST, replace(CONTRACT, schema=1), replace(SMALLEST, schema=1)])
+@pytest.mark.parametrize(
+    "contract",
+    [replace(contract, schema=schema) for contract in (CONTRACT, SMALLEST) for schema in (1, 2, 3)] + [NEWEST],
+)
 def test_a_contract_that_is_saved_is_loaded_again(contract, tmp_path):
     model.save(contract, tmp_path / "contract.json")
     assert model.load(tmp_path / "contract.json") == contract
@@ -59,6 +81,15 @@ def test_a_released_contract_of_schema_1_is_read_and_dumped_as_it_is():
     assert contract.accepted.figures.served is not None
     assert contract.accepted.figures.served.accuracy == first["accepted"]["engine_held_out_accuracy"]
     assert model.dump(contract) == first
+
+
+def test_a_contract_of_schema_2_is_dumped_without_what_schema_3_brought():
+    released = json.loads(RELEASED.read_text(encoding="utf-8"))
+    assert model.dump(replace(model.parse(released), schema=2)).keys() == released.keys() - {"evidence"}
+    second = json.dumps(model.dump(replace(NEWEST, schema=2)))
+    new = ("evidence", "sharp_layer", "explanations", "random_heat", '"familiarity"', "engine_heatmap_correlation")
+    assert not [name for name in new if name in second]
+    assert model.parse(json.loads(second)).accepted.figures == FIRST.figures
 
 
 def test_schema_1_takes_figures_that_this_release_does_not_know():
@@ -91,7 +122,8 @@ def test_an_ancestor_in_a_checkpoint_of_the_first_release_is_read():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"schema": 3}, "contract field schema is 3, expected 1 or 2"),
+        ({"schema": 4}, "contract field schema is 4, expected 1 or 2 or 3"),
+        ({"evidence": {}}, "evidence is {}, expected no such field"),
         ({"schema": 1.0}, "schema is 1.0"),
         ({"schema": True}, "schema is True"),
         ({"name": "../x"}, "name is '../x', expected a text that matches"),
@@ -117,6 +149,30 @@ def test_what_cannot_be_used_is_refused_with_field_finding_and_remedy(changes, s
         model.parse(data(**changes))
     assert sentence in str(refusal.value)
     assert "pack the model again" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"familiar": {"method": "guess"}}, "evidence.familiar.method is 'guess', expected one of knn"),
+        ({"similar": {"images": 0}}, "evidence.similar.images is 0"),
+        ({"answer_set": {}}, "evidence.answer_set.images is None"),
+        ({"absent": [["similar"]]}, "evidence.absent[0] is ['similar'], expected a pair"),
+        ({"absent": [["similar", 1]]}, "evidence.absent[0] is 1, expected a text"),
+        ({"other": 1}, "evidence.other is 1, expected no such field"),
+    ],
+)
+def test_evidence_that_cannot_be_used_is_refused(part, sentence):
+    with pytest.raises(ContractError) as refusal:
+        model.parse(model.dump(NEWEST) | {"evidence": part})
+    assert sentence in str(refusal.value)
+
+
+def test_a_figure_of_familiarity_is_a_share():
+    text = json.loads(json.dumps(model.dump(NEWEST)))
+    text["accepted"]["figures"]["familiarity"] = [["noise", 1.5]]
+    with pytest.raises(ContractError, match=r"familiarity\[0\] is 1.5"):
+        model.parse(text)
 
 
 @pytest.mark.parametrize("content", ["", "no json", "[" * 100_000, "[]", "1", '{"schema":2}'])

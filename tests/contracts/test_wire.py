@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts import wire
+from contracts import model, wire
 from contracts.wire import BadAnswer, BadFrames, BadOptions, Options
 from gateway.errors import HANDLER_CODES
 from handlers import errors as handler_errors
@@ -53,6 +53,15 @@ def test_no_body_makes_the_reader_of_frames_fail_otherwise(body):
     assert wire.join_frames(images) == body
 
 
+IMAGE_OPTIONS = st.builds(
+    wire.ImageOptions,
+    explain=st.booleans(),
+    target=st.none() | st.integers(0, 100_000),
+    method=st.none() | st.text(min_size=1, max_size=60),
+    coverage=st.none() | st.floats(0.5, 0.999),
+    test=st.booleans(),
+    similar=st.integers(0, wire.MAX_SIMILAR),
+)
 OPTIONS = st.builds(
     Options,
     id=st.text(max_size=200),
@@ -64,6 +73,8 @@ OPTIONS = st.builds(
     alpha=st.floats(0, 1),
     size=st.none() | st.integers(1, wire.MAX_OVERLAY_SIDE),
     format=st.sampled_from(["png", "json"]),
+    images=st.lists(IMAGE_OPTIONS, max_size=8).map(tuple),
+    example=st.none() | st.integers(0, 2**31),
 )
 
 
@@ -77,6 +88,15 @@ def test_the_options_that_are_dumped_are_parsed_again_and_fit_into_a_header(opti
 
 def test_options_with_their_default_are_not_sent():
     assert wire.dump_options(Options("r", top_k=1)) == '{"id":"r"}'
+    explained = Options(images=(wire.PREDICT, wire.ImageOptions(explain=True, target=3)))
+    assert wire.dump_options(explained) == '{"images":[{},{"explain":true,"target":3}]}'
+
+
+def test_plain_options_of_32_explanations_fit_into_the_header():
+    image = wire.ImageOptions(True, 99_999, "contrastcam", 0.95, test=True, similar=10)
+    assert len(wire.dump_options(Options("r" * 36, 2**53, "t" * 55, 1000, images=(image,) * 32))) < (
+        wire.MAX_OPTIONS_BYTES
+    )
 
 
 @pytest.mark.parametrize("header", [None, "", "{}", '{"top_k":null}', '{"of_a_later_gateway":1}'])
@@ -105,6 +125,17 @@ def test_options_that_are_missing_or_not_known_take_the_defaults(header):
         '{"target":7}',
         '{"method":""}',
         '{"id":7}',
+        '{"images":{}}',
+        '{"images":[1]}',
+        '{"images":[{"explain":1}]}',
+        '{"images":[{"target":"cat"}]}',
+        '{"images":[{"target":-1}]}',
+        '{"images":[{"method":""}]}',
+        '{"images":[{"coverage":0.4}]}',
+        '{"images":[{"coverage":true}]}',
+        '{"images":[{"test":"yes"}]}',
+        '{"images":[{"similar":11}]}',
+        '{"example":-1}',
     ],
 )
 def test_impossible_options_are_refused(header):
@@ -117,10 +148,50 @@ def test_every_kind_of_entry_that_is_dumped_is_parsed_again():
         wire.dump_prediction([("cat", 0.9), ("dog", 0.1)]),
         wire.dump_explanation(("cat", 0.9), target="dog", method="gradcam", layer="layer4", heatmap=[[0.0, 1.0]]),
         wire.dump_error("image_too_large", "send a smaller one", {"limit": 7}),
+        wire.dump_prediction([("cat", 0.9)], familiar=False),
+        wire.dump_evidence(
+            ("cat", 0.9),
+            target=("dog", 0.1),
+            method="cam",
+            strength=1.5,
+            heatmap=wire.dump_heatmap(1, 2, b"\0\xff"),
+            familiar=True,
+            similar=wire.unavailable("none"),
+        ),
     ]
-    assert wire.parse_results(wire.dump_results(entries), 3) == entries
+    assert wire.parse_results(wire.dump_results(entries), 5) == entries
     assert entries[0]["class"] == "cat"
+    assert "familiar" not in entries[0]
+    assert entries[3]["familiar"] is False
+    assert entries[4]["target"] == {"class": "dog", "confidence": 0.1}
+    assert entries[4]["similar"] == {"unavailable": "none"}
     assert wire.parse_error(entries[2]) == ("image_too_large", "send a smaller one", {"limit": 7})
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.data())
+def test_the_heatmap_that_is_dumped_is_parsed_again(height, width, data):
+    values = data.draw(st.binary(min_size=height * width, max_size=height * width))
+    rows = wire.parse_heatmap(wire.dump_heatmap(height, width, values))
+    assert [len(row) for row in rows] == [width] * height
+    assert b"".join(rows) == values
+
+
+@pytest.mark.parametrize(
+    "heatmap",
+    [
+        None,
+        [],
+        {},
+        {"height": 1, "width": 1, "values": "?"},
+        {"height": 1, "width": 1, "values": 7},
+        {"height": 2, "width": 1, "values": "AA=="},
+        {"height": True, "width": 1, "values": "AA=="},
+        {"height": -1, "width": -1, "values": "AA=="},
+    ],
+)
+def test_a_heatmap_of_another_form_is_refused(heatmap):
+    with pytest.raises(BadAnswer):
+        wire.parse_heatmap(heatmap)
 
 
 @pytest.mark.parametrize("error", [None, [], "broken", {}])
@@ -170,4 +241,5 @@ def test_a_header_written_by_the_first_release_means_the_same():
 
 
 def test_every_schema_of_a_contract_that_is_readable_has_its_wire():
-    assert all(wire.WIRES[schema] == 1 for schema in (1, 2))
+    assert wire.WIRES == {1: 1, 2: 1, 3: 2}
+    assert set(model.READABLE) == set(wire.WIRES)
