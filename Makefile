@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/installed
 # pip's Linux build of torch installs gigabytes of CUDA libraries. On a machine without a GPU, name an index with the CPU build:
-#   make up TORCH_INDEX=URL        (docs/operations.md has the URL)
+#   make up TORCH_INDEX=URL        (docs/how-to/run.md has the URL)
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
@@ -41,7 +41,7 @@ DOCKER ?= docker
 # Debian's Compose 1.29 is the command `docker-compose`; Compose v2 is a part of the Docker client.
 COMPOSE ?= $(shell $(DOCKER) compose version >/dev/null 2>&1 && echo $(DOCKER) compose || echo docker-compose)
 
-images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… are passed to the builds: docs/containers.md)
+images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… are passed to the builds: docs/how-to/containers.md)
 	$(COMPOSE) build prepare gateway mlflow
 
 test-docker: $(STAMP) ## build and run the containers (needs a Docker engine, takes minutes)
@@ -71,7 +71,7 @@ format: $(STAMP) ## ruff: fix what it can, and format
 env-example: $(STAMP) ## write .env.example again from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
 
-docs-tables: $(STAMP) ## write the tables in docs/ again from the committed reports
+docs-tables: $(STAMP) ## write the tables and the reference in docs/ again, from the reports and the code
 	@$(BIN)/python docs/make_tables.py
 
 clean: ## remove the environment, caches, logs, the local plan and its audit log; trained models and API keys stay

@@ -73,7 +73,7 @@ class Explanation:
     one whose activations sharpen heatmaps made in the forward pass; None for a network that gives none.
     """
 
-    layer: str = "layer4"  # the most faithful of a well-trained network; docs/training.md
+    layer: str = "layer4"  # the most faithful of a well-trained network; docs/explanation/training.md
     method: str = "gradcam"
     methods: tuple[str, ...] = ("gradcam", "gradcam++", "layercam", "eigencam")
     sharp_layer: str | None = None

@@ -1,4 +1,4 @@
-"""Write the tables in docs/ again from the committed JSON reports, between their markers.
+"""Write the tables and the reference pages in docs/ again: from the committed JSON reports, and from the code.
 
 python docs/make_tables.py
 
@@ -11,6 +11,10 @@ import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import make_reference
+
+from gateway.settings_docs import settings_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +31,7 @@ def main() -> None:
 
 def documents() -> list[Path]:
     """Return the documents that have tables."""
-    return [path for path in sorted((ROOT / "docs").glob("*.md")) if TABLE.search(path.read_text(encoding="utf-8"))]
+    return [path for path in sorted((ROOT / "docs").rglob("*.md")) if TABLE.search(path.read_text(encoding="utf-8"))]
 
 
 def renewed(text: str) -> str:
@@ -155,6 +159,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "gateway": _gateway,
+    "reference of the HTTP API": make_reference.http,
+    "reference of the commands": make_reference.cli,
+    "settings of the gateway": settings_table,
+    "settings of the agent": make_reference.agent_table,
 }
 
 

@@ -1,4 +1,4 @@
-"""The settings as text for people: the table of docs/gateway.md, and the values in effect with their sources."""
+"""The settings as text for people: the table in docs/, and the values in effect with their sources."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@
 #   requirements/sbom.sh BIN [FOLDER]      BIN: folder of the environment's commands; TORCH=cuda: PyPI's build of torch
 #
 # Each lists the installed Python packages with their hashes. It does not list the content of the base image and of the packages
-# (Debian's packages, the libraries in TorchServe's jar): docs/security.md.
+# (Debian's packages, the libraries in TorchServe's jar): docs/explanation/security.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$1 folder=${2:-sbom} torch=torch-${TORCH:-cpu}

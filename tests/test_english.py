@@ -17,7 +17,7 @@ CLEAN = ("benchmarks", "config", "contracts", "control", "docs", "gateway", "gra
 DOCUMENTS = (
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model_store/README.md")),
     *(ROOT / name for name in ("Makefile", "docker-compose.yml", "Dockerfile.gateway", "Dockerfile.torchserve")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "config").rglob("*.y*ml")),
 )
 # "Return …", "Raise `X` if …", "Return True if …", or a noun phrase that says what is returned.

@@ -1,4 +1,4 @@
-"""Compare the error after NNCF's two bias corrections (run once; docs/engines.md has the result).
+"""Compare the error after NNCF's two bias corrections (run once; docs/explanation/engines.md has the result).
 
 Both quantise the same weights with the same calibration images, and classify the 5,000 held-out images.
 

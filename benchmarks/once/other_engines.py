@@ -1,4 +1,4 @@
-"""Compare the engines that were left out with those that serve (run once; docs/engines.md has the table).
+"""Compare the engines that were left out with those that serve (run once; docs/explanation/engines.md has the table).
 
 One process, one thread, from prepared images to logits; all in turn within each round. It is not part of `make bench`:
 none of our extras has these packages.

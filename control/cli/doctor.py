@@ -140,7 +140,9 @@ def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
         yield Finding("good", "archive", text)
     if trusted is None:
         text = "not required: anyone who can change the plan and an archive, or MLflow's registry, can run code here"
-        yield Finding("note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/security.md)")
+        yield Finding(
+            "note", "signatures", text, "gradserve archive sign, and AGENT_TRUSTED_KEYS (docs/how-to/sign-archives.md)"
+        )
 
 
 def _agent(plan: traffic_plan.Plan | None, agent: AgentAnswer) -> Iterable[Finding]:

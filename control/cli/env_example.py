@@ -46,13 +46,28 @@ def render() -> str:
     return _HEAD + gateway + _section("The agent and its TorchServe", "AGENT_", AgentSettings)
 
 
+def agent_settings() -> list[tuple[str, str, str]]:
+    """Return each setting of the agent: its variable, its default and its description."""
+    return _settings("AGENT_", AgentSettings)
+
+
 def _section(title: str, prefix: str, settings: type[BaseSettings]) -> str:
     lines = [f"\n# ---- {title} ----\n"]
-    for name, field in settings.model_fields.items():
-        description = " ".join((field.description or "").split())
+    for name, default, description in _settings(prefix, settings):
         lines += [f"# {line}\n" for line in textwrap.wrap(description, 117)]
-        lines.append(f"#{prefix}{name.upper()}={_COMPUTED.get(name) or _shown(field.default)}\n")
+        lines.append(f"#{name}={default}\n")
     return "".join(lines)
+
+
+def _settings(prefix: str, settings: type[BaseSettings]) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"{prefix}{name.upper()}",
+            _COMPUTED.get(name) or _shown(field.default),
+            " ".join((field.description or "").split()),
+        )
+        for name, field in settings.model_fields.items()
+    ]
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401 (a default may be anything)

@@ -1,4 +1,4 @@
-"""The clients of docs/gateway.md against the real model: real images, real answers."""
+"""The clients of docs/how-to/call.md against the real model: real images, real answers."""
 
 import os
 import re
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "tests" / "samples"
-DOCS = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "how-to" / "call.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("mark", ["from gradserve", "tritonclient"])

@@ -208,7 +208,7 @@ def write_graph(network: nn.Module, path: Path, calibration: NDArray[np.float32]
             logging.getLogger("nncf").setLevel(logging.WARNING)
             data = nncf.Dataset([image[None] for image in calibration])
             # The accurate correction costs seconds at packing and nothing at serving, and leaves less of the integers'
-            # error in the logits than the fast one, NNCF's default (docs/engines.md).
+            # error in the logits than the fast one, NNCF's default (docs/explanation/engines.md).
             model = nncf.quantize(model, data, subset_size=len(calibration), fast_bias_correction=False)
         openvino.save_model(model, path, compress_to_fp16=True)
 

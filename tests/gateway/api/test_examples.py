@@ -1,4 +1,4 @@
-"""The examples in docs/gateway.md work as they are written there, and Triton's own client finds all its routes."""
+"""The examples in docs/how-to/call.md work as they are written there, and Triton's own client finds all its routes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[3]
-DOCS = (ROOT / "docs" / "gateway.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "how-to" / "call.md").read_text(encoding="utf-8")
 TRITON = """
 import sys
 import numpy as np

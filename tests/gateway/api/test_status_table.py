@@ -1,4 +1,4 @@
-"""The status table of docs/gateway.md, row by row and route by route; every refusal is a problem document."""
+"""The status table of docs/reference/http.md, row by row and route by route; every refusal is a problem document."""
 
 from __future__ import annotations
 
