@@ -22,6 +22,8 @@ ControlError
 ├── PortsTaken               another program uses a port
 ├── ProcessFailed             a process of the local stack died three times within a minute
 ├── MetricsUnreadable        the counts of a gateway cannot be read
+├── NoGateway                no gateway answers at an address
+├── NoServing                a package that loads archives is not installed
 ├── NotAnswering             the stack started and does not answer
 ├── NoModel                  there is no model to serve
 ├── StoreNotWritable         the model store cannot be written to
@@ -249,6 +251,26 @@ class MetricsUnreadable(ControlError):
 
     def __init__(self, url: str, problem: str) -> None:
         super().__init__(f"the gateway {url} {problem}; pass other addresses by --gateways")
+
+
+class NoGateway(ControlError):
+    """No gateway answers at `url`; `reason` is the kind of failure."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"no gateway answers at {url} ({reason}): start one with `gradserve up`, name another with --url, "
+            "or do without one: --archive FILE.mar"
+        )
+
+
+class NoServing(ControlError):
+    """The package `package`, which loading an archive needs, is not installed."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(
+            f"an archive is loaded with {package}, which is not installed: pip install 'gradserve[serving]', "
+            "or ask a running gateway: --url URL"
+        )
 
 
 class NotAnswering(ControlError):

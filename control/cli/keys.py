@@ -280,6 +280,8 @@ def config(
 
     `gradserve up` sets GATEWAY_PLAN, GATEWAY_PORT and GATEWAY_AGENTS for the gateway that it starts. For the agent it
     sets AGENT_PLAN and, unless you set it, AGENT_MANAGEMENT_LOG.
+
+    Example: gradserve config --json
     """
     rows = settings_in_effect()
     if as_json:

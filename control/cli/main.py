@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control.cli import archive, keys, prune, release, serve, train
+from control.cli import archive, explain, keys, predict, prune, release, serve, train
 from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
@@ -99,6 +99,8 @@ def prepare(
     """Pack the released model and write the first traffic plan, as `up` does before it starts the processes.
 
     The model is packed only if it changed. An existing plan stays in force. Containers run this once before the agent.
+
+    Example: gradserve prepare --source model_store/released
     """
     from control.release.plan_store import PlanStore
     from control.settings import read_agent_settings
@@ -113,6 +115,8 @@ def agent() -> None:
 
     `gradserve up` and the container image start this command. Its settings are `AGENT_*` (see .env.example). On SIGTERM
     it drains, then stops; a second SIGTERM stops it at once.
+
+    Example: AGENT_WORKERS=2 gradserve agent
     """
     import asyncio
     import logging
@@ -154,6 +158,8 @@ def _read_env_file(path: Path) -> None:
 
 
 serve.register(app)
+predict.register(app)
+explain.register(app)
 train.register(app)
 archive.register(app)
 prune.register(app)

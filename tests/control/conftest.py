@@ -1,5 +1,7 @@
+import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -31,6 +33,82 @@ def serve():
         return f"http://127.0.0.1:{server.server_port}"
 
     yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+OVERLAY = b"\x89PNG overlay"
+
+
+class FakeGateway:
+    """Answers images as the gateway does: `image-of-dog` is a dog, and `bad:` images and wrong keys are refused."""
+
+    def __init__(self, key=None):
+        self.key = key
+        self.calls = []
+
+    def answer(self, path, query, headers, body):
+        self.calls.append((path, query))
+        if self.key and headers["authorization"] != f"Bearer {self.key}":
+            return 401, {"code": "key_missing", "status": 401, "detail": "send a key"}
+        model = {"model": {"name": "cifar10", "version": query.get("version", "1.0.0")}, "request_id": "r1"}
+        if path == "/predict/batch":
+            images = [part.split(b"\r\n--")[0] for part in body.split(b"\r\n\r\n")[1:]]
+            if len(images) > 1 and b"bad:whole" in images:
+                return 413, {"code": "body_too_large", "status": 413, "detail": "too large"}
+            return 200, {"results": [self.entry(image) for image in images], **model}
+        if query.get("target") == "unicorn":
+            return 400, {"code": "unknown_target", "status": 400, "detail": "there is no class unicorn"}
+        entry = self.entry(body)
+        if "error" in entry:
+            return entry["error"]["status"], entry["error"]
+        if "json" not in headers["accept"]:
+            return 200, OVERLAY
+        entry |= {"target": {"class": query.get("target", entry["class"]), "confidence": 0.1}, "method": "cam"}
+        entry |= {"strength": 1.0, "familiarity": 0.01, "similar": []}
+        if "coverage" in query:
+            entry["classes"] = entry["top"]
+        if query.get("test") == "true":
+            entry["test"] = {"kept": 0.5, "removed": 0.1, "verdict": "The hot region decides."}
+        return 200, entry | model
+
+    def entry(self, image):
+        if image.startswith(b"bad:"):
+            return {"error": {"status": 422, "code": "image_unreadable", "detail": "no image"}}
+        name = image.decode().removeprefix("image-of-")
+        top = [{"class": name, "confidence": 0.9}, {"class": "frog", "confidence": 0.1}]
+        return {**top[0], "top": top, "familiar": name != "boat"}
+
+
+@pytest.fixture
+def start_gateway():
+    """`start_gateway(key=…)`: a fake gateway and its address."""
+    servers = []
+
+    def start(**options):
+        gateway = FakeGateway(**options)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                url = urlsplit(self.path)
+                body = self.rfile.read(int(self.headers["content-length"]))
+                status, answer = gateway.answer(url.path, dict(parse_qsl(url.query)), self.headers, body)
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        servers.append(server)
+        return gateway, f"http://127.0.0.1:{server.server_port}"
+
+    yield start
     for server in servers:
         server.shutdown()
         server.server_close()

@@ -1,0 +1,63 @@
+"""An archive answers in this process: the released model, packed as `gradserve up` packs it."""
+
+import io
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from control.errors import ArchiveError, ControlError
+from control.images.archive_source import ArchiveSource
+from control.images.sources import Explained, Question
+from control.stack.stack import pack
+from gradserve import Failed, Prediction
+
+ROOT = Path(__file__).parents[3]
+CAT = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return pack(ROOT / "model_store" / "released", tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def source(archive):
+    with closing(ArchiveSource(archive)) as source:
+        yield source
+
+
+def test_images_are_answered_in_order_and_a_bad_one_alone_fails(source):
+    cat, bad, again = source.predict([CAT, b"no image", CAT], top_k=2)
+    assert isinstance(cat, Prediction)
+    assert (cat.class_name, cat.model.name, len(cat.top)) == ("cat", "cifar10", 2)
+    assert isinstance(bad, Failed)
+    assert (bad.code, again.class_name) == ("image_unreadable", "cat")
+
+
+def test_an_explanation_has_evidence_about_the_target_and_an_overlay_of_the_size(source):
+    found = source.explain(CAT, Question(target="dog", size=64))
+    assert isinstance(found, Explained)
+    assert (found.evidence.class_name, found.evidence.target.class_name) == ("cat", "dog")
+    assert Image.open(io.BytesIO(found.overlay)).size == (64, 64)
+
+
+def test_an_image_that_cannot_be_read_fails_alone(source):
+    assert source.explain(b"no image", Question()).code == "image_unreadable"
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [(Question(target="unicorn"), "no class 'unicorn'; this model has airplane"), (Question(method="x"), "method")],
+)
+def test_an_unknown_class_or_method_is_refused_with_those_that_exist(source, question, sentence):
+    with pytest.raises(ControlError, match=sentence):
+        source.explain(CAT, question)
+
+
+def test_a_damaged_archive_is_refused(archive, tmp_path):
+    damaged = tmp_path / "cifar10.mar"
+    damaged.write_bytes(archive.read_bytes()[:1000])
+    with pytest.raises(ArchiveError):
+        ArchiveSource(damaged)
