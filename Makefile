@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-docker lock images audit sbom lint types format env-example docs-tables clean
+.PHONY: help install up train bench test test-long test-browser test-docker lock images audit sbom lint types format env-example docs-tables clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +32,13 @@ bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs 
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest -m 'not long and not docker' $(ARGS)
+	@$(BIN)/python -m pytest -m 'not long and not docker and not browser' $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
+
+test-browser: $(STAMP) ## use the page in Chromium (apt-get install chromium), in front of the real stack
+	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 DOCKER ?= docker
 # Debian's Compose 1.29 is the command `docker-compose`; Compose v2 is a part of the Docker client.

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.api import health, predictions, v2
+from gateway.api import health, playground, predictions, v2
 from gateway.api.middleware import RequestMiddleware
 from gateway.api.openapi import document, page
 from gateway.api.problems import from_exception, problem_response
@@ -54,7 +54,7 @@ EXPOSED = (
     "x-model-version",
     *(f"x-{name}" for name in predictions.OVERLAY_FACTS),
 )
-ROUTERS = (predictions.router, health.router, v2.router, page.router)
+ROUTERS = (predictions.router, health.router, v2.router, page.router, playground.router)
 
 
 def create_app(

@@ -1,0 +1,349 @@
+// The playground: one image, its answer and its evidence.
+
+import { $, confidence, fill, h, latest, percent, show } from "./dom.js";
+import { Problem, apiKey, call, explain, predict } from "./api.js";
+import { decode, draw } from "./heat.js";
+import { Eraser } from "./eraser.js";
+import { openCamera } from "./camera.js";
+import { Gallery } from "./gallery.js";
+import { connectKey } from "./key.js";
+import { SAMPLES } from "./samples.js";
+import { loadImage } from "./images.js";
+
+const SHOWN_CLASSES = 5;
+const configured = readConfig();
+let models = null; // the answer of /models; null if this key may not read it
+let asking = new AbortController();
+// `image` is the opened image, `blob` what was sent last (the image, or the image with erased parts), `before` the
+// answer for the whole image, `answer` and `evidence` those for `blob`.
+let now = null;
+
+const eraser = new Eraser($("stage"), { changed: latest(askEdited), ended: explainAgain, redraw });
+const gallery = new Gallery({ open: openFile, version: () => $("version").value });
+
+// --- messages ---------------------------------------------------------------------------------------------------
+
+function say(error, again = null) {
+  if (error.name === "AbortError") return;
+  const text = error instanceof Problem ? error.message : `The page failed: ${error.message}. Load it again.`;
+  $("message").replaceChildren(text, again ? h("button", { type: "button", textContent: "Try again", onclick: again }) : "");
+  show($("message"));
+  if (!(error instanceof Problem)) throw error;
+}
+
+const quiet = () => show($("message"), false);
+
+// --- opening an image -------------------------------------------------------------------------------------------
+
+/** Open what was chosen, dropped or pasted: one image is answered, several become a gallery. */
+async function take(files) {
+  const chosen = [...files];
+  if (chosen.length === 0) return;
+  if (chosen.length === 1) {
+    await openFile(chosen[0]);
+    return;
+  }
+  quiet();
+  try {
+    await gallery.add(chosen, await configured);
+  } catch (error) {
+    say(error, () => take(chosen));
+  }
+}
+
+async function openFile(file) {
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  quiet();
+  now = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, target: "" };
+  try {
+    now.image = await loadImage(file);
+  } catch {
+    now.image = null; // the browser cannot show it; the server says whether it can read it
+  }
+  document.body.classList.add("working");
+  eraser.load(now.image);
+  show($("work"));
+  show($("restore"), false);
+  show($("why"), false);
+  redraw();
+  try {
+    await askAll(signal);
+  } catch (error) {
+    say(error, () => openFile(file));
+  }
+}
+
+/** Ask for the answer, then for its evidence. */
+async function askAll(signal) {
+  const answered = await predict(now.blob, { version: $("version").value, signal });
+  now.before = answered.data;
+  showAnswer(answered.data);
+  await askEvidence(signal);
+}
+
+async function askEvidence(signal = asking.signal) {
+  const { name } = now;
+  try {
+    const explained = await explain(now.blob, await evidenceQuery(now.target, signal));
+    showEvidence(explained.data);
+  } catch (error) {
+    now.heat = null;
+    redraw();
+    throw error;
+  }
+  if (now.name === name) await whyNot.ask(signal);
+}
+
+/** Return the query of /explain; parameters that this gateway does not know are left out. */
+async function evidenceQuery(target, signal, more = {}) {
+  const config = await configured;
+  const query = { target, method: $("method").value, version: now.answer?.model.version, heatmap: "base64", ...more };
+  const known = Object.entries(query).filter(([key]) => config.explain_parameters.includes(key));
+  return { ...Object.fromEntries(known), signal };
+}
+
+// --- the answer -------------------------------------------------------------------------------------------------
+
+function showAnswer(answer) {
+  now.answer = answer;
+  const { top } = answer;
+  $("answer").textContent = answer.class;
+  $("sure").textContent = `${confidence(answer.confidence)} sure`;
+  showUnfamiliar(answer.familiar);
+  const before = new Map((now.before?.top ?? []).map((entry) => [entry.class, entry.confidence]));
+  const isEdited = eraser.isEdited;
+  $("bars").replaceChildren(...top.slice(0, SHOWN_CLASSES).map((entry) => bar(entry, isEdited ? before.get(entry.class) : undefined)));
+  $("changed").textContent = isEdited ? `The whole image: ${now.before.class}, ${confidence(now.before.confidence)}` : "";
+  show($("changed"), isEdited);
+  $("served").textContent = `${answer.model.name} ${answer.model.version}`;
+  $("live").textContent = `${answer.class}, ${confidence(answer.confidence)} sure`;
+  const names = top.map((entry) => [entry.class, entry.class]);
+  if (!isEdited) {
+    fill($("target"), [["", `${answer.class} (the answer)`], ...names.slice(1)], now.target);
+    whyNot.offer(top);
+  }
+  document.title = `${answer.class} · gradserve`;
+}
+
+function bar(entry, before) {
+  const track = h("span", { className: "track" });
+  const fillPart = h("span", { className: "fill" });
+  fillPart.style.width = `${100 * entry.confidence}%`;
+  track.append(fillPart);
+  if (before !== undefined) {
+    const mark = h("span", { className: "mark", title: `whole image: ${confidence(before)}` });
+    mark.style.left = `${100 * before}%`;
+    track.append(mark);
+  }
+  const button = h(
+    "button",
+    { type: "button", className: "bar-row", title: `Where it saw ${entry.class}`, onclick: () => setTarget(entry.class) },
+    h("span", { className: "name", textContent: entry.class }),
+    track,
+    h("span", { className: "value", textContent: confidence(entry.confidence) }),
+  );
+  return h("li", {}, button);
+}
+
+function showUnfamiliar(familiar, familiarity = null) {
+  show($("unfamiliar"), familiar === false);
+  const share = typeof familiarity === "number" ? ` Of the images this model was checked with, ${percent(1 - familiarity)} look more like its training images.` : "";
+  $("unfamiliar-text").textContent = `It is unlike the images the model was trained on, so take the answer as a guess.${share}`;
+}
+
+// --- evidence ---------------------------------------------------------------------------------------------------
+
+function showEvidence(evidence) {
+  now.evidence = evidence;
+  now.heat = decode(evidence.heatmap);
+  $("hide-hot").disabled = !now.heat || !now.image;
+  if (typeof evidence.familiar === "boolean") showUnfamiliar(evidence.familiar, evidence.familiarity);
+  redraw();
+}
+
+const targetOf = (evidence) => evidence?.target?.class ?? evidence?.target ?? "";
+
+function redraw() {
+  if (!now) return;
+  const stage = $("stage");
+  const opacity = $("opacity").value / 100;
+  if (!now.image) {
+    stage.getContext("2d").clearRect(0, 0, stage.width, stage.height);
+    return;
+  }
+  draw(stage, eraser.view, eraser.isBusy ? null : now.heat, opacity);
+  eraser.drawBrush();
+  const target = targetOf(now.evidence);
+  stage.setAttribute("aria-label", target ? `${now.name} with the heatmap of ${target}` : now.name);
+}
+
+async function setTarget(name) {
+  now.target = name === now.before.class ? "" : name;
+  $("target").value = now.target;
+  await explainAgain();
+}
+
+async function explainAgain() {
+  quiet();
+  try {
+    await askEvidence();
+  } catch (error) {
+    say(error, explainAgain);
+  }
+}
+
+// --- the eraser -------------------------------------------------------------------------------------------------
+
+/** Ask about the image with its erased parts, while the person paints. */
+async function askEdited() {
+  const opened = now;
+  const blob = await eraser.blob();
+  try {
+    const answered = await predict(blob, { version: opened.before.model.version, signal: asking.signal });
+    if (now !== opened) return;
+    now.blob = blob;
+    showAnswer(answered.data);
+    show($("restore"), eraser.isEdited);
+  } catch (error) {
+    say(error, askEdited);
+  }
+}
+
+// --- why a and not b --------------------------------------------------------------------------------------------
+
+const whyNot = {
+  answers: {},
+  offer(top) {
+    show($("why"), top.length > 1);
+    if (top.length < 2) return;
+    const names = top.map((entry) => [entry.class, entry.class]);
+    fill($("why-a"), names, top[0].class);
+    fill($("why-b"), names, top[1].class);
+  },
+  async ask(signal = asking.signal) {
+    if ($("why").hidden || !now.image) return;
+    for (const side of ["a", "b"]) await this.askOne(side, signal);
+  },
+  async askOne(side, signal) {
+    const name = $(`why-${side}`).value;
+    const known = targetOf(now.evidence) === name ? now.evidence : null;
+    this.answers[side] = known ?? (await explain(now.blob, await evidenceQuery(name, signal))).data;
+    this.redraw();
+  },
+  redraw() {
+    const strengths = Object.values(this.answers).map((answer) => answer.strength ?? 0);
+    for (const side of ["a", "b"]) {
+      const answer = this.answers[side];
+      if (!answer || $("why").hidden) continue;
+      const name = targetOf(answer);
+      draw($(`why-canvas-${side}`), eraser.view, decode(answer.heatmap), $("opacity").value / 100);
+      $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${name}`);
+      const entry = now.answer.top.find((found) => found.class === name);
+      const strength = answer.strength === undefined ? "" : `, support ${percent(answer.strength / Math.max(...strengths, 1e-9))} of the stronger`;
+      $(`why-text-${side}`).textContent = `What speaks for ${name} (${confidence(entry?.confidence ?? 0)}${strength})`;
+    }
+  },
+};
+
+// --- the page around it -----------------------------------------------------------------------------------------
+
+async function readModels() {
+  try {
+    models = (await call("models")).data;
+  } catch {
+    models = null; // the key lacks the scope `read`: the choices of version and method stay hidden
+  }
+  const versions = (models?.versions ?? []).filter((version) => version.routable);
+  fill($("version"), [["", "as the gateway chooses"], ...versions.map(({ version, role }) => [version, `${version} (${role})`])]);
+  show($("version-label"), versions.length > 0);
+  const explained = versions.find(({ role }) => role === "stable")?.contract.explain;
+  fill($("method"), [["", explained?.method ?? ""], ...(explained?.methods ?? []).filter((name) => name !== explained.method).map((name) => [name, name])]);
+  show($("method-label"), (explained?.methods ?? []).length > 1);
+}
+
+function watchOutput(input, changed) {
+  const output = input.parentElement.querySelector("output");
+  input.addEventListener("input", () => {
+    output.textContent = `${input.value} %`;
+    changed();
+  });
+}
+
+function connect() {
+  $("file").addEventListener("change", (event) => {
+    const files = [...event.target.files];
+    event.target.value = ""; // so that the same file can be chosen again
+    take(files);
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dragging");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    take(event.dataTransfer.files);
+  });
+  document.addEventListener("paste", (event) => {
+    if (event.clipboardData.files.length) take(event.clipboardData.files);
+  });
+  watchOutput($("opacity"), () => { redraw(); whyNot.redraw(); });
+  watchOutput($("brush"), () => eraser.setBrush($("brush").value / 100));
+  $("target").addEventListener("change", () => setTarget($("target").value));
+  $("method").addEventListener("change", explainAgain);
+  $("version").addEventListener("change", () => now && openFile(now.file));
+  for (const side of ["a", "b"]) $(`why-${side}`).addEventListener("change", () => whyNot.askOne(side, asking.signal).catch(say));
+  $("erase").addEventListener("click", () => {
+    const on = $("erase").getAttribute("aria-pressed") !== "true";
+    $("erase").setAttribute("aria-pressed", on);
+    show($("brush-label"), on);
+    show($("erase-hint"), on);
+    eraser.setOn(on);
+  });
+  $("hide-hot").addEventListener("click", () => eraser.hideHot(now.heat));
+  $("restore").addEventListener("click", async () => {
+    eraser.load(now.image);
+    now.blob = now.file;
+    showAnswer(now.before);
+    show($("restore"), false);
+    await explainAgain();
+  });
+  $("camera-open").addEventListener("click", () => openCamera(openFile));
+  connectKey(readModels);
+  $("samples").replaceChildren(...SAMPLES.map(([file, text]) => h(
+    "button",
+    { type: "button", className: "sample", title: text, onclick: () => openSample(file) },
+    h("img", { src: `page/samples/${file}`, alt: text, width: 56, height: 56, loading: "lazy" }),
+  )));
+}
+
+async function openSample(name) {
+  try {
+    const { data } = await call(`page/samples/${name}`, { as: "blob" });
+    await openFile(new File([data], name, { type: data.type }));
+  } catch (error) {
+    say(error, () => openSample(name));
+  }
+}
+
+async function readConfig() {
+  return (await call("page/config.json")).data;
+}
+
+async function start() {
+  connect();
+  try {
+    const config = await configured;
+    show($("key-open"), config.asks_for_keys);
+    if (!config.asks_for_keys || apiKey()) await readModels();
+  } catch (error) {
+    say(error, () => location.reload());
+  }
+}
+
+start();

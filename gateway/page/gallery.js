@@ -1,0 +1,81 @@
+// The gallery: many images at once, the least certain first.
+
+import { $, confidence, h, show } from "./dom.js";
+import { predictBatch } from "./api.js";
+
+const IMAGES_PER_CALL = 32;
+
+const ORDERS = {
+  doubt: (a, b) => certainty(a) - certainty(b),
+  certain: (a, b) => certainty(b) - certainty(a),
+  class: (a, b) => (a.entry?.class ?? "").localeCompare(b.entry?.class ?? "") || certainty(a) - certainty(b),
+  name: (a, b) => a.file.name.localeCompare(b.file.name),
+};
+
+/** Images without an answer come first, then unfamiliar ones, then by confidence. */
+function certainty({ entry }) {
+  if (entry?.confidence === undefined) return -2;
+  return entry.confidence - (entry.familiar === false ? 1 : 0);
+}
+
+/** Shows images as tiles; `open(file)` opens one, `version()` is the version to ask. */
+export class Gallery {
+  constructor({ open, version }) {
+    Object.assign(this, { open, version, images: [] });
+    $("gallery-sort").addEventListener("change", () => this.#show());
+  }
+
+  /** Ask about all files and show them as the answers come. */
+  async add(files, config) {
+    for (const image of this.images) URL.revokeObjectURL(image.url);
+    this.images = files.map((file) => ({ file, url: URL.createObjectURL(file), entry: null }));
+    show($("gallery"));
+    this.#show();
+    for (const part of parts(this.images, config)) {
+      const { data } = await predictBatch(part.map(({ file }) => file), { version: this.version() });
+      data.results.forEach((entry, index) => { part[index].entry = entry; });
+      this.#show();
+    }
+  }
+
+  #show() {
+    const done = this.images.filter(({ entry }) => entry).length;
+    const count = this.images.length;
+    $("gallery-state").textContent = done < count ? `${done} of ${count} answered` : `${count} images`;
+    this.images.sort(ORDERS[$("gallery-sort").value]);
+    $("gallery-list").replaceChildren(...this.images.map((image) => this.#tile(image)));
+  }
+
+  #tile(image) {
+    const { entry, file, url } = image;
+    const isSure = entry?.confidence !== undefined;
+    const text = isSure ? `${entry.class}, ${confidence(entry.confidence)}` : entry ? entry.error.detail : "…";
+    const caption = isSure
+      ? [h("strong", { textContent: entry.class }), h("span", { textContent: confidence(entry.confidence) }), entry.familiar === false ? h("span", { className: "tag", textContent: "unfamiliar" }) : null]
+      : [h("span", { className: entry ? "failed" : "", textContent: text })];
+    return h("li", {}, h(
+      "button",
+      { type: "button", className: "tile", title: `${file.name}: ${text}`, onclick: () => this.open(file) },
+      h("img", { src: url, alt: file.name, loading: "lazy" }),
+      h("span", { className: "caption" }, ...caption),
+    ));
+  }
+}
+
+/** Yield the images in calls that the gateway takes. */
+function* parts(images, { max_batch_bytes: mostBytes, max_batch_images: mostImages }) {
+  const most = Math.min(IMAGES_PER_CALL, mostImages);
+  let part = [];
+  let bytes = 0;
+  for (const image of images) {
+    const size = image.file.size + 1024; // the multipart headers
+    if (part.length && (part.length === most || bytes + size > mostBytes)) {
+      yield part;
+      part = [];
+      bytes = 0;
+    }
+    part.push(image);
+    bytes += size;
+  }
+  if (part.length) yield part;
+}
