@@ -5,6 +5,9 @@ import { Problem, apiKey, call, explain, predict } from "./api.js";
 import { decode, draw } from "./heat.js";
 import { Eraser } from "./eraser.js";
 import { openCamera } from "./camera.js";
+import { connectCode, showCode, showTimings } from "./code.js";
+import { Compare } from "./compare.js";
+import { showMissing, showSet, showSimilar, showTest } from "./evidence.js";
 import { Gallery } from "./gallery.js";
 import { connectKey } from "./key.js";
 import { SAMPLES } from "./samples.js";
@@ -19,7 +22,8 @@ let asking = new AbortController();
 let now = null;
 
 const eraser = new Eraser($("stage"), { changed: latest(askEdited), ended: explainAgain, redraw });
-const gallery = new Gallery({ open: openFile, version: () => $("version").value });
+const gallery = new Gallery({ open: openFromGallery, version: () => $("version").value });
+const compare = new Compare({ now: () => ({ ...now, view: () => eraser.view }), query: evidenceQuery, failed: say });
 
 // --- messages ---------------------------------------------------------------------------------------------------
 
@@ -51,6 +55,12 @@ async function take(files) {
   }
 }
 
+async function openFromGallery(file) {
+  await openFile(file);
+  $("work").scrollIntoView();
+  $("work").focus({ preventScroll: true });
+}
+
 async function openFile(file) {
   asking.abort();
   asking = new AbortController();
@@ -66,7 +76,8 @@ async function openFile(file) {
   eraser.load(now.image);
   show($("work"));
   show($("restore"), false);
-  show($("why"), false);
+  for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback"]) show($(part), false);
+  compare.clear();
   redraw();
   try {
     await askAll(signal);
@@ -79,29 +90,36 @@ async function openFile(file) {
 async function askAll(signal) {
   const answered = await predict(now.blob, { version: $("version").value, signal });
   now.before = answered.data;
+  showTimings("predict", answered);
   showAnswer(answered.data);
   await askEvidence(signal);
 }
 
 async function askEvidence(signal = asking.signal) {
-  const { name } = now;
+  const opened = now;
+  const query = await evidenceQuery(now.target, { coverage: coverage(), signal });
   try {
-    const explained = await explain(now.blob, await evidenceQuery(now.target, signal));
+    const explained = await explain(now.blob, query);
+    if (now !== opened) return;
+    showTimings("explain", explained);
     showEvidence(explained.data);
   } catch (error) {
     now.heat = null;
     redraw();
     throw error;
   }
-  if (now.name === name) await whyNot.ask(signal);
+  showCode(now.name, { target: now.target, method: query.method, coverage: query.coverage, version: $("version").value });
+  await whyNot.ask(signal);
 }
 
+const coverage = () => Number($("coverage").value) / 100;
+
 /** Return the query of /explain; parameters that this gateway does not know are left out. */
-async function evidenceQuery(target, signal, more = {}) {
-  const config = await configured;
+async function evidenceQuery(target, more = {}) {
+  const { explain_parameters: parameters } = await configured;
   const query = { target, method: $("method").value, version: now.answer?.model.version, heatmap: "base64", ...more };
-  const known = Object.entries(query).filter(([key]) => config.explain_parameters.includes(key));
-  return { ...Object.fromEntries(known), signal };
+  const known = Object.entries(query).filter(([key]) => key === "signal" || parameters.includes(key));
+  return Object.fromEntries(known);
 }
 
 // --- the answer -------------------------------------------------------------------------------------------------
@@ -120,6 +138,7 @@ function showAnswer(answer) {
   $("served").textContent = `${answer.model.name} ${answer.model.version}`;
   $("live").textContent = `${answer.class}, ${confidence(answer.confidence)} sure`;
   const names = top.map((entry) => [entry.class, entry.class]);
+  offerFeedback(names.slice(1));
   if (!isEdited) {
     fill($("target"), [["", `${answer.class} (the answer)`], ...names.slice(1)], now.target);
     whyNot.offer(top);
@@ -160,6 +179,12 @@ function showEvidence(evidence) {
   now.heat = decode(evidence.heatmap);
   $("hide-hot").disabled = !now.heat || !now.image;
   if (typeof evidence.familiar === "boolean") showUnfamiliar(evidence.familiar, evidence.familiarity);
+  show($("test-result"), false);
+  $("test").disabled = !now.heat;
+  showMissing(evidence);
+  showSet(evidence.classes, coverage());
+  showSimilar(evidence.similar, asking.signal);
+  compare.show();
   redraw();
 }
 
@@ -191,6 +216,47 @@ async function explainAgain() {
     await askEvidence();
   } catch (error) {
     say(error, explainAgain);
+  }
+}
+
+/** Ask for the answer set with another coverage. */
+const askSet = latest(async () => {
+  try {
+    const query = await evidenceQuery("", { heatmap: "none", similar: 0, coverage: coverage(), signal: asking.signal });
+    showSet((await explain(now.blob, query)).data.classes, query.coverage);
+  } catch (error) {
+    say(error, askSet);
+  }
+});
+
+/** Try the heatmap's claim: keep only the hottest quarter, then blur it away. */
+async function testHeatmap() {
+  $("test").disabled = true;
+  try {
+    const query = await evidenceQuery(now.target, { heatmap: "none", similar: 0, test: true, signal: asking.signal });
+    showTest((await explain(now.blob, query)).data.test, targetOf(now.evidence));
+  } catch (error) {
+    say(error, testHeatmap);
+  } finally {
+    $("test").disabled = false;
+  }
+}
+
+async function offerFeedback(names) {
+  const { takes_feedback: isTaken } = await configured;
+  show($("feedback"), isTaken && !eraser.isEdited);
+  fill($("feedback-class"), names);
+  $("feedback-note").value = $("feedback-sent").textContent = "";
+}
+
+async function sendFeedback(event) {
+  event.preventDefault();
+  const told = { request_id: now.before.request_id, class: $("feedback-class").value, note: $("feedback-note").value || undefined };
+  try {
+    await call("feedback", { body: JSON.stringify(told), type: "application/json", as: "text" });
+    $("feedback-sent").textContent = `Thank you: noted as ${told.class}.`;
+  } catch (error) {
+    say(error);
   }
 }
 
@@ -229,7 +295,7 @@ const whyNot = {
   async askOne(side, signal) {
     const name = $(`why-${side}`).value;
     const known = targetOf(now.evidence) === name ? now.evidence : null;
-    this.answers[side] = known ?? (await explain(now.blob, await evidenceQuery(name, signal))).data;
+    this.answers[side] = known ?? (await explain(now.blob, await evidenceQuery(name, { similar: 0, signal }))).data;
     this.redraw();
   },
   redraw() {
@@ -258,6 +324,8 @@ async function readModels() {
   const versions = (models?.versions ?? []).filter((version) => version.routable);
   fill($("version"), [["", "as the gateway chooses"], ...versions.map(({ version, role }) => [version, `${version} (${role})`])]);
   show($("version-label"), versions.length > 0);
+  fill($("compare-version"), [["", "none"], ...versions.map(({ version, role }) => [version, `${version} (${role})`])]);
+  show($("compare-version-label"), versions.length > 1);
   const explained = versions.find(({ role }) => role === "stable")?.contract.explain;
   fill($("method"), [["", explained?.method ?? ""], ...(explained?.methods ?? []).filter((name) => name !== explained.method).map((name) => [name, name])]);
   show($("method-label"), (explained?.methods ?? []).length > 1);
@@ -292,7 +360,8 @@ function connect() {
   document.addEventListener("paste", (event) => {
     if (event.clipboardData.files.length) take(event.clipboardData.files);
   });
-  watchOutput($("opacity"), () => { redraw(); whyNot.redraw(); });
+  watchOutput($("opacity"), () => { redraw(); whyNot.redraw(); compare.show(); });
+  watchOutput($("coverage"), askSet);
   watchOutput($("brush"), () => eraser.setBrush($("brush").value / 100));
   $("target").addEventListener("change", () => setTarget($("target").value));
   $("method").addEventListener("change", explainAgain);
@@ -313,7 +382,10 @@ function connect() {
     show($("restore"), false);
     await explainAgain();
   });
+  $("test").addEventListener("click", testHeatmap);
+  $("feedback").addEventListener("submit", sendFeedback);
   $("camera-open").addEventListener("click", () => openCamera(openFile));
+  connectCode();
   connectKey(readModels);
   $("samples").replaceChildren(...SAMPLES.map(([file, text]) => h(
     "button",

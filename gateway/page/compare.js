@@ -1,0 +1,69 @@
+// The opened image beside another image, or the same image as another version answers it.
+
+import { $, confidence, h, show } from "./dom.js";
+import { explain, predict } from "./api.js";
+import { decode, draw } from "./heat.js";
+import { loadImage } from "./images.js";
+
+const SHOWN_CLASSES = 3;
+
+/** `now()` is what the page shows; `query(target, more)` is the query of /explain; `failed(error, again)` shows an error. */
+export class Compare {
+  constructor({ now, query, failed }) {
+    Object.assign(this, { now, query, failed, other: null });
+    $("compare-version").addEventListener("change", () => this.withVersion($("compare-version").value));
+    $("compare-file").addEventListener("change", (event) => {
+      const [file] = event.target.files;
+      event.target.value = "";
+      if (file) this.withImage(file);
+    });
+  }
+
+  /** Forget the second side. */
+  clear() {
+    this.other = null;
+    $("compare-version").value = "";
+    show($("compare-pair"), false);
+  }
+
+  async withVersion(version) {
+    if (!version) {
+      this.clear();
+      return;
+    }
+    const { blob, name } = this.now();
+    await this.#ask({ blob, name, version, view: this.now().view() }, () => this.withVersion(version));
+  }
+
+  async withImage(file) {
+    $("compare-version").value = "";
+    const view = await loadImage(file).catch(() => null);
+    await this.#ask({ blob: file, name: file.name || "image", version: this.now().answer.model.version, view }, () => this.withImage(file));
+  }
+
+  async #ask(side, again) {
+    try {
+      side.answer = (await predict(side.blob, { version: side.version })).data;
+      side.evidence = (await explain(side.blob, await this.query("", { version: side.version }))).data;
+      this.other = side;
+      this.show();
+    } catch (error) {
+      this.failed(error, again);
+    }
+  }
+
+  /** Draw both sides. */
+  show() {
+    show($("compare-pair"), this.other !== null);
+    if (!this.other) return;
+    const { name, answer, evidence, view } = this.now();
+    $("compare-pair").replaceChildren(card({ name, answer, evidence, view: view() }), card(this.other));
+  }
+}
+
+function card({ name, answer, evidence, view }) {
+  const canvas = h("canvas", { width: 320, height: 320, role: "img", "aria-label": `${name} with the heatmap of ${answer.class}` });
+  if (view) draw(canvas, view, decode(evidence?.heatmap), $("opacity").value / 100);
+  const lines = answer.top.slice(0, SHOWN_CLASSES).map((entry) => h("li", { textContent: `${entry.class} ${confidence(entry.confidence)}` }));
+  return h("figure", {}, canvas, h("figcaption", {}, h("strong", { className: "said", textContent: answer.class }), h("span", { className: "muted", textContent: `${name} · ${answer.model.version}` }), h("ol", { className: "plain" }, ...lines)));
+}
