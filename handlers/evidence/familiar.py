@@ -1,4 +1,4 @@
-"""Tell how familiar an image is: does the network's view of it resemble that of the images it was trained for?
+"""Measure how familiar an image is: how closely its features or answer resemble those of the training data.
 
 Each method gives a score, higher for a more familiar image. The familiarity of an image is the share of the held-out
 images that score below it, so it means the same whatever the method.

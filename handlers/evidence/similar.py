@@ -62,6 +62,6 @@ def thumbnail(store: Store, number: int) -> bytes | None:
         return None
     start = int(ends[number - 1]) if number else 0
     file = io.BytesIO()
-    with Image.open(io.BytesIO(store["thumbnails"][start : int(ends[number])])) as image:
+    with Image.open(io.BytesIO(store["thumbnails"][start : int(ends[number])].tobytes())) as image:
         image.save(file, "PNG")
     return file.getvalue()
