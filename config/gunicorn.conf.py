@@ -48,10 +48,9 @@ graceful_timeout = int(_settings.drain_s + _settings.body_timeout_s + _settings.
 forwarded_allow_ips = ",".join(_settings.trusted_proxies)
 logconfig_dict = logging_config(_settings.log_level)
 control_socket_disable = True
-# Our log lines contain no thread, process or position in the code; finding these takes half the time of a record.
+# Our log lines contain no thread or process.
 # Source: https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 — documented on that page
 
 # Set before any worker imports prometheus_client. A reload (HUP) reads this file again and keeps the folder, so that
 # counters continue.
@@ -126,8 +125,7 @@ def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gu
     """Remove a dead worker's gauges and shared counts from the sums; its counters stay: counters must not fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.server.worker import CONNECTIONS, INFERENCE  # noqa: PLC0415 — as above
+    from gateway.server.worker import INFERENCE  # noqa: PLC0415 — as above
 
-    CONNECTIONS.clear(worker.age)
     INFERENCE.clear(worker.age)
     multiprocess.mark_process_dead(worker.pid)

@@ -76,7 +76,7 @@ def create_app(
     router = Router(settings.plan, agents, chance=chance)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
-    predict = limiter(settings.in_flight_predict, settings)
+    predict = limiter(settings.places_predict(workers=settings.workers), settings)
     service = InferenceService(
         router,
         torchserve,
@@ -161,27 +161,32 @@ def create_app(
 
 
 def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
-    """Return the limiter for one kind of call: `for_one` places per caller, a quarter more for all callers together."""
-    return ConcurrencyLimiter(for_one + math.ceil(for_one / 4), settings.admission_wait_s, per_caller=for_one)
+    """Return the limiter for one kind of call, of which one caller may have `for_one` in flight."""
+    return ConcurrencyLimiter(for_all(for_one), settings.admission_wait_s, per_caller=for_one)
+
+
+def for_all(for_one: int) -> int:
+    """Return the places for all callers together: a quarter more than one caller may have."""
+    return for_one + math.ceil(for_one / 4)
 
 
 def refresh(state: AppState) -> None:
-    """Re-read the plan and the keys if they changed, sample the places in use, and report the refused calls."""
+    """Re-read the plan and the keys, fit the places to the workers, sample their use, and report the refused calls."""
     state.router.refresh_plan()
     state.callers.refresh_keys()
+    if (plan := state.router.plan) is not None:
+        for_one = state.settings.places_predict(state.router.workers("predict", plan.stable.version))
+        state.service.predict_limiter.resize(for_all(for_one), for_one)
     state.metrics.sample("predict", state.service.predict_limiter)
     state.metrics.sample("explain", state.service.explain_limiter)
     report_refused(state)
 
 
 def report_refused(state: AppState) -> None:
-    """Log and count the calls that were refused since the last report because no place was free."""
-    for route, count in state.refused_early.items():
-        state.metrics.count_refused(route, count)
-    if refused := state.saturated + state.refused_early.total():
-        logger.warning("saturated", extra={"refused": refused})
+    """Log the number of calls that were refused since the last report because no place was free."""
+    if state.saturated:
+        logger.warning("saturated", extra={"refused": state.saturated})
     state.saturated = 0
-    state.refused_early.clear()
 
 
 async def refresh_forever(state: AppState) -> None:

@@ -203,11 +203,7 @@ class BodyTooLarge(GatewayError):
     code = "body_too_large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"The body is larger than {limit} bytes: send a smaller image.",
-            headers={"connection": "close"},
-            limit_bytes=limit,
-        )
+        super().__init__(f"The body is larger than {limit} bytes: send a smaller image.", limit_bytes=limit)
 
 
 class ImageTooLarge(GatewayError):

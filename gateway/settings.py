@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -52,9 +53,10 @@ class Settings(BaseSettings):
 
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that a request may take in total. A caller can shorten this with the header `x-timeout-ms`."""
-    in_flight_predict: int = Field(default=16, ge=1)
+    in_flight_predict: int | None = Field(default=None, ge=1)
     """Predictions that one caller (by key, else by address) may have in flight in one gateway process; all callers
-    together may have a quarter more. Further calls wait briefly, then get 503."""
+    together may have a quarter more. Further calls wait briefly, then get 503. By default two upstream batches
+    (`GATEWAY_CHUNK_IMAGES`) for each worker in the process's share of the version's workers."""
     in_flight_explain: int = Field(default=4, ge=1)
     """Explanations that one caller may have in flight in one gateway process; otherwise as for predictions."""
     admission_wait_s: float = Field(default=0.25, ge=0)
@@ -82,7 +84,7 @@ class Settings(BaseSettings):
     """Seconds that a caller may take to send a request's headers before its connection is closed."""
     max_header_bytes: int = Field(default=16 * 1024, ge=1024)
     """Bytes that a request's line and headers may have together."""
-    max_connections: int = Field(default=1000, ge=1)
+    max_connections: int = Field(default=4000, ge=1)
     """Connections that one gateway process holds at a time; fewer if its limit of open files would not leave 256 for
     other uses. For each further connection the one that has been idle longest is closed."""
     keep_alive_s: int = Field(default=15, ge=1)
@@ -119,7 +121,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("keys_file", mode="before")
+    @field_validator("keys_file", "in_flight_predict", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
@@ -151,6 +153,14 @@ class Settings(BaseSettings):
                     "GATEWAY_KEYS_FILE (`gradserve keys` makes one), or GATEWAY_AUTH=off to serve everyone, "
                     "or GATEWAY_HOST=127.0.0.1"
                 )
+
+    def places_predict(self, workers: int) -> int:
+        """Return the predictions that one caller may have in flight in one process, if `workers` workers are ready.
+
+        Unless it is set: of each upstream batch that the process sends at a time, one at the worker and one that waits.
+        """
+        share = math.ceil(workers / self.workers)
+        return 2 * self.chunk_images * share if self.in_flight_predict is None else self.in_flight_predict
 
     @property
     def asks_for_keys(self) -> bool:

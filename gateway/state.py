@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,8 +24,7 @@ class AppState:
     """The objects that one gateway process shares between its requests.
 
     `is_draining` becomes true once, when the process gets SIGTERM. `saturated` counts the calls that were refused
-    because no place was free, until they are logged. `refused_early` counts by route those that
-    gateway/server/load_shedding.py refused, until they are logged and in the metrics.
+    because no place was free, until they are logged.
     """
 
     settings: Settings
@@ -40,7 +38,6 @@ class AppState:
     tracer: Tracer | None = None
     is_draining: bool = False
     saturated: int = 0
-    refused_early: Counter[str] = field(default_factory=Counter)
 
 
 def state_of(request: Request) -> AppState:

@@ -93,6 +93,37 @@ def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def gateway_of(folder: Path, before: Stack, **settings: str) -> Iterator[tuple[int, int]]:
+    """Start the gateway of the source folder `folder` before a running stack's TorchServe; yield its port and pid."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"]
+    environment = before.environment | {
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_PLAN": str(before.home / "plan.json"),
+        "GATEWAY_AGENTS": f"http://127.0.0.1:{before.environment['AGENT_PORT']}",
+        "PYTHONPATH": str(folder),
+        **settings,
+    }
+    log = Path(tempfile.mkdtemp(prefix="gb-")) / "log"
+    try:
+        with _running(command, environment, log, cwd=folder) as process:
+            wait_until_ok(f"http://127.0.0.1:{port}/health", process, log)
+            yield port, process.pid
+    finally:
+        shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process and its descendants have used."""
+    used = 0.0
+    for each in _descendants(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+@contextlib.contextmanager
 def engines(folder: Path, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
     """Start processes of engine_alone.py; return them loaded and waiting."""
     command = [sys.executable, "-m", "benchmarks.serving.engine_alone", str(folder)]
@@ -150,10 +181,12 @@ def wait_until_ok(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 @contextlib.contextmanager
-def _running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    command: list[str], environment: dict[str, str], log: Path, cwd: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+            command, cwd=cwd, env=environment, stdout=output, stderr=output, start_new_session=True
         )
     try:
         yield process

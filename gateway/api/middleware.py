@@ -5,15 +5,18 @@ It is pure ASGI, because Starlette's BaseHTTPMiddleware makes a task and two que
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
 
 from gateway.api.compression import MIN_BYTES, compress
 from gateway.api.problems import from_exception, problem_response
 from gateway.api.uploads import ClientGoneError
 from gateway.errors import Unavailable
 from gateway.request_context import RequestContext, request_id_of
-from gateway.server.load_shedding import LoadShedder
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.state import AppState
 
 logger = logging.getLogger(__name__)
+# Bytes of a body that are read and dropped after the request is refused. Then the connection is closed.
+LATE_BODY_BYTES = 64 * 1024 * 1024
 CLIENT_GONE = 499  # nginx's status in logs and metrics for a caller who disconnected; it is never sent
 
 
@@ -30,7 +35,8 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, state: AppState) -> None:
         self._app = app
         self._state = state
-        self._load_shedder = LoadShedder(state)
+        predict, explain = state.service.predict_limiter, state.service.explain_limiter
+        self._limiters = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an exception from the application becomes a problem document."""
@@ -42,11 +48,14 @@ class RequestMiddleware:
         tracer = self._state.tracer
         span = tracer.begin(scope, context) if tracer is not None else None
 
+        body = Body(receive)
         head: Message | None = None
 
         async def send_answer(message: Message) -> None:
             nonlocal head
             if message["type"] == "http.response.start":
+                if message["status"] >= 400 and self._closes(scope):
+                    await body.drop(self._state.settings.body_timeout_s)
                 context.status = message["status"]
                 self._add_headers(message.setdefault("headers", []), context)
                 head = message  # sent together with the body, whose compression changes the headers
@@ -55,12 +64,12 @@ class RequestMiddleware:
                 if len(message.get("body", b"")) >= MIN_BYTES and not message.get("more_body", False):
                     await compress(scope, head, message)
                 start, head = head, None
-                await send(start)
-            await send(message)
+                await send_message(send, start)
+            await send_message(send, message)
 
         try:
             self._refuse_early(scope, context)
-            await self._app(scope, receive, send_answer)
+            await self._app(scope, body, send_answer)
         except ClientGoneError:
             context.status = CLIENT_GONE
         except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
@@ -89,7 +98,11 @@ class RequestMiddleware:
         Raises:
             Unavailable: no place is free, and the queue for one is full.
         """
-        if self._load_shedder.applies(scope):
+        limiter = self._limiters.get(scope["path"])
+        if limiter is None or not limiter.may_be_full_for_one():
+            return  # the usual case, which saves finding the caller
+        client = self._state.callers.client_of(Request(scope))
+        if limiter.is_full() or (client is not None and limiter.is_full_for(client)):
             context.route = scope["path"]
             raise Unavailable("saturated")
 
@@ -103,6 +116,14 @@ class RequestMiddleware:
         elif logger.isEnabledFor(logging.INFO):
             logger.info("request", extra=log_line(scope, context))
 
+    def _closes(self, scope: Scope) -> bool:
+        """Return True if the connection ends after the answer and a body may still come: not if `100` is awaited."""
+        headers = dict(scope["headers"])
+        if b"expect" in headers:
+            return False
+        is_last = scope["http_version"] == "1.0" or b"close" in headers.get(b"connection", b"").lower()
+        return is_last or self._state.is_draining
+
     @staticmethod
     async def _answer_error(exception: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         context: RequestContext = scope["gradserve"]
@@ -113,6 +134,44 @@ class RequestMiddleware:
         if context.status:  # the answer has begun, so its status cannot be changed
             raise exception
         await problem_response(error, context.request_id, scope["path"])(scope, receive, send)
+
+
+async def send_message(send: Send, message: Message) -> None:
+    """Send a part of the answer.
+
+    Raises:
+        ClientGoneError: the caller has just disconnected; uvloop then raises for a write, until uvicorn is told.
+    """
+    try:
+        await send(message)
+    except RuntimeError as error:
+        raise ClientGoneError if "closed" in str(error) else error from error
+
+
+class Body:
+    """The messages of a request's body, which the application receives."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_complete = False
+
+    async def __call__(self) -> Message:
+        """Return the next message."""
+        message = await self._receive()
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    async def drop(self, timeout_s: float) -> None:
+        """Read and drop the rest, up to `LATE_BODY_BYTES`.
+
+        Many callers read an answer only after they have sent the whole body. If the connection were closed before, it
+        would be reset, and they would lose the answer.
+        """
+        dropped = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not self._is_complete and dropped <= LATE_BODY_BYTES:
+                    dropped += len((await self()).get("body", b""))
 
 
 def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:

@@ -111,22 +111,26 @@ class ConcurrencyLimiter:
         self._standing_since = 0.0
         self._empty_since = -math.inf
 
+    def resize(self, limit: int, per_caller: int) -> None:
+        """Change the number of places; calls that have one keep it."""
+        self.limit, self._per_caller = limit, per_caller
+
     @property
     def waiting(self) -> int:
         """The number of calls that wait for a place."""
         return len(self._waiting)
 
-    def is_full(self, coming: int = 0) -> bool:
-        """Return True if a call would be refused at once, once the `coming` calls have a place or wait for one."""
-        return self.taken + len(self._waiting) + coming >= self.limit + self._queue_limit()
+    def is_full(self) -> bool:
+        """Return True if any caller's call would be refused at once."""
+        return self.taken + len(self._waiting) >= self.limit + self._queue_limit()
 
-    def may_be_full_for_one(self, coming: int = 0) -> bool:
+    def may_be_full_for_one(self) -> bool:
         """Return True if one caller could hold all the places it may have: a quick check without the caller's name."""
-        return self.taken + len(self._waiting) + coming >= self._per_caller
+        return self.taken + len(self._waiting) >= self._per_caller
 
-    def is_full_for(self, caller: str, coming: int = 0) -> bool:
-        """Return True if this caller's call would be refused at once, if all `coming` calls are the caller's."""
-        held = self._taken_by[caller] + self._waiting_by[caller] + coming
+    def is_full_for(self, caller: str) -> bool:
+        """Return True if this caller's call would be refused at once."""
+        held = self._taken_by[caller] + self._waiting_by[caller]
         return held >= self._per_caller + min(self._queue_limit(), self._per_caller)
 
     async def take(self, caller: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools, with limits on slow callers and a clean stop.
+"""Gunicorn's worker for the gateway: uvicorn on uvloop and httptools, with limits on callers and a clean stop.
 
 After SIGTERM a worker reports not ready and asks its connections to close, but accepts and answers for `drain_s`. Then
 it stops accepting, finishes its requests and exits.
@@ -8,166 +8,58 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import signal
 import sys
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # has no types
-from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has no types
 
+from gateway.api.middleware import LATE_BODY_BYTES
 from gateway.api.problems import raw_problem
 from gateway.inference.service import SharedState
 from gateway.refusals import BadHttp, HeadersTooLarge
 from gateway.request_context import new_request_id
-from gateway.server.acceptor import Acceptor
-from gateway.server.load_shedding import LoadShedder
 from gateway.server.open_files import connection_limit
-from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable
     from types import FrameType
 
-    from starlette.types import Scope
-    from uvicorn._types import ASGI3Application
     from uvicorn.config import Config
-    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from gateway.state import AppState
 
 # At the stop, the time in which a connection that has just been accepted may still send its first request.
 LINGER_S = 1.0
-# A caller who is refused while sending a body reads the answer only after sending. So the rest of the body is read and
-# dropped, up to these limits: closing at once would reset the connection, and the caller would lose the answer. nginx
-# calls this lingering_close.
-LATE_BODY_S = 10.0
-LATE_BODY_BYTES = 64 * 1024 * 1024
 # A header of three bytes takes two hundred bytes of memory.
 MOST_HEADERS = 100
-# A process that holds as many connections as it may closes one that has been idle for at least so long when a new one
-# comes. A connection that was answered more recently may have its next request on the way.
-IDLE_S = 1.0
 # Requests of one connection that may wait behind the one being answered: uvicorn keeps each with its headers.
 MOST_PIPELINED = 8
 # Heartbeats in half of the time after which Gunicorn takes a worker for hung, so that some may be late.
 BEATS = 4
-# Refusals are sent in batches every 10 ms: a wake-up for each would cost more than the refusal. A caller who ignores
-# Retry-After can then send only a hundred calls a second on a connection, not thousands.
-REFUSE_EVERY_S = 0.01
 # Made when Gunicorn's master imports this module, before it forks.
-CONNECTIONS, INFERENCE = SharedCounters(), SharedState()
-
-
-class CombiningTransport:
-    """A transport that sends the data of two writes in one system call.
-
-    Uvicorn writes an answer's head and body separately, and uvloop sends each at once: two system calls, each of which
-    wakes the client. They took half of the CPU time for a refused call.
-    """
-
-    def __init__(self, transport: asyncio.Transport, is_receiving: Callable[[], bool]) -> None:
-        self._transport = transport
-        self._is_receiving = is_receiving
-        self._unsent: list[bytes] = []
-        self.lingers = False
-
-    def write(self, data: bytes) -> None:
-        """Send `data` together with that of the next write, or in the next iteration of the event loop.
-
-        The second write sends at once: before the next iteration the request would still be logged and counted.
-        """
-        self._unsent.append(data)
-        if len(self._unsent) > 1:
-            self._send()
-        else:
-            asyncio.get_running_loop().call_soon(self._send)
-
-    def close(self) -> None:
-        """Close the connection after the data is sent; if the caller is still sending, close only our direction."""
-        self._send()
-        if not self._is_receiving():
-            self._transport.close()
-        elif not self.is_closing():
-            self.lingers = True
-            if self._transport.can_write_eof():  # not with TLS
-                self._transport.write_eof()
-
-    def end(self) -> None:
-        """Close the connection in both directions."""
-        self._send()
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        """Return True if nothing more can be sent."""
-        return self.lingers or self._transport.is_closing()
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 — any attribute of the transport
-        return getattr(self._transport, name)
-
-    def _send(self) -> None:
-        # Uvloop raises for a write to a lost connection, which is no error of the answer.
-        if self._unsent and not self._transport.is_closing():
-            self._transport.write(b"".join(self._unsent))
-        self._unsent.clear()
-
-
-class BatchedCalls:
-    """Collects callbacks, and calls all of them `within_s` seconds after the first was added."""
-
-    def __init__(self, within_s: float) -> None:
-        self._within_s = within_s
-        self._waiting: list[Callable[[], None]] = []
-
-    def add(self, call: Callable[[], None]) -> None:
-        """Add a callback."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_later(self._within_s, self._run)
-        self._waiting.append(call)
-
-    def _run(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for call in waiting:
-            call()
-
-
-class RestOfRequest:
-    """Callbacks for a second parser, which gets a request's headers again; only later events reach `protocol`."""
-
-    def __init__(self, protocol: GuardedProtocol) -> None:
-        self.is_past_headers = False
-        self.on_body = protocol.on_body
-        self.on_message_complete = protocol.on_message_complete
-        for name in ("on_message_begin", "on_url", "on_header", "on_headers_complete"):
-            setattr(self, name, self._later(getattr(protocol, name)))
-
-    def _later(self, callback: Callable[..., None]) -> Callable[..., None]:
-        def call(*arguments: bytes) -> None:
-            if self.is_past_headers:
-                callback(*arguments)
-
-        return call
+INFERENCE = SharedState()
+# The header by which a caller offers another protocol. With it httptools would take the body for that protocol.
+OFFER = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
 
 class GuardedProtocol(HttpToolsProtocol):
     """One connection; a request's line and headers must come within `header_timeout_s` and `max_header_bytes`.
 
-    If the caller does not read an answer for `write_timeout_s`, the connection is aborted. If `refuse` returns an
-    answer for a call, the application is not called.
+    If the caller does not read an answer for `write_timeout_s`, the connection is aborted. If the process would hold
+    more than `max_connections`, the one that has been idle longest is closed, else the new one.
     """
 
-    refuse: Callable[[Scope, Iterable[tuple[bytes, bytes]]], bytes | None] | None = None
-    refusals = BatchedCalls(REFUSE_EVERY_S)  # of all connections of the process
-    # The idle connections of the process and the times since when; the one that has been idle longest is first.
-    idle: ClassVar[dict[GuardedProtocol, float]] = {}
+    idle: ClassVar[dict[GuardedProtocol, None]] = {}  # of the process; the one that has been idle longest is first
     header_timeout_s = 10.0
     write_timeout_s = 10.0
     max_header_bytes = 16 * 1024
+    max_connections = 1000
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — uvicorn's own
         super().__init__(*args, **kwargs)
@@ -175,21 +67,17 @@ class GuardedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0  # of headers or trailers: bytes read since the headers ended or the last part of a body
         self._parsed_bytes = 0  # of the request line and the headers that the parser has reported
+        self._late_bytes = 0  # of a body after its request was answered
         self._wants_headers = True
         self._is_oversized = False
-        self._offers_upgrade = False
-        self._is_bad = False
-        self._late_bytes = 0
-        self._late_timer: asyncio.TimerHandle | None = None
-        self._read = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the first request's timer."""
+        """Start the first request's timer, and make room for the connection."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` is called for the first unsent byte
-        self._out = CombiningTransport(transport, self._is_receiving)
-        self.transport = self._out  # type: ignore[assignment]  # has the parts of the interface that uvicorn uses
         self._start_clock()
+        if len(self.connections) > self.max_connections and not self.close_one_idle():
+            self.transport.close()
         self._note_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -197,19 +85,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_clock()
         self._stop_write_clock()
         self.idle.pop(self, None)
-        if self._late_timer is not None:
-            self._late_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and count the bytes of headers and trailers, which the parser does not limit."""
-        if self._is_bad:
-            self._drop(data)  # what follows a request that cannot be parsed
-            return
         if self._wants_headers:
             self._start_clock()
+            data = hide_offer(data)
         self._header_bytes += len(data)
-        self._read = data
         super().data_received(data)
         if self._header_bytes > self.max_header_bytes:
             self._is_oversized = True
@@ -239,27 +122,26 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._stop_clock()
         self.idle.pop(self, None)
+        if self.parser.should_upgrade():
+            raise ValueError  # as in `_refuse_headers`: an offer that `hide_offer` did not find
         super().on_headers_complete()
-        self._offers_upgrade = self.parser.should_upgrade()
         if len(self.pipeline) > MOST_PIPELINED:
-            raise ValueError  # as in `_refuse_headers`
+            raise ValueError  # as above
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of the body, whose bytes the application counts."""
+        """Take a part of the body. The application counts its bytes until it has answered."""
         self._header_bytes = 0
         if self.cycle.response_complete:
-            self._drop(body)
+            self._late_bytes += len(body)
+            if self._late_bytes > LATE_BODY_BYTES:
+                self.transport.close()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Expect the next request's headers: the body is complete."""
-        if self._offers_upgrade:
-            return  # the parser takes the following bytes for another protocol; see `_unsupported_upgrade_warning`
         self._wants_headers = True
         if self.cycle.response_complete:
             self._stop_clock()  # of a body that was answered before it was complete
-            if self._out.lingers:
-                self._out.end()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -269,28 +151,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self._start_clock()
         if self.cycle.response_complete:  # otherwise a pipelined request has begun
             self._note_idle()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        if self.transport.is_closing():
-            return  # a pipelined request behind one whose answer closes the connection
-        content = None
-        if self.refuse is not None and cycle.keep_alive:
-            content = self.refuse(cycle.scope, cycle.default_headers)  # type: ignore[arg-type]  # uvicorn's word for it
-        if content is None:
-            super()._start_asgi_task(cycle, app)
-            return
-        cycle.response_started = True
-        self.refusals.add(partial(self._send_refusal, cycle, content))
-
-    def _send_refusal(self, cycle: RequestResponseCycle, content: bytes) -> None:
-        if self.transport.is_closing():
-            return
-        cycle.response_complete = True
-        self.transport.write(content)
-        if cycle.keep_alive:
-            self.on_response_complete()
-        else:  # `shutdown` was called since the refusal
-            self.transport.close()
 
     def pause_writing(self) -> None:
         """Start the timer of a caller who does not read."""
@@ -305,11 +165,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 — uvicorn's sentence is not ours
         """Answer bytes that are no request, or have too many headers, by a problem document, and close."""
         if self.transport.is_closing():
-            self._out.end()
             return
         error = HeadersTooLarge(self.max_header_bytes, MOST_HEADERS) if self._is_oversized else BadHttp()
         self._stop_clock()
-        self._is_bad = True
         self.transport.write(raw_problem(error, new_request_id()))
         self.transport.close()
 
@@ -319,37 +177,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER_S, self._close_if_idle)
         else:
             super().shutdown()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Ignore an offered upgrade and answer the request; Java's client offers h2c.
-
-        Uvicorn calls this when the parser has stopped at the end of the headers, and would then take the body for a
-        new request. So a new parser gets the headers with the body's length, and parses the rest.
-        """
-        self._offers_upgrade = False
-        stopped_at: int = sys.exception().args[0]  # type: ignore[union-attr]  # httptools' HttpParserUpgrade
-        framing = {b"content-length", b"transfer-encoding"}
-        lines = [b"%b: %b\r\n" % header for header in self.headers if header[0] in framing]
-        rest = RestOfRequest(self)
-        self.parser = HttpRequestParser(rest)
-        version = self.scope["http_version"].encode()
-        self.parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (version, b"".join(lines)))
-        rest.is_past_headers = True
-        self._read = self._read[stopped_at:]
-        super().data_received(self._read)
-
-    def _is_receiving(self) -> bool:
-        """Return True if the caller may still be sending; the bytes are then dropped, at most for `LATE_BODY_S`."""
-        is_receiving = self._is_bad or (self.cycle is not None and self.cycle.more_body)
-        if is_receiving and self._late_timer is None and not self.transport.is_closing():
-            self._late_timer = self.loop.call_later(LATE_BODY_S, self._out.end)
-            self.flow.resume_reading()
-        return is_receiving
-
-    def _drop(self, data: bytes) -> None:
-        self._late_bytes += len(data)
-        if self._late_bytes > LATE_BODY_BYTES:
-            self._out.end()
 
     def _count(self, size: int) -> None:
         self._parsed_bytes += size
@@ -377,22 +204,20 @@ class GuardedProtocol(HttpToolsProtocol):
     def _hang_up(self) -> None:
         self._header_timer = None
         if self.cycle is None or self.cycle.response_complete:
-            self._out.end()
+            self.transport.close()
         else:  # a request of this connection is still being answered
             self._start_clock()
 
     def _note_idle(self) -> None:
         self.idle.pop(self, None)
-        self.idle[self] = self.loop.time()
+        self.idle[self] = None
 
     @classmethod
     def close_one_idle(cls) -> bool:
-        """Close the connection that has been idle longest, at least for `IDLE_S`, and return True if there was one."""
-        for protocol, since in cls.idle.items():
-            if protocol.loop.time() - since < IDLE_S:
-                break
+        """Close the connection that has been idle longest, and return True if there was one."""
+        for protocol in cls.idle:
             del cls.idle[protocol]
-            protocol._out.end()  # noqa: SLF001 — of the same class
+            protocol.transport.close()
             return True
         return False
 
@@ -401,48 +226,29 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+def hide_offer(data: bytes) -> bytes:
+    """Return the bytes with the header of an offered upgrade renamed: it is ignored. Java's client offers h2c."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    return OFFER.sub(b"ignored", head) + data[len(head) :] if OFFER.search(head) else data
+
+
 class DrainingServer(Server):
     """Uvicorn's server, which only begins to drain at the first signal to stop."""
 
-    def __init__(self, config: Config, state: AppState, slot: int) -> None:
+    def __init__(self, config: Config, state: AppState) -> None:
         super().__init__(config)
         self._state = state
-        self._slot = slot
-        self._acceptors: list[Acceptor] = []
         self._drained_at: float | None = None
         self._beating: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then accept from the sockets."""
+        """Begin to send heartbeats, and start the application."""
         self._beating = asyncio.create_task(self._beat())
-        await super().startup(sockets=[])  # without sockets, because uvicorn would accept from them itself
-
-        def make_protocol() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-            )
-            return protocol
-
-        self._acceptors = [
-            Acceptor(
-                listener,
-                make_protocol,
-                self.server_state.connections,
-                most_connections=connection_limit(self._state.settings.max_connections),
-                make_room=GuardedProtocol.close_one_idle,
-                counters=CONNECTIONS,
-                slot=self._slot,
-                ssl=self.config.ssl,
-            )
-            for listener in sockets or []
-        ]
-        self.servers.extend(self._acceptors)  # type: ignore[arg-type]  # have what uvicorn uses of a server
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop accepting, wait for connections that are being accepted, then let uvicorn shut all of them down."""
-        for server in self.servers:
-            server.close()
-            await server.wait_closed()
+        """Shut down, and then stop the heartbeats."""
         try:
             await super().shutdown(sockets)
         finally:
@@ -471,8 +277,6 @@ class DrainingServer(Server):
         """Return True if the server should stop: the drain is over, or uvicorn's own condition holds."""
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
             return True
-        for acceptor in self._acceptors:
-            acceptor.publish_count()  # some connections may have been closed
         return await super().on_tick(counter)
 
 
@@ -487,7 +291,13 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         "server_header": False,
     }
 
-    async def _serve(self) -> None:
+    def run(self) -> None:
+        """Serve until the worker is told to stop."""
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve())
+
+    async def serve(self) -> None:
+        """Serve the application on the sockets that the master has opened."""
         state: AppState = self.wsgi.state.gateway
         settings = state.settings
         self.config.app = self.wsgi
@@ -498,13 +308,13 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
                 "header_timeout_s": settings.header_timeout_s,
                 "write_timeout_s": settings.body_timeout_s,
                 "max_header_bytes": settings.max_header_bytes,
-                "refuse": staticmethod(LoadShedder(state).answer),
+                "max_connections": connection_limit(settings.max_connections),
             },
         )
         # By default uvicorn trusts forwarded headers from 127.0.0.1.
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
-        server = DrainingServer(self.config, state, slot=self.age)
+        server = DrainingServer(self.config, state)
         state.service.join(INFERENCE, self.age)
 
         def quit_now() -> None:

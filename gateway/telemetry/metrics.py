@@ -159,9 +159,10 @@ class Metrics:
         route = context.route
         method = method if method in METHODS else "other"
         self._count(1, self._requests, route, method, str(context.status))
-        self._observe(context.elapsed_s(), self._seconds, route)
-        for stage, seconds in context.stages.items():
-            self._observe(seconds, self._stages, route, stage)
+        if context.code != "saturated":  # a refusal's times would hide those of served calls
+            self._observe(context.elapsed_s(), self._seconds, route)
+            for stage, seconds in context.stages.items():
+                self._observe(seconds, self._stages, route, stage)
         if context.code:
             self._count(1, self._refused, context.code)
         if context.version:
@@ -177,11 +178,6 @@ class Metrics:
             if "class" in entry:
                 label = self._class_label(context.version, entry["class"])
                 self._observe(entry["confidence"], self._confidence, context.version, label)
-
-    def count_refused(self, route: str, count: int) -> None:
-        """Count calls that got no place. Their times are not observed: they would hide the times of served calls."""
-        self._count(count, self._requests, route, "POST", "503")
-        self._count(count, self._refused, "saturated")
 
     def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
         """Count images of calls to be mirrored to the shadow `version`."""

@@ -16,7 +16,6 @@ from PIL import Image
 from contracts.wire import MAX_REQUEST_BYTES
 from gateway.inference.image_header import LARGE_PIXELS
 from gateway.inference.service import SharedState, split_images
-from gateway.server.load_shedding import LoadShedder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -201,39 +200,33 @@ def test_a_call_never_has_more_upstream_batches_in_flight_than_places(make_stand
     assert stand.app.state.gateway.service.predict_limiter.taken == 0
 
 
-def test_calls_read_together_are_refused_early_beyond_places_and_queue(
+def test_a_call_beyond_places_and_queue_is_refused_before_its_body_is_looked_at(
     make_stand: Callable[..., Stand],
 ) -> None:
-    stand = make_stand(in_flight_predict=2)
-    early = LoadShedder(stand.app.state.gateway)
-    call = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+    finish = asyncio.Event()
 
-    def let_in() -> int:
-        return [early.answer(call, []) for _ in range(9)].count(None)
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await finish.wait()
+        return stand.torchserve(request)
 
-    async def scene() -> None:
-        assert [let_in(), let_in()] == [4, 0]
-        await asyncio.sleep(0)
-        assert let_in() == 4, "when the loop turns, those who came are counted by their places"
-
-    asyncio.run(scene())
-
-
-def test_a_burst_of_one_caller_takes_no_room_of_another_callers_calls_of_the_same_moment(
-    make_stand: Callable[..., Stand],
-) -> None:
     keys = tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in ("burst", "other"))
-    early = LoadShedder(make_stand(in_flight_predict=2, keys=keys).app.state.gateway)
-
-    def let_in(name: str) -> int:
-        headers = [(b"x-api-key", name.encode())]
-        call = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
-        return [early.answer(call, []) for _ in range(9)].count(None)
+    stand = make_stand(upstream=slow, keys=keys, in_flight_predict=1, admission_wait_s=5)
+    text = {"content-type": "text/plain"}
 
     async def scene() -> list[int]:
-        return [let_in("burst"), let_in("other")]
+        burst = [
+            asyncio.create_task(stand.client.http.post("/predict", content=b"x", headers={"x-api-key": "burst"}))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.05)
+        late = [
+            await stand.client.http.post("/predict", content=b"x", headers={"x-api-key": name, **text})
+            for name in ("burst", "other")
+        ]
+        finish.set()
+        return [answer.status_code for answer in (*await asyncio.gather(*burst), *late)]
 
-    assert asyncio.run(scene()) == [4, 2], "three places and a queue of three, of which the burst may have two each"
+    assert stand.client.portal.call(scene) == [200, 200, 503, 415], "the other caller has room"
 
 
 def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
