@@ -73,7 +73,8 @@ def main() -> None:
             if chosen.overload:
                 add(kept["each_round"], measure_overload(gateways, shared, chosen.seconds, order))
             add(kept["each_round"], measure_hostile(gateways, shared, chosen.hostile, order))
-    kept["summary"] = {load: compare(rounds) for load, rounds in kept["each_round"].items()}
+            kept["summary"] = {load: compare(rounds) for load, rounds in kept["each_round"].items()}
+            chosen.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     kept["environment"] = environment_facts()
     chosen.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(f"written to {chosen.output}")

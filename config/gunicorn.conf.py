@@ -122,10 +122,7 @@ def when_ready(server: Any) -> None:  # noqa: ANN401 — Gunicorn's hook
 
 
 def child_exit(server: Any, worker: Any) -> None:  # noqa: ANN401, ARG001 — Gunicorn's hook
-    """Remove a dead worker's gauges and shared counts from the sums; its counters stay: counters must not fall."""
+    """Remove a dead worker's gauges from the sums; its counters stay: counters must not fall."""
     from prometheus_client import multiprocess  # noqa: PLC0415 — not before the folder is named
 
-    from gateway.server.worker import INFERENCE  # noqa: PLC0415 — as above
-
-    INFERENCE.clear(worker.age)
     multiprocess.mark_process_dead(worker.pid)

@@ -208,7 +208,6 @@ def operation_id(route: APIRoute) -> str:
 
 async def answer_problem(request: Request, exception: Exception) -> Response:
     """Return the problem document of a refusal or failure."""
-    context = context_of(request.scope)
     error = from_exception(exception)
-    context.code = error.code
-    return problem_response(error, context.request_id, request.scope["path"])
+    request.state.error = error
+    return problem_response(error, context_of(request.scope).request_id, request.scope["path"])

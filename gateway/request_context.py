@@ -1,4 +1,8 @@
-"""The request context: facts about one request for its log line, its metrics and its Server-Timing header."""
+"""The request context: facts about one request for its log line, its metrics and its Server-Timing header.
+
+Only gateway/api/middleware.py writes it. The routes leave there what they found out, in `request.state`: `caller`,
+`answer` and `error`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from contracts.wire import Options
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from starlette.types import Scope
+
+    from gateway.inference.answer import Answer
 
 # Long enough for a W3C trace id or a UUID with a prefix, without a character that could break a log line or a header.
 SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
@@ -33,20 +37,29 @@ class Quota(NamedTuple):
     left_s: int
 
 
+class Caller(NamedTuple):
+    """Who calls.
+
+    `client` is what its places count for: the key's name, else the address. `key` is the key's id; `name` and `key` are
+    empty without keys. `quotas` are those that the request was counted against.
+    """
+
+    client: str = ""
+    name: str = ""
+    key: str = ""
+    quotas: tuple[Quota, ...] = ()
+
+
 class RequestContext:
     """The facts about one request; `stages` has the seconds spent in each stage, in the order in which they ended."""
 
     __slots__ = (
         "batch_id",
-        "body_bytes",
         "caller",
-        "client",
         "code",
         "entries",
         "is_hurried",
-        "key",
         "model",
-        "quotas",
         "request_id",
         "route",
         "stages",
@@ -61,27 +74,21 @@ class RequestContext:
         self.route = UNMATCHED
         self.started = time.perf_counter()
         self.stages: dict[str, float] = {}
-        self.body_bytes = 0
         self.status = 0
         self.code = ""
         self.model = ""
         self.version = ""
-        self.caller = ""
-        self.client = ""  # the places it takes count for this caller: the key's name, else the address
-        self.key = ""  # the id of the caller's key
-        self.quotas: tuple[Quota, ...] = ()
+        self.caller = Caller()
         self.entries: Sequence[dict[str, Any]] = ()  # of a prediction, for the metrics
         self.is_hurried = False  # the caller's own short deadline: if it passes, the version is not to blame
         self.traceparent = ""
         self.batch_id = ""  # the request id that the upstream batch was sent under, if it is another request's
 
-    def stage(self, name: str) -> Stage:
-        """Return a context manager that adds the time spent inside to the stage `name`."""
-        return Stage(self.stages, name)
-
-    def carried(self) -> Options:
-        """Return the options that identify the request to the handler: its id and its trace context."""
-        return Options(self.request_id, traceparent=self.traceparent or None)
+    def note_answer(self, answer: Answer) -> None:
+        """Take over the facts of the inference service's answer."""
+        self.model, self.version, self.entries = answer.model, answer.version, answer.entries
+        self.stages |= answer.timings
+        self.code, self.batch_id, self.is_hurried = answer.code, answer.batch_id, answer.is_hurried
 
     def elapsed_s(self) -> float:
         """Return the seconds since the request came."""
@@ -98,28 +105,9 @@ class RequestContext:
         Source: https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/11/
         """
         return (
-            ", ".join(f'"{quota.kind}";q={quota.amount};w={quota.window_s}' for quota in self.quotas),
-            ", ".join(f'"{quota.kind}";r={quota.remaining};t={quota.left_s}' for quota in self.quotas),
+            ", ".join(f'"{quota.kind}";q={quota.amount};w={quota.window_s}' for quota in self.caller.quotas),
+            ", ".join(f'"{quota.kind}";r={quota.remaining};t={quota.left_s}' for quota in self.caller.quotas),
         )
-
-
-class Stage:
-    """A context manager that times one stage.
-
-    `contextlib.contextmanager` costs several times as much, and each request has three stages.
-    """
-
-    __slots__ = ("_name", "_stages", "_started")
-
-    def __init__(self, stages: dict[str, float], name: str) -> None:
-        self._stages = stages
-        self._name = name
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._stages[self._name] = self._stages.get(self._name, 0.0) + time.perf_counter() - self._started
 
 
 def request_id_of(scope: Scope) -> str:

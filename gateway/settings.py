@@ -38,8 +38,9 @@ class Settings(BaseSettings):
     """Address to listen on. An address other than loopback needs API keys, or `GATEWAY_AUTH=off`."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
-    workers: int = Field(default=2, ge=1, le=64)
-    """Number of gateway processes. They share the CPU cores with TorchServe's workers."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Number of gateway processes. Each counts places and turns for itself, so that all limits rise with the number.
+    One suffices for about four cores, which it shares with TorchServe's workers."""
 
     agents: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:9100",)
     """Addresses of the agents, one per replica. A host name that has several addresses stands for as many replicas; it

@@ -8,9 +8,11 @@ from fastapi import Depends, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.requests import Request
 
+from contracts.wire import Options
 from gateway.api.params import TimeoutMs, refuse_repeated
+from gateway.inference.answer import Answer, Call
 from gateway.inference.torchserve import Deadline
-from gateway.request_context import RequestContext, context_of
+from gateway.request_context import context_of
 from gateway.state import AppState, state_of
 
 # These two only document the headers in OpenAPI; gateway/auth/callers.py reads them.
@@ -41,11 +43,11 @@ def require(scope: str) -> Any:  # noqa: ANN401 — FastAPI's own type of a depe
 
 
 class Admitted(NamedTuple):
-    """A call that was admitted: the application's state, the request's context, and the caller's deadline."""
+    """A call that was admitted: the application's state, the request's id, and what the inference service needs."""
 
     state: AppState
-    context: RequestContext
-    deadline: Deadline
+    request_id: str
+    call: Call
 
 
 def admit(scope: str) -> Any:  # noqa: ANN401 — FastAPI's own type of a dependency
@@ -60,6 +62,21 @@ def admit(scope: str) -> Any:  # noqa: ANN401 — FastAPI's own type of a depend
         refuse_repeated(request)
         longest_s = state.settings.timeout_s
         timeout_s = longest_s if timeout_ms is None else min(timeout_ms / 1000, longest_s)
-        return Admitted(state, context_of(request.scope), Deadline(timeout_s))
+        context, caller = context_of(request.scope), request.state.caller
+        carried = Options(context.request_id, traceparent=context.traceparent or None)
+        call = Call(Deadline(timeout_s), carried, caller.client, caller.name)
+        return Admitted(state, context.request_id, call)
 
     return Depends(admitted)
+
+
+def accept(request: Request, answer: Answer) -> Answer:
+    """Note the inference service's answer for the log and the metrics, and return it.
+
+    Raises:
+        GatewayError: the answer is an error.
+    """
+    request.state.answer = answer
+    if answer.error is not None:
+        raise answer.error
+    return answer

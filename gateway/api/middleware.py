@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ from gateway.api.compression import MIN_BYTES, compress
 from gateway.api.problems import from_exception, problem_response
 from gateway.api.uploads import ClientGoneError
 from gateway.errors import Unavailable
-from gateway.request_context import RequestContext, request_id_of
+from gateway.request_context import RequestContext, context_of, request_id_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from gateway.inference.admission import BodyBudget
     from gateway.state import AppState
 
 logger = logging.getLogger(__name__)
@@ -43,12 +45,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        context = RequestContext(request_id_of(scope))
-        scope["gradserve"] = context
-        tracer = self._state.tracer
-        span = tracer.begin(scope, context) if tracer is not None else None
+        context = scope["gradserve"] = RequestContext(request_id_of(scope))
+        scope.setdefault("state", {})
+        tracer, span = self._state.tracer, None
+        if tracer is not None:
+            span, context.traceparent = tracer.begin(scope)
 
-        body = Body(receive)
+        body = Body(receive, self._state.body_budget)
         head: Message | None = None
 
         async def send_answer(message: Message) -> None:
@@ -57,6 +60,8 @@ class RequestMiddleware:
                 if message["status"] >= 400 and self._closes(scope):
                     await body.drop(self._state.settings.body_timeout_s)
                 context.status = message["status"]
+                note(scope, context, body)
+                body.release()  # the images are not needed any more; the caller may take long to read the answer
                 self._add_headers(message.setdefault("headers", []), context)
                 head = message  # sent together with the body, whose compression changes the headers
                 return
@@ -68,31 +73,36 @@ class RequestMiddleware:
             await send_message(send, message)
 
         try:
-            self._refuse_early(scope, context)
-            await self._app(scope, body, send_answer)
+            await self._run(scope, body, send_answer)
         except ClientGoneError:
             context.status = CLIENT_GONE
-        except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
-            await self._answer_error(exception, scope, receive, send_answer)
+            note(scope, context, body)
         finally:
+            body.release()
             self._finish(scope, context)
             if tracer is not None and span is not None:
                 tracer.end(span, scope, context)
 
+    async def _run(self, scope: Scope, body: Body, send: Send) -> None:
+        try:
+            self._refuse_early(scope)
+            await self._app(scope, body, send)
+        except ClientGoneError:
+            raise
+        except Exception as exception:  # noqa: BLE001 — the one place where every failure becomes an answer
+            await self._answer_error(exception, scope, body, send)
+
     def _add_headers(self, headers: list[tuple[bytes, bytes]], context: RequestContext) -> None:
-        # The images are not needed any more; the caller may take long to read the answer.
-        self._state.body_budget.give_back(context.body_bytes)
-        context.body_bytes = 0
         headers.append((b"x-request-id", context.request_id.encode("ascii")))
         headers.append((b"server-timing", context.server_timing().encode("ascii")))
-        if context.quotas:
+        if context.caller.quotas:
             policy, left = context.rate_limits()
             headers.append((b"ratelimit-policy", policy.encode("ascii")))
             headers.append((b"ratelimit", left.encode("ascii")))
         if self._state.is_draining:
             headers.append((b"connection", b"close"))
 
-    def _refuse_early(self, scope: Scope, context: RequestContext) -> None:
+    def _refuse_early(self, scope: Scope) -> None:
         """Refuse a call that gets no place, before its body is read.
 
         Raises:
@@ -103,13 +113,12 @@ class RequestMiddleware:
             return  # the usual case, which saves finding the caller
         client = self._state.callers.client_of(Request(scope))
         if limiter.is_full() or (client is not None and limiter.is_full_for(client)):
-            context.route = scope["path"]
+            context_of(scope).route = scope["path"]
             raise Unavailable("saturated")
 
     def _finish(self, scope: Scope, context: RequestContext) -> None:
         if (route := scope.get("route")) is not None:
             context.route = route.path
-        self._state.body_budget.give_back(context.body_bytes)
         self._state.metrics.finish(scope["method"], context)
         if context.code == "saturated" and context.status == 503:
             self._state.saturated += 1  # logged together: a line for each would take time from served calls
@@ -126,9 +135,8 @@ class RequestMiddleware:
 
     @staticmethod
     async def _answer_error(exception: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        context: RequestContext = scope["gradserve"]
-        error = from_exception(exception)
-        context.code = error.code
+        context = context_of(scope)
+        error = scope["state"]["error"] = from_exception(exception)
         if error.code == "internal_error":
             logger.error("unhandled exception", exc_info=exception, extra={"request_id": context.request_id})
         if context.status:  # the answer has begun, so its status cannot be changed
@@ -149,17 +157,37 @@ async def send_message(send: Send, message: Message) -> None:
 
 
 class Body:
-    """The messages of a request's body, which the application receives."""
+    """The messages of a request's body: the application receives them; they are timed, and count in `budget`."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, budget: BodyBudget) -> None:
         self._receive = receive
+        self._budget = budget
+        self._held = 0
         self._is_complete = False
+        self.seconds: float | None = None
+        """The seconds spent on waiting for it; None if the application did not ask for it."""
 
     async def __call__(self) -> Message:
-        """Return the next message."""
-        message = await self._receive()
+        """Return the next message.
+
+        Raises:
+            Unavailable: the bodies of all requests together would be too large.
+        """
+        began = time.perf_counter()
+        try:
+            message = await self._receive()
+        finally:
+            self.seconds = (self.seconds or 0.0) + time.perf_counter() - began
         self._is_complete = not message.get("more_body", False)
+        size = len(message.get("body", b""))
+        self._budget.take(size)
+        self._held += size
         return message
+
+    def release(self) -> None:
+        """Give the bytes back to the budget."""
+        self._budget.give_back(self._held)
+        self._held = 0
 
     async def drop(self, timeout_s: float) -> None:
         """Read and drop the rest, up to `LATE_BODY_BYTES`.
@@ -171,7 +199,21 @@ class Body:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while not self._is_complete and dropped <= LATE_BODY_BYTES:
-                    dropped += len((await self()).get("body", b""))
+                    message = await self._receive()
+                    self._is_complete = not message.get("more_body", False)
+                    dropped += len(message.get("body", b""))
+
+
+def note(scope: Scope, context: RequestContext, body: Body) -> None:
+    """Write into the request context what the routes left in `request.state`."""
+    state = scope["state"]
+    context.caller = state.get("caller", context.caller)
+    if body.seconds is not None:
+        context.stages["body"] = body.seconds
+    if (answer := state.get("answer")) is not None:
+        context.note_answer(answer)
+    if (error := state.get("error")) is not None:
+        context.code, context.entries = error.code, ()
 
 
 def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:
@@ -187,8 +229,8 @@ def log_line(scope: Scope, context: RequestContext) -> dict[str, Any]:
     notes = {
         "version": context.version,
         "code": context.code,
-        "caller": context.caller,
-        "key": context.key,
+        "caller": context.caller.name,
+        "key": context.caller.key,
         "row": context.batch_id,
     }
     return {**line, **{name: note for name, note in notes.items() if note}}

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts import wire
-from gateway.api.dependencies import Admitted, admit
+from gateway.api.dependencies import Admitted, accept, admit
 from gateway.api.openapi import examples
 from gateway.api.openapi.responses import (
     BINARY,
@@ -33,8 +33,7 @@ from gateway.api.openapi.responses import (
 from gateway.api.params import ExplainQuery, PredictQuery, wants_json
 from gateway.api.schemas import BatchPrediction, Explanation, Prediction
 from gateway.api.uploads import read_image, read_images
-from gateway.inference.service import Answer, Call
-from gateway.request_context import RequestContext
+from gateway.inference.answer import Answer
 from gateway.state import AppState
 
 router = APIRouter(tags=["predictions"])
@@ -54,13 +53,11 @@ async def predict(
     request: Request, admitted: Annotated[Admitted, admit("predict")], query: Annotated[PredictQuery, Query()]
 ) -> Response:
     """Name the class of one image, with the model's calibrated confidence."""
-    state, context, deadline = admitted
-    call = Call(context, deadline, query.version)
-    image = await _image(request, state, context)
-    answer = await state.service.predict(image, top_k=query.top_k, call=call)
-    context.entries = answer.entries
-    response = json_response({**answer.entries[0], **signature(answer, context)})
-    state.shadow.follow(response, (image,), answer, context.request_id)
+    state, request_id, call = admitted
+    image = await _image(request, state)
+    answer = accept(request, await state.service.predict(image, top_k=query.top_k, call=call.of(query.version)))
+    response = json_response({**answer.entries[0], **signature(answer, request_id)})
+    state.shadow.follow(response, (image,), answer, request_id)
     return response
 
 
@@ -75,21 +72,18 @@ async def predict_batch(
     request: Request, admitted: Annotated[Admitted, admit("predict")], query: Annotated[PredictQuery, Query()]
 ) -> Response:
     """Name the class of each image, in order. The entry of an image that failed is its error."""
-    state, context, deadline = admitted
-    call = Call(context, deadline, query.version)
+    state, request_id, call = admitted
     settings = state.settings
-    with context.stage("body"):
-        images = await read_images(
-            request,
-            max_images=settings.max_batch_images,
-            max_image_bytes=settings.max_image_bytes,
-            max_bytes=settings.max_batch_bytes,
-            timeout_s=settings.body_timeout_s,
-        )
-    answer = await state.service.predict_batch(images, top_k=query.top_k, call=call)
-    context.entries = answer.entries
-    response = json_response({"results": answer.entries, **signature(answer, context)})
-    state.shadow.follow(response, images, answer, context.request_id)
+    images = await read_images(
+        request,
+        max_images=settings.max_batch_images,
+        max_image_bytes=settings.max_image_bytes,
+        max_bytes=settings.max_batch_bytes,
+        timeout_s=settings.body_timeout_s,
+    )
+    answer = accept(request, await state.service.predict_batch(images, top_k=query.top_k, call=call.of(query.version)))
+    response = json_response({"results": answer.entries, **signature(answer, request_id)})
+    state.shadow.follow(response, images, answer, request_id)
     return response
 
 
@@ -106,16 +100,15 @@ async def explain(
     request: Request, admitted: Annotated[Admitted, admit("explain")], query: Annotated[ExplainQuery, Query()]
 ) -> Response:
     """Show where the model looked for a class: a PNG overlay, or the heatmap as numbers."""
-    state, context, deadline = admitted
+    state, request_id, call = admitted
     options = query.options(as_json=wants_json(request.headers.get("accept", "")))
-    call = Call(context, deadline, query.version)
-    image = await _image(request, state, context)
-    answer = await state.service.explain(image, options=options, call=call)
+    image = await _image(request, state)
+    answer = accept(request, await state.service.explain(image, options=options, call=call.of(query.version)))
     if answer.overlay is not None:
         facts = overlay_headers(wire.parse_about(answer.overlay))
         headers = {"vary": "accept", **facts, "x-model-version": answer.version}
         return Response(answer.overlay, media_type="image/png", headers=headers)
-    return json_response({**answer.entries[0], **signature(answer, context)}, headers={"vary": "accept"})
+    return json_response({**answer.entries[0], **signature(answer, request_id)}, headers={"vary": "accept"})
 
 
 def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
@@ -123,9 +116,9 @@ def overlay_headers(about: dict[str, Any]) -> dict[str, str]:
     return {f"x-{name}": quote(str(about[name]), safe=PRINTABLE) for name in OVERLAY_FACTS if name in about}
 
 
-def signature(answer: Answer, context: RequestContext) -> dict[str, Any]:
+def signature(answer: Answer, request_id: str) -> dict[str, Any]:
     """Return the members that name the model, the version and the request."""
-    return {"model": {"name": answer.model, "version": answer.version}, "request_id": context.request_id}
+    return {"model": {"name": answer.model, "version": answer.version}, "request_id": request_id}
 
 
 def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401
@@ -133,8 +126,5 @@ def json_response(data: Any, *, status: int = 200, headers: dict[str, str] | Non
     return Response(orjson.dumps(data), status_code=status, headers=headers, media_type="application/json")
 
 
-async def _image(request: Request, state: AppState, context: RequestContext) -> bytes:
-    with context.stage("body"):
-        return await read_image(
-            request, max_bytes=state.settings.max_image_bytes, timeout_s=state.settings.body_timeout_s
-        )
+async def _image(request: Request, state: AppState) -> bytes:
+    return await read_image(request, max_bytes=state.settings.max_image_bytes, timeout_s=state.settings.body_timeout_s)

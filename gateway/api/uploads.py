@@ -24,8 +24,6 @@ from gateway.refusals import (
     TooManyFiles,
     UnexpectedField,
 )
-from gateway.request_context import context_of
-from gateway.state import state_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -144,8 +142,7 @@ def _boundary(request: Request) -> bytes:
 
 
 async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
-    """Yield the body's chunks that are not empty; they count in the body budget until the request is answered."""
-    context, budget = context_of(request.scope), state_of(request).body_budget
+    """Yield the body's chunks that are not empty."""
     end = asyncio.get_running_loop().time() + timeout_s
     more = True
     while more:
@@ -158,8 +155,6 @@ async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
             raise ClientGoneError
         more = message.get("more_body", False)
         if chunk := message.get("body", b""):
-            budget.take(len(chunk))
-            context.body_bytes += len(chunk)
             yield chunk
 
 

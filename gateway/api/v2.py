@@ -14,16 +14,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api import v2_tensors
-from gateway.api.dependencies import Admitted, State, admit, require
+from gateway.api.dependencies import Admitted, State, accept, admit, require
 from gateway.api.health import refuse_unready
 from gateway.api.openapi import examples
 from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MODEL, answers, infer_body, problems
 from gateway.api.params import Version
 from gateway.api.uploads import read_body
 from gateway.errors import Unavailable
-from gateway.inference.service import Call
 from gateway.refusals import ModelUnknown, VersionUnknown
-from gateway.request_context import RequestContext
 from gateway.settings import VERSION
 from gateway.state import AppState
 
@@ -116,12 +114,13 @@ async def infer_by(
 
 
 async def _infer(request: Request, admitted: Admitted, model: str, version: str | None) -> Response:
-    state, context, deadline = admitted
-    call = Call(context, deadline, version)
-    infer_request = await _read(request, state, context)
-    answer = await state.service.predict_batch(infer_request.images, top_k=infer_request.top_k, call=call)
+    state, request_id, call = admitted
+    infer_request = await _read(request, state)
+    answer = accept(
+        request,
+        await state.service.predict_batch(infer_request.images, top_k=infer_request.top_k, call=call.of(version)),
+    )
     v2_tensors.raise_for_failed(answer.entries)
-    context.entries = answer.entries
     head: dict[str, Any] = {"model_name": model, "model_version": answer.version}
     if infer_request.id:
         head["id"] = infer_request.id
@@ -134,15 +133,14 @@ async def _infer(request: Request, admitted: Admitted, model: str, version: str 
             media_type="application/octet-stream",
             headers={"inference-header-content-length": str(header_length)},
         )
-    state.shadow.follow(response, infer_request.images, answer, context.request_id)
+    state.shadow.follow(response, infer_request.images, answer, request_id)
     return response
 
 
-async def _read(request: Request, state: AppState, context: RequestContext) -> v2_tensors.InferRequest:
+async def _read(request: Request, state: AppState) -> v2_tensors.InferRequest:
     """Return the parsed call. The images are copies, so that the body's memory is freed on return."""
     settings = state.settings
-    with context.stage("body"):
-        body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
+    body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
     return v2_tensors.read_request(
         body,
         request.headers.get("inference-header-content-length"),

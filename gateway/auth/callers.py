@@ -18,7 +18,7 @@ from limits.storage import storage_from_string
 from contracts.watched_file import WatchedFile
 from gateway.auth import keys
 from gateway.refusals import KeyExpired, KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
-from gateway.request_context import Quota, context_of
+from gateway.request_context import Caller, Quota
 from gateway.settings import SettingsError
 from gateway.settings_docs import mask_passwords
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from gateway.request_context import RequestContext
     from gateway.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -82,29 +81,27 @@ class Callers:
         return keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
 
     async def admit(self, request: Request, scope: str) -> None:
-        """Admit the call; put the caller's name and the state of its quotas into the request context.
+        """Admit the call, and put the caller into `request.state.caller`, also if it is refused.
 
         Raises:
             KeyMissing, KeyUnknown, KeyExpired: the request has no valid key.
             ScopeMissing: the key lacks `scope`.
             QuotaExceeded: the caller's quota is used up.
         """
-        context = context_of(request.scope)
+        request.state.caller = Caller(address_of(request))
         if self._per_address is not None:
-            await self._spend(context, self._per_address, "address", address_of(request))
+            await self._spend(request, self._per_address, "address", address_of(request))
         if not self._asks:
-            context.client = address_of(request)
             return
         key = self._find(presented_key(request))
-        context.caller, context.key = key.name, key.id
-        context.client = key.name
+        request.state.caller = request.state.caller._replace(client=key.name, name=key.name, key=key.id)
         if key.is_expired():
             raise KeyExpired(key.expires)
         if scope not in key.scopes:
             raise ScopeMissing(scope)
         quota = _own_quota(key.quota) if key.quota else self._per_key
         if quota is not None:
-            await self._spend(context, quota, "key", key.name)
+            await self._spend(request, quota, "key", key.name)
 
     def client_of(self, request: Request) -> str | None:
         """Return the name or address that a call's places count for; None if its key is missing or unknown."""
@@ -131,7 +128,7 @@ class Callers:
             raise KeyUnknown
         return found
 
-    async def _spend(self, context: RequestContext, quota: RateLimitItem, kind: str, who: str) -> None:
+    async def _spend(self, request: Request, quota: RateLimitItem, kind: str, who: str) -> None:
         storage = self._storage
         if storage is None or time.monotonic() < self._store_paused_until:
             return
@@ -146,7 +143,9 @@ class Callers:
             self._store_paused_until = time.monotonic() + STORE_PAUSE_S
             return
         left_s = max(1, math.ceil(ends - time.time()))
-        context.quotas += (Quota(kind, quota.amount, quota.get_expiry(), max(0, quota.amount - count), left_s),)
+        spent = Quota(kind, quota.amount, quota.get_expiry(), max(0, quota.amount - count), left_s)
+        caller: Caller = request.state.caller
+        request.state.caller = caller._replace(quotas=(*caller.quotas, spent))
         if count > quota.amount:
             raise QuotaExceeded(str(quota), left_s)
 

@@ -9,13 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from typing import TYPE_CHECKING
 
 from gateway.errors import Unavailable
 from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class BodyBudget:
@@ -105,7 +101,6 @@ class ConcurrencyLimiter:
         self._taken_by: Counter[str] = Counter()
         self._waiting_by: Counter[str] = Counter()
         self.taken = 0
-        self.on_change: Callable[[int], None] = lambda _taken: None
         self._wait_s = wait_s
         self._waiting: deque[tuple[asyncio.Future[None], str]] = deque()
         self._standing_since = 0.0
@@ -173,7 +168,6 @@ class ConcurrencyLimiter:
         self._taken_by[caller] += by
         if not self._taken_by[caller]:
             del self._taken_by[caller]
-        self.on_change(self.taken)
 
     def _leave(self, entry: tuple[asyncio.Future[None], str]) -> None:
         """Remove one call from the queue."""

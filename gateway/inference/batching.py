@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from contracts.wire import Entry
+    from gateway.inference.answer import Progress
     from gateway.inference.routing import Target
-    from gateway.inference.torchserve import Deadline, TorchServe
-    from gateway.request_context import RequestContext
+    from gateway.inference.torchserve import TorchServe
 
 # A larger image is sent alone, because the others would wait while it is copied and decoded.
 MAX_SHARED_BYTES = 256 * 1024
@@ -44,9 +44,7 @@ class DynamicBatcher:
         # Weak, so that a queue is dropped when no image waits in it and none of its upstream batches is in flight.
         self._queues: WeakValueDictionary[tuple[str, str, str, int], BatchQueue] = WeakValueDictionary()
 
-    async def predict(
-        self, target: Target, image: bytes, *, pixels: int, top_k: int, deadline: Deadline, context: RequestContext
-    ) -> Entry:
+    async def predict(self, target: Target, image: bytes, *, pixels: int, top_k: int, progress: Progress) -> Entry:
         """Return the entry for one image: a prediction, or `{"error": {...}}` if it was refused.
 
         Raises:
@@ -56,19 +54,19 @@ class DynamicBatcher:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = BatchQueue(self._upstream, self._most_images, self._processes, top_k)
-        call = PendingImage(image, pixels, deadline, context)
+        pending = PendingImage(image, pixels, progress)
         if queue.is_idle():
-            await queue.send([call], target)  # in this task: a task of its own costs iterations of the event loop
+            await queue.send([pending], target)  # in this task: a task of its own costs iterations of the event loop
         else:
-            queue.join(call, target)
+            queue.join(pending, target)
             try:
-                async with deadline.timeout():
-                    await call.answer
+                async with pending.deadline.timeout():
+                    await pending.answer
             except TimeoutError as error:
-                raise DeadlinePassed(deadline.timeout_s) from error
-        answer = call.answer.result()
+                raise DeadlinePassed(pending.deadline.timeout_s) from error
+        answer = pending.answer.result()
         if isinstance(answer, DeadlinePassed):  # it names the deadline of the upstream batch, not that of this call
-            raise DeadlinePassed(deadline.timeout_s) from answer
+            raise DeadlinePassed(pending.deadline.timeout_s) from answer
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -77,13 +75,14 @@ class DynamicBatcher:
 class PendingImage:
     """One caller's image, and the future for its entry or for the error of its upstream batch."""
 
-    __slots__ = ("answer", "context", "deadline", "image", "pixels")
+    __slots__ = ("answer", "carried", "deadline", "image", "pixels", "progress")
 
-    def __init__(self, image: bytes, pixels: int, deadline: Deadline, context: RequestContext) -> None:
+    def __init__(self, image: bytes, pixels: int, progress: Progress) -> None:
         self.image = image
         self.pixels = pixels
-        self.deadline = deadline
-        self.context = context
+        self.deadline = progress.call.deadline
+        self.carried = progress.call.carried
+        self.progress = progress
         self.answer: asyncio.Future[Entry | Exception] = asyncio.get_running_loop().create_future()
 
 
@@ -151,13 +150,13 @@ class BatchQueue:
                 call.answer.set_result(answer)
 
     async def _ask(self, calls: Sequence[PendingImage], target: Target) -> list[Entry]:
-        first = calls[0].context
+        first = calls[0].carried
         for call in calls[1:]:
-            call.context.batch_id = first.request_id
+            call.progress.batch_id = first.id
         return await self._upstream.predict(
             target,
             [call.image for call in calls],
-            carried=first.carried(),
+            carried=first,
             deadline=max((call.deadline for call in calls), key=lambda deadline: deadline.at),
             top_k=self._top_k,
         )

@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from contracts import wire
 from gateway.errors import DeadlinePassed, EngineBroke, GatewayError, Unavailable
+from gateway.inference.answer import Answer, Call, Progress
 from gateway.inference.batching import DynamicBatcher
 from gateway.inference.image_header import LARGE_PIXELS, count_pixels
 from gateway.inference.torchserve import raise_for_error, translate_entry
 from gateway.inference.turns import Turns
 from gateway.refusals import ImageTooLarge
-from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
     from contracts.wire import Entry, Options
     from gateway.inference.admission import ConcurrencyLimiter, PixelBudget
     from gateway.inference.routing import Kind, Router, Target
-    from gateway.inference.torchserve import Deadline, TorchServe
-    from gateway.request_context import RequestContext
+    from gateway.inference.torchserve import TorchServe
 
 Received = TypeVar("Received")
 # Upstream batches of /predict/batch in flight for each ready worker: the one that it works on, and the next.
@@ -40,46 +38,6 @@ SHORT_BATCH_IMAGES = 8
 SINGLES_LAST_S = 2
 # Large images that may wait for a turn in one process; they hold places while they wait.
 MOST_LARGE_WAITING = 4
-
-
-class SharedState:
-    """The numbers that the gateway processes share about their calls; made before the processes are forked."""
-
-    def __init__(self) -> None:
-        self.places = SharedCounters()
-        self.last_single = SharedCounters()  # in seconds of the monotonic clock, which is the same in all processes
-        self.turns = {kind: (SharedCounters(), SharedCounters()) for kind in ("batches", "predict", "explain")}
-
-    def clear(self, slot: int) -> None:
-        """Remove the numbers of the process with this slot."""
-        for counters in (self.places, self.last_single, *(each for pair in self.turns.values() for each in pair)):
-            counters.clear(slot)
-
-
-@dataclass(frozen=True)
-class Call:
-    """The facts that every call has: its request context, deadline and wanted version (None: the plan chooses)."""
-
-    context: RequestContext
-    deadline: Deadline
-    version: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer of one version of a model to a call.
-
-    Attributes:
-        model: the model's name.
-        version: its version.
-        entries: one per image, in order, as a caller gets them; empty if there is an overlay.
-        overlay: the PNG bytes of an explanation, if the caller wanted an image.
-    """
-
-    model: str
-    version: str
-    entries: Sequence[Entry] = ()
-    overlay: bytes | None = None
 
 
 class InferenceService:
@@ -116,55 +74,56 @@ class InferenceService:
             "predict": Turns(MOST_LARGE_WAITING),
             "explain": Turns(MOST_LARGE_WAITING),
         }
-        self.join(SharedState(), slot=0)
-
-    def join(self, shared: SharedState, slot: int) -> None:
-        """Share the numbers of calls in flight with the other gateway processes; `slot` is that of this process."""
-        self.predict_limiter.on_change = partial(shared.places.set, slot)
-        self._taken_elsewhere = partial(shared.places.sum_of_others, slot)
-        self._batch_turns.join(*shared.turns["batches"], slot)
-        for kind, turns in self._large_turns.items():
-            turns.join(*shared.turns[kind], slot)
-        self._last_single, self._slot = shared.last_single, slot
+        self._last_single = -math.inf  # by the monotonic clock
 
     async def predict(self, image: bytes, *, top_k: int, call: Call) -> Answer:
-        """Return the prediction for one image: `class`, `confidence` and `top` in its only entry.
+        """Return the prediction for one image: `class`, `confidence` and `top` in its only entry; or its error."""
+        progress = Progress(call)
+        try:
+            return progress.answer((await self._predict(image, top_k, progress),))
+        except GatewayError as error:
+            return progress.answer(error=error)
 
-        Raises:
-            GatewayError: the call was refused or failed.
-        """
+    async def _predict(self, image: bytes, top_k: int, progress: Progress) -> Entry:
+        call = progress.call
         pixels = count_pixels(image, self._max_pixels)
-        client = call.context.client
-        with self._choose("predict", call) as target, self._pixels.hold(pixels, client):
-            with call.context.stage("wait"):
-                await self.predict_limiter.take(client)
+        with self._choose("predict", progress) as target, self._pixels.hold(pixels, call.caller):
+            with progress.stage("wait"):
+                await self.predict_limiter.take(call.caller)
             try:
-                with call.context.stage("model"):
+                with progress.stage("model"):
                     if pixels > LARGE_PIXELS:
                         (entry,) = await self._send_in_turn(target, [image], pixels, top_k, call)
                     else:
-                        entry = await self._predict_shared(target, image, pixels, top_k, call)
+                        entry = await self._predict_shared(target, image, pixels, top_k, progress)
             finally:
-                self.predict_limiter.give_back(1, client)
+                self.predict_limiter.give_back(1, call.caller)
         raise_for_error(entry)
-        return Answer(target.model, target.version, (entry,))
+        return entry
 
-    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, call: Call) -> Entry:
-        self._last_single.set(self._slot, int(time.monotonic()))
-        send = partial(
-            self._batcher.predict, image=image, pixels=pixels, top_k=top_k, deadline=call.deadline, context=call.context
-        )
-        return await self._send("predict", target, send, call)
+    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, progress: Progress) -> Entry:
+        self._last_single = time.monotonic()
+
+        async def send(to: Target) -> Entry:
+            progress.batch_id = ""  # at a second try that of the first
+            return await self._batcher.predict(to, image, pixels=pixels, top_k=top_k, progress=progress)
+
+        return await self._send("predict", target, send)
 
     async def predict_batch(self, images: Sequence[bytes], *, top_k: int, call: Call) -> Answer:
         """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
         The images are sent in several upstream batches that keep all ready workers busy. If one of these fails, only
-        its own images have an error; an image that is too large is the only one that has an error.
-
-        Raises:
-            GatewayError: no upstream batch was answered, or the images together have too many pixels.
+        its own images have an error; an image that is too large is the only one that has an error. The answer has an
+        error if no upstream batch was answered, or if the images together have too many pixels.
         """
+        progress = Progress(call)
+        try:
+            return progress.answer(await self._predict_images(images, top_k, progress))
+        except GatewayError as error:
+            return progress.answer(error=error)
+
+    async def _predict_images(self, images: Sequence[bytes], top_k: int, progress: Progress) -> Sequence[Entry]:
         entries: list[Entry] = [{}] * len(images)
         pixels: dict[int, int] = {}
         for index, image in enumerate(images):
@@ -172,23 +131,20 @@ class InferenceService:
                 pixels[index] = count_pixels(image, self._max_pixels)
             except ImageTooLarge as error:
                 entries[index] = error_entry(error)
-        with self._choose("predict", call) as target:
+        with self._choose("predict", progress) as target:
             if pixels:
-                with self._pixels.hold(sum(pixels.values()), call.context.client):
+                with self._pixels.hold(sum(pixels.values()), progress.call.caller):
                     sent = [images[index] for index in pixels]
-                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, call)
+                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, progress)
                 for index, answer in zip(pixels, answers, strict=True):
                     entries[index] = answer
-        # For the log and the metrics: the call is answered, but the version failed for some of its images.
-        errors = (entry["error"] for entry in entries if "error" in entry)
-        call.context.code = next((error["code"] for error in errors if error["status"] >= 500), "")
-        return Answer(target.model, target.version, entries)
+        return entries
 
     async def _predict_batch(
-        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, call: Call
+        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, progress: Progress
     ) -> list[Entry]:
+        call = progress.call
         batches = list(split_images(images, pixels, self._images_per_batch(len(images), target)))
-        client = call.context.client
         entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(batches)
@@ -202,59 +158,56 @@ class InferenceService:
                     failures.append(error)
                     entries[first:last] = [error_entry(error)] * (last - first)
 
-        with call.context.stage("wait"):
-            await self.predict_limiter.take(client)
+        with progress.stage("wait"):
+            await self.predict_limiter.take(call.caller)
         # Several at once only if places are free now: a call does not wait for places after some of its work is done.
         most = min(target.workers * BATCHES_PER_WORKER, len(batches))
-        places = 1 + self.predict_limiter.take_free(most - 1, client)
+        places = 1 + self.predict_limiter.take_free(most - 1, call.caller)
         try:
-            with call.context.stage("model"):
+            with progress.stage("model"):
                 await asyncio.gather(*(send_batches() for _ in range(places)))
         finally:
-            self.predict_limiter.give_back(places, client)
+            self.predict_limiter.give_back(places, call.caller)
         if len(failures) == len(batches):
             raise failures[0]
         return entries
 
     async def explain(self, image: bytes, *, options: Options, call: Call) -> Answer:
-        """Return the overlay, or with the option `format: json` the heatmap's entry.
+        """Return the overlay, or with the option `format: json` the heatmap's entry; or the call's error."""
+        progress = Progress(call)
+        try:
+            received = await self._explain(image, options, progress)
+        except GatewayError as error:
+            return progress.answer(error=error)
+        return progress.answer(overlay=received) if isinstance(received, bytes) else progress.answer((received,))
 
-        Raises:
-            GatewayError: the call was refused or failed.
-        """
+    async def _explain(self, image: bytes, options: Options, progress: Progress) -> bytes | Entry:
+        call = progress.call
         pixels = count_pixels(image, self._max_pixels)
-        client = call.context.client
         send = partial(
-            self._upstream.explain,
-            image=image,
-            carried=call.context.carried(),
-            deadline=call.deadline,
-            options=options,
+            self._upstream.explain, image=image, carried=call.carried, deadline=call.deadline, options=options
         )
-        with self._choose("explain", call) as target, self._pixels.hold(pixels, client):
-            with call.context.stage("wait"):
-                await self.explain_limiter.take(client)
+        with self._choose("explain", progress) as target, self._pixels.hold(pixels, call.caller):
+            with progress.stage("wait"):
+                await self.explain_limiter.take(call.caller)
             try:
-                with call.context.stage("model"):
+                with progress.stage("model"):
                     if pixels <= LARGE_PIXELS:
-                        received = await self._send("explain", target, send, call)
-                    else:
-                        workers = partial(self._router.workers, "explain", target.version)
-                        async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
-                            received = await self._send("explain", target, send, call)
+                        return await self._send("explain", target, send)
+                    workers = partial(self._router.workers, "explain", target.version)
+                    async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
+                        return await self._send("explain", target, send)
             finally:
-                self.explain_limiter.give_back(1, client)
-        if isinstance(received, bytes):
-            return Answer(target.model, target.version, overlay=received)
-        return Answer(target.model, target.version, (received,))
+                self.explain_limiter.give_back(1, call.caller)
 
-    def _choose(self, kind: Kind, call: Call) -> Target:
+    def _choose(self, kind: Kind, progress: Progress) -> Target:
+        call = progress.call
         left_s = call.deadline.left_s()
         if left_s <= 0:
             raise DeadlinePassed(call.deadline.timeout_s)
-        call.context.is_hurried = left_s < self._timeout_s / 2
-        target = self._router.choose(kind, call.version, call.context.caller)
-        call.context.model, call.context.version = target.model, target.version
+        progress.is_hurried = left_s < self._timeout_s / 2
+        target = self._router.choose(kind, call.version, call.key_name)
+        progress.model, progress.version = target.model, target.version
         return target
 
     async def _send_in_turn(
@@ -273,19 +226,15 @@ class InferenceService:
         return max(1, workers - 1) if self._singles_arrive() else workers * per_worker
 
     def _singles_arrive(self) -> bool:
-        """Return True if a gateway process got a single image, which is not large, in the last `SINGLES_LAST_S`."""
-        return time.monotonic() - self._last_single.largest() < SINGLES_LAST_S
+        """Return True if a single image, which is not large, came in the last `SINGLES_LAST_S`."""
+        return time.monotonic() - self._last_single < SINGLES_LAST_S
 
     async def _send_batch(self, target: Target, images: Sequence[bytes], top_k: int, call: Call) -> list[Entry]:
-        send = partial(
-            self._upstream.predict, images=images, carried=call.context.carried(), deadline=call.deadline, top_k=top_k
-        )
+        send = partial(self._upstream.predict, images=images, carried=call.carried, deadline=call.deadline, top_k=top_k)
         with target:  # counted in flight once per upstream batch, so that the least loaded replica is found
-            return await self._send("predict", target, send, call)
+            return await self._send("predict", target, send)
 
-    async def _send(
-        self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]], call: Call
-    ) -> Received:
+    async def _send(self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]]) -> Received:
         """Return the result of `send` for `target`, or for another replica if `target` refused before any work began.
 
         Raises:
@@ -301,13 +250,12 @@ class InferenceService:
             another = self._router.choose_another(kind, target)
             if another is None:
                 raise
-        call.context.batch_id = ""
         with another:
             return await send(another)
 
     def _images_per_batch(self, count: int, target: Target) -> int:
         """Return the images per upstream batch that give each free worker one; busy workers get one long batch."""
-        free = max(1, target.workers - self.predict_limiter.taken - self._taken_elsewhere())
+        free = max(1, target.workers - self.predict_limiter.taken)
         most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive() else self._chunk_images
         return min(most, math.ceil(count / free))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from contracts.wire import Entry
     from gateway.inference.admission import ConcurrencyLimiter
+    from gateway.inference.answer import Answer
     from gateway.inference.routing import Router
-    from gateway.inference.service import Answer
     from gateway.inference.torchserve import TorchServe
     from gateway.telemetry.metrics import Metrics
 

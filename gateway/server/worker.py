@@ -21,7 +21,6 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # has 
 
 from gateway.api.middleware import LATE_BODY_BYTES
 from gateway.api.problems import raw_problem
-from gateway.inference.service import SharedState
 from gateway.refusals import BadHttp, HeadersTooLarge
 from gateway.request_context import new_request_id
 from gateway.server.open_files import connection_limit
@@ -42,8 +41,6 @@ MOST_HEADERS = 100
 MOST_PIPELINED = 8
 # Heartbeats in half of the time after which Gunicorn takes a worker for hung, so that some may be late.
 BEATS = 4
-# Made when Gunicorn's master imports this module, before it forks.
-INFERENCE = SharedState()
 # The header by which a caller offers another protocol. With it httptools would take the body for that protocol.
 OFFER = re.compile(rb"(?i)(?<=\r\n)upgrade(?=:)")
 
@@ -315,7 +312,6 @@ class GatewayWorker(UvicornWorker):  # type: ignore[misc]
         self.config.proxy_headers = bool(settings.trusted_proxies)
         self.config.timeout_graceful_shutdown = int(settings.timeout_s + settings.body_timeout_s) + 1
         server = DrainingServer(self.config, state)
-        state.service.join(INFERENCE, self.age)
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True

@@ -172,7 +172,7 @@ class Metrics:
             self._count(1, self._versions, context.version, kind, outcome)
             if not context.code:
                 self._observe(context.stages["model"], self._model, context.version, kind)
-        if context.caller:
+        if context.caller.name:
             self._count_usage(context)
         for entry in context.entries:
             if "class" in entry:
@@ -206,7 +206,7 @@ class Metrics:
         return Gauge(name, text, ("kind",), registry=self._registry, multiprocess_mode="livesum")
 
     def _count_usage(self, context: RequestContext) -> None:
-        caller, key = context.caller, context.key
+        caller, key = context.caller.name, context.caller.key
         if (caller, key) not in self._keys:
             if len(self._keys) >= MAX_KEY_LABELS:
                 caller, key = "other", ""

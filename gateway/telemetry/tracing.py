@@ -32,14 +32,13 @@ class Tracer:
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("gateway")
 
-    def begin(self, scope: Scope, context: RequestContext) -> Span:
-        """Return a new span for a request, and put its trace context into the request context."""
+    def begin(self, scope: Scope) -> tuple[Span, str]:
+        """Return a new span for a request, and its trace context as the header `traceparent`."""
         names = {b"traceparent", b"tracestate"}
         carrier = {name.decode("ascii"): value.decode("latin-1") for name, value in scope["headers"] if name in names}
         span = self._tracer.start_span(scope["method"], context=PROPAGATOR.extract(carrier), kind=SpanKind.SERVER)
         own = span.get_span_context()
-        context.traceparent = f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}"
-        return span
+        return span, f"00-{own.trace_id:032x}-{own.span_id:016x}-{int(own.trace_flags):02x}"
 
     @staticmethod
     def end(span: Span, scope: Scope, context: RequestContext) -> None:

@@ -118,8 +118,11 @@ def test_a_standing_queue_is_limited_to_an_eighth_until_it_has_been_empty(run: R
         assert not places.is_full(), "one waits"
         places.give_back(1)
         await asyncio.gather(*waiting)
-        assert places.is_full(coming=2), "the line was empty only now"
-        assert not places.is_full(coming=1)
+        waiting = [asyncio.create_task(places.take()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert places.is_full(), "the line was empty only now"
+        places.give_back(2)
+        await asyncio.gather(*waiting)
         await asyncio.sleep(1.1)
         waiting = [asyncio.create_task(places.take()) for _ in range(15)]
         await asyncio.sleep(0)

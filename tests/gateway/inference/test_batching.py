@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import wire
+from contracts.wire import Options
 from gateway.errors import DeadlinePassed, EngineBroke, EngineNonsense, GatewayError, HandlerFailed
+from gateway.inference.answer import Call, Progress
 from gateway.inference.batching import MAX_SHARED_BYTES, STALLED_S, DynamicBatcher
 from gateway.inference.replicas import Replica
 from gateway.inference.routing import Target
 from gateway.inference.torchserve import Deadline, TorchServe
-from gateway.request_context import RequestContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -76,8 +77,8 @@ def target(version: str = "1.0.0", workers: int = 2) -> Target:
 def predict(
     shared: DynamicBatcher, image: bytes, *, top_k: int = 1, timeout_s: float = 10.0, to: Target | None = None
 ) -> Coroutine[Any, Any, dict[str, Any]]:
-    context = RequestContext(f"id-of-{image[:20].decode()}")
-    return shared.predict(to or target(), image, pixels=0, top_k=top_k, deadline=Deadline(timeout_s), context=context)
+    call = Call(Deadline(timeout_s), Options(f"id-of-{image[:20].decode()}"))
+    return shared.predict(to or target(), image, pixels=0, top_k=top_k, progress=Progress(call))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Turns are limited over all processes and given in order of arrival in each process, and none is lost."""
+"""Turns are limited and given in order of arrival, and none is lost."""
 
 from __future__ import annotations
 
@@ -10,45 +10,58 @@ import pytest
 from gateway.errors import DeadlinePassed, Unavailable
 from gateway.inference.torchserve import Deadline
 from gateway.inference.turns import Turns
-from gateway.server.shared_counters import SharedCounters
 
 if TYPE_CHECKING:
     from conftest import Run
 
 
-def joined(processes: int, max_waiting: int = 100) -> list[Turns]:
-    taken, waiting = SharedCounters(), SharedCounters()
-    made = [Turns(max_waiting) for _ in range(processes)]
-    for slot, turns in enumerate(made):
-        turns.join(taken, waiting, slot)
-    return made
-
-
-def test_turns_are_limited_over_all_processes_and_every_process_gets_its_share(run: Run) -> None:
+def test_turns_are_limited_and_given_in_order_of_arrival(run: Run) -> None:
     async def scene() -> tuple[int, list[int]]:
-        made, now, most_seen, order = joined(2), 0, 0, []
+        turns, now, most_seen, order = Turns(), 0, 0, []
 
-        async def call(process: int) -> None:
+        async def call(number: int) -> None:
             nonlocal now, most_seen
-            async with made[process].turn(lambda: 2, Deadline(60)):
+            async with turns.turn(lambda: 2, Deadline(60)):
                 now += 1
                 most_seen = max(most_seen, now)
-                await asyncio.sleep(0.04)
-                order.append(process)
+                order.append(number)
+                await asyncio.sleep(0.01)
                 now -= 1
 
-        await asyncio.gather(*(call(0) for _ in range(20)), *(call(1) for _ in range(20)))
-        assert [turns._taken for turns in made] == [0, 0]
+        await asyncio.gather(*(call(number) for number in range(20)))
+        assert turns._taken == 0
         return most_seen, order
 
-    most_seen, order = run(scene())
-    assert most_seen == 2
-    assert 5 <= order[:20].count(1) <= 15, "neither process has all turns while the other waits"
+    assert run(scene()) == (2, list(range(20)))
+
+
+def test_all_turns_that_are_free_by_now_are_given_when_one_is_given_back(run: Run) -> None:
+    async def scene() -> list[int]:
+        turns, most, first, finish = Turns(), 1, asyncio.Event(), asyncio.Event()
+        begun: list[int] = []
+
+        async def call(number: int) -> None:
+            async with turns.turn(lambda: most, Deadline(60)):
+                begun.append(number)
+                await (finish if number else first).wait()
+
+        calls = [asyncio.create_task(call(number)) for number in range(5)]
+        await asyncio.sleep(0.01)
+        assert begun == [0]
+        most = 3
+        first.set()
+        await asyncio.sleep(0.01)
+        seen = list(begun)
+        finish.set()
+        await asyncio.gather(*calls)
+        return seen
+
+    assert run(scene()) == [0, 1, 2, 3]
 
 
 def test_more_than_the_queue_are_refused_and_a_wait_ends_at_the_deadline(run: Run) -> None:
     async def scene() -> None:
-        (turns,) = joined(1, max_waiting=1)
+        turns = Turns(max_waiting=1)
         async with turns.turn(lambda: 1, Deadline(60)):
 
             async def wait() -> None:
@@ -69,7 +82,7 @@ def test_more_than_the_queue_are_refused_and_a_wait_ends_at_the_deadline(run: Ru
 
 def test_a_cancelled_wait_passes_its_turn_on(run: Run) -> None:
     async def scene() -> None:
-        (turns,) = joined(1)
+        turns = Turns()
         holds = asyncio.Event()
 
         async def call(*, until: asyncio.Event | None = None) -> None:
