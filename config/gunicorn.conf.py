@@ -52,10 +52,12 @@ control_socket_disable = True
 # Source: https://docs.python.org/3/howto/logging.html#optimization
 logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
+# The master's heartbeat files and the metrics are kept in memory: on a full disk no process would start.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 — a folder of random name inside
 # Set before any worker imports prometheus_client. A reload (HUP) reads this file again and keeps the folder, so that
 # counters continue.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="gateway-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="gateway-metrics-", dir=worker_tmp_dir)
     atexit.register(
         lambda folder: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == _master else None,
         os.environ["PROMETHEUS_MULTIPROC_DIR"],

@@ -1,1 +1,1 @@
-"""The Gunicorn worker, its HTTP protocol with limits, and its acceptor."""
+"""The Gunicorn worker and its HTTP protocol with limits."""

@@ -1,19 +1,16 @@
 """Prometheus metrics for several gateway processes: each writes its own files; the one that is scraped adds them up.
 
-Gunicorn's configuration sets the folder (`PROMETHEUS_MULTIPROC_DIR`) before this module is imported. Without the
-folder, as in tests, a process counts only its own calls.
+Gunicorn's configuration sets the folder (`PROMETHEUS_MULTIPROC_DIR`) before this module is imported. It is in memory:
+the library maps its files, and a write to a file on a full disk would kill the process. Without the folder, as in
+tests, a process counts only its own calls.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from gateway.inference.admission import ConcurrencyLimiter
     from gateway.request_context import RequestContext
 
-logger = logging.getLogger(__name__)
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,35 +36,6 @@ KINDS = {"/predict": "predict", "/explain": "explain"}  # every other route that
 MAX_CLASS_LABELS = 2000
 # The same for API keys, of which an operator may have made any number.
 MAX_KEY_LABELS = 1000
-FIRST_FILE_BYTES = 64 * 1024  # the library's own value
-VALUE_BYTES = 32  # the most bytes that a value takes in a file besides its key
-NO_ROOM_PAUSE_S = 60.0
-
-
-class AllocatedFile(MmapedDict):
-    """The library's file of values, with disk space allocated before a page is written.
-
-    The library's own file is sparse: on a full disk the first write to a page kills the process by SIGBUS.
-    """
-
-    def __init__(self, filename: str, read_mode: bool = False) -> None:  # noqa: FBT001, FBT002 — the library's own
-        if not read_mode:
-            with Path(filename).open("ab") as file:
-                try:
-                    os.posix_fallocate(file.fileno(), 0, FIRST_FILE_BYTES)
-                except OSError:
-                    Path(filename).unlink()  # readers cannot parse an empty file
-                    raise
-        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]  # prometheus-client leaves it untyped
-
-    def _init_value(self, key: str) -> None:
-        needed = self._used + len(key.encode()) + VALUE_BYTES
-        if needed > self._capacity:
-            os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)  # the size that the library will set
-        super()._init_value(key)  # type: ignore[no-untyped-call]  # as above
-
-
-values.MmapedDict = AllocatedFile  # type: ignore[attr-defined]  # the name by which the library finds its class
 
 
 class Snapshot(Collector):
@@ -152,7 +119,6 @@ class Metrics:
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._classes: set[tuple[str, str]] = set()
         self._keys: set[tuple[str, str]] = set()
-        self._no_room_until = 0.0
 
     def finish(self, method: str, context: RequestContext) -> None:
         """Count an answered request."""
@@ -191,8 +157,7 @@ class Metrics:
         """Set the gauges of one kind of call: its places, the calls that have one, and those that wait for one."""
         sampled = ((self._in_flight, places.taken), (self._waiting, places.waiting), (self._capacity, places.limit))
         for gauge, value in sampled:
-            if (child := self._child(gauge, kind)) is not None:
-                child.set(value)
+            self._child(gauge, kind).set(value)
 
     def render(self, state: Iterable[Metric] = ()) -> bytes:
         """Return all metrics and `state` in Prometheus's text format, summed over the gateway processes."""
@@ -226,24 +191,15 @@ class Metrics:
         return name
 
     def _count(self, amount: float, counter: Counter, *labels: str) -> None:
-        if (child := self._child(counter, *labels)) is not None:
-            child.inc(amount)
+        self._child(counter, *labels).inc(amount)
 
     def _observe(self, value: float, histogram: Histogram, *labels: str) -> None:
-        if (child := self._child(histogram, *labels)) is not None:
-            child.observe(value)
+        self._child(histogram, *labels).observe(value)
 
-    def _child(self, metric: Kind, *labels: str) -> Kind | None:
-        """Return the metric with these labels; None while the disk is full."""
+    def _child(self, metric: Kind, *labels: str) -> Kind:
+        """Return the metric with these labels."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            if time.monotonic() < self._no_room_until:
-                return None
-            try:
-                child = self._children[key] = metric.labels(*labels)
-            except OSError as error:
-                self._no_room_until = time.monotonic() + NO_ROOM_PAUSE_S
-                logger.error("no new labels are counted for %g s: %s", NO_ROOM_PAUSE_S, error.strerror)  # noqa: TRY400
-                return None
+            child = self._children[key] = metric.labels(*labels)
         return child  # type: ignore[return-value]  # the key begins with the metric

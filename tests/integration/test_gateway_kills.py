@@ -142,12 +142,11 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(") ", 1)[1].split()[1])
 
 
-def test_only_its_own_callers_lose_a_gateway_worker_that_is_killed(stack, kill, until):
-    workers = workers_of_gateway(stack)
-    assert len(workers) == 2
-    got = kill(workers[0], {"connection lost"}, 60)
+def test_a_gateway_worker_that_is_killed_loses_each_client_one_call_and_is_replaced(stack, kill, until):
+    (worker,) = workers_of_gateway(stack)
+    got = kill(worker, {"connection lost"}, 60)
     assert sum(count for what, count in got.items() if what != "200") <= CLIENTS
-    until(lambda: len(workers_of_gateway(stack)) == 2 and workers[0] not in workers_of_gateway(stack), 30)
+    until(lambda: len(workers_of_gateway(stack)) == 1 and worker not in workers_of_gateway(stack), 30)
 
 
 def test_a_torchserve_worker_that_is_killed_costs_the_rows_it_had(stack, kill):

@@ -172,7 +172,7 @@ def test_config_shows_every_setting_with_its_source_and_no_secret(run, monkeypat
     rows = {row["name"]: (row["value"], row["source"]) for row in json.loads(run("config", "--json").stdout)}
     assert rows["GATEWAY_PORT"] == ("8123", ".env")
     assert rows["AGENT_WORKERS"] == ("3", "environment")
-    assert rows["GATEWAY_WORKERS"] == ("2", "default")
+    assert rows["GATEWAY_WORKERS"] == ("1", "default")
     assert rows["GATEWAY_KEYS"] == ("alice:****,****", "environment")
     assert rows["GATEWAY_RATE_STORE"][0] == "redis://****@store:6379/0?password=****"
     assert rows["GATEWAY_OTLP_ENDPOINT"][0] == "http://****@collector:4318"

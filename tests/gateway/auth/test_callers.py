@@ -12,11 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
-from limits.aio.storage import MemoryStorage
 from starlette.requests import Request
 
 from gateway.auth import keys
-from gateway.auth.callers import Callers, TidyMemoryStorage, address_of, parse_quota
+from gateway.auth.callers import TIDY_S, Callers, MemoryWindows, address_of, parse_quota
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -236,18 +235,23 @@ def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) ->
     assert 'gateway_caller_images_total{caller="a"} 4.0' in client.get("/metrics", headers=headers).text
 
 
-def test_many_callers_do_not_make_each_call_slower() -> None:
-    async def walks(storage: MemoryStorage) -> int:
-        tasks = []
+def test_windows_in_memory_end_are_counted_anew_and_are_dropped_some_time_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        now = 1000.0
+        monkeypatch.setattr("gateway.auth.callers.time.time", lambda: now)
+        windows = MemoryWindows()
+        assert [await windows.incr("a", 60) for _ in range(3)] == [1, 2, 3]
+        assert await windows.get_expiry("a") == 1060
         for who in range(200):
-            await storage.incr(f"caller {who}", 60)
-            await asyncio.sleep(0)
-            if storage.timer not in tasks:
-                tasks.append(storage.timer)
-        return len(tasks)
+            await windows.incr(f"caller {who}", 1)
+        now = 1000 + 1 + TIDY_S
+        assert await windows.incr("caller 7", 1) == 1
+        assert len(windows) == 2, "a and caller 7"
+        assert await windows.incr("a", 60) == 4
 
-    assert asyncio.run(walks(MemoryStorage())) > 100, "what the library's own does"
-    assert asyncio.run(walks(TidyMemoryStorage())) == 1
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("quota", ["often", "0/minute", "-1/minute", "5 per parsec"])
