@@ -3,7 +3,7 @@
 The gateway of this folder is the reference. Each `--variant` is a folder with another version of `gateway/`,
 `contracts/` and `config/` (such as a worktree in which one mechanism is replaced), with settings if it needs any. All
 run at the same time before one TorchServe; idle gateways take no time. Rounds alternate between them in a random order,
-and the clients of each measurement connect anew. A second run with the same label adds its rounds. Figures are the
+and each measurement opens new connections. A second run with the same label adds its rounds. Figures are the
 median, the least and the most over the rounds; ratios are taken within a round.
 
     python benchmarks/mechanisms.py --variant 'one process=/tmp/one,GATEWAY_WORKERS=1' [--rounds 5] [--hostile LOAD]

@@ -38,7 +38,7 @@ class Quota(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Who calls.
+    """The caller of a request.
 
     `client` is what its places count for: the key's name, else the address. `key` is the key's id; `name` and `key` are
     empty without keys. `quotas` are those that the request was counted against.

@@ -1,4 +1,4 @@
-"""What the inference service takes and returns: a call, and its answer."""
+"""The call that the inference service takes, and the answer that it returns."""
 
 from __future__ import annotations
 

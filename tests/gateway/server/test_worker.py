@@ -227,6 +227,14 @@ def test_calls_without_a_place_are_refused_on_connections_that_stay_open(
     wait_until(lambda: all(count in httpx.get(f"{base}/metrics").text for count in counts), 10)
 
 
+def read_200(connection: socket.socket) -> None:
+    """Read a whole answer of JSON with the status 200; its head and its body may come one after the other."""
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_connection_over_the_limit_ends_the_longest_idle_one_or_is_closed_while_all_are_in_use(
     start_gateway: Callable[..., tuple[str, int]],
 ) -> None:
@@ -243,7 +251,7 @@ def test_a_connection_over_the_limit_ends_the_longest_idle_one_or_is_closed_whil
         connections = connect(3)
         for connection in connections:
             connection.sendall(ask)
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            read_200(connection)
         connections += connect(2)  # these come when the first three are idle
         connections[3].sendall(begun)
         connections[4].sendall(begun)
@@ -253,7 +261,7 @@ def test_a_connection_over_the_limit_ends_the_longest_idle_one_or_is_closed_whil
         assert last.recv(4096) == b""
         for connection in connections[2:]:
             connection.sendall(b"x")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            read_200(connection)
 
 
 def test_callers_who_only_hold_connections_do_not_keep_others_out(
