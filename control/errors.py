@@ -24,6 +24,8 @@ ControlError
 ├── MetricsUnreadable        the counts of a gateway cannot be read
 ├── NoGateway                no gateway answers at an address
 ├── NoServing                a package that loads archives is not installed
+├── MissingExtra             a package of another optional part is not installed
+├── FeedbackUnusable         the feedback store is missing or cannot be read
 ├── NotAnswering             the stack started and does not answer
 ├── NoModel                  there is no model to serve
 ├── StoreNotWritable         the model store cannot be written to
@@ -270,6 +272,23 @@ class NoServing(ControlError):
         super().__init__(
             f"an archive is loaded with {package}, which is not installed: pip install 'gradserve[serving]', "
             "or ask a running gateway: --url URL"
+        )
+
+
+class MissingExtra(ControlError):
+    """The package `package` of the extra `extra` is needed for `purpose`, and is not installed."""
+
+    def __init__(self, package: str, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'gradserve[{extra}]'")
+
+
+class FeedbackUnusable(ControlError):
+    """The feedback store at `path` cannot be used, because of `problem`."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"the feedback store {path}: {problem}. A gateway keeps one if GATEWAY_FEEDBACK_FILE is set; name its file "
+            "with --store"
         )
 
 

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,9 @@ def agent_table() -> str:
 
 def http() -> str:
     """Return every route of the OpenAPI document of a gateway with keys, then the types of its answers."""
-    settings = Settings(keys=(SOME_KEY,))
-    described = document(create_app(settings), settings)
+    with tempfile.TemporaryDirectory() as folder:  # with a feedback store there is a route for feedback
+        settings = Settings(keys=(SOME_KEY,), feedback_file=Path(folder) / "feedback.db")
+        described = document(create_app(settings), settings)
     lines = []
     for tag in described["tags"]:
         lines += [f"## {tag['name'].capitalize()}", "", tag["description"], ""]

@@ -8,18 +8,21 @@ import math
 import random
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.api import health, playground, predictions, v2
+from gateway.api import feedback, health, playground, predictions, v2
 from gateway.api.middleware import RequestMiddleware
 from gateway.api.openapi import document, page
 from gateway.api.problems import from_exception, problem_response
 from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
+from gateway.feedback.recorder import Recorder
+from gateway.feedback.store import FeedbackStore, StoreError
 from gateway.inference.admission import BodyBudget, ConcurrencyLimiter, PixelBudget
 from gateway.inference.discovery import Discovery, Resolve, resolve_host
 from gateway.inference.replicas import Agents
@@ -29,7 +32,7 @@ from gateway.inference.shadow import Shadow
 from gateway.inference.torchserve import TorchServe
 from gateway.inference.transport import PooledTransport
 from gateway.request_context import context_of
-from gateway.settings import Settings, load_settings
+from gateway.settings import Settings, SettingsError, load_settings
 from gateway.state import AppState
 from gateway.telemetry.metrics import Metrics
 
@@ -109,6 +112,9 @@ def create_app(
         tracer,
     )
 
+    if settings.feedback_file is not None:
+        state.recorder = make_recorder(settings, chance)
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         if state.tracer is None and settings.otlp_endpoint:
@@ -118,11 +124,14 @@ def create_app(
             state.tracer = exporting_tracer(settings.otlp_endpoint)
         refresh(state)
         await agents.poll_all(router.revision)
-        refreshing = asyncio.create_task(refresh_forever(state))
+        tasks = [asyncio.create_task(refresh_forever(state))]
+        if state.recorder is not None:
+            tasks.append(asyncio.create_task(state.recorder.run()))
         yield
-        refreshing.cancel()
-        with suppress(asyncio.CancelledError):
-            await refreshing
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await state.shadow.close()
         if state.tracer is not None:
             await asyncio.to_thread(state.tracer.close)
@@ -157,7 +166,24 @@ def create_app(
     app.openapi = partial(document.document, app, settings)  # type: ignore[method-assign]  # the way FastAPI documents
     for routes in ROUTERS:
         app.include_router(routes)
+    if state.recorder is not None:
+        app.include_router(feedback.router)
     return app
+
+
+def make_recorder(settings: Settings, chance: Callable[[], float]) -> Recorder:
+    """Return the recorder with its store.
+
+    Raises:
+        SettingsError: the store cannot be used.
+    """
+    path = settings.feedback_file or Path()
+    store = FeedbackStore(path, max_bytes=settings.feedback_mb * 1_000_000, days=settings.feedback_days)
+    try:
+        store.create()
+    except StoreError as error:
+        raise SettingsError(f"GATEWAY_FEEDBACK_FILE: {error}") from error
+    return Recorder(store, settings.feedback_sample, chance)
 
 
 def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:

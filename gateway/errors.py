@@ -2,12 +2,13 @@
 
     GatewayError
     ├── BadRequest              400  empty_body · bad_multipart · missing_file · unexpected_field · too_many_files
-    │                                bad_parameter · bad_json · bad_http
+    │                                bad_parameter · bad_json · unknown_class · bad_http
     ├── KeyMissing, KeyUnknown,
     │   KeyExpired              401  key_missing · key_unknown · key_expired
     ├── ScopeMissing            403  scope_missing
     ├── RouteUnknown            404  route_unknown
     ├── VersionUnknown          404  version_unknown
+    ├── RequestUnknown          404  request_unknown
     ├── ModelUnknown            404  model_unknown
     ├── MethodNotAllowed        405  method_not_allowed
     ├── BodyTooSlow             408  body_too_slow
@@ -25,7 +26,7 @@
     ├── HandlerFailed           500  handler_failed
     ├── EngineNonsense          502  engine_nonsense
     ├── EngineBroke             502  engine_broke
-    ├── Unavailable             503  saturated · not_ready · draining
+    ├── Unavailable             503  saturated · not_ready · draining · feedback_store
     └── DeadlinePassed          504  deadline_passed
 
 A constructor takes facts, the class writes the sentence. No sentence holds text from TorchServe, a path or a traceback.
@@ -130,6 +131,7 @@ class Unavailable(GatewayError):
         "saturated": "All places for calls, or all that one caller may have, are taken",
         "not_ready": "No verified worker is ready for this version",
         "draining": "This server is shutting down",
+        "feedback_store": "The feedback cannot be kept now; the gateway's log has the reason",
     }
 
     def __init__(self, code: str, retry_after_s: int = 1) -> None:

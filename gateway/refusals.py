@@ -88,6 +88,16 @@ class BadJson(BadRequest):
         super().__init__(f"The JSON body is wrong: {reason}.")
 
 
+class ClassUnknown(BadRequest):
+    """400: feedback names a class that the version does not have."""
+
+    code = "unknown_class"
+
+    def __init__(self, name: str, classes: tuple[str, ...]) -> None:
+        known = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
+        super().__init__(f"There is no class {name[:64]!r}: use one of {known}.", classes=classes)
+
+
 class BadHttp(BadRequest):
     """400: the bytes are no HTTP request."""
 
@@ -152,6 +162,20 @@ class RouteUnknown(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("No such route; GET /docs lists them.")
+
+
+class RequestUnknown(GatewayError):
+    """404: feedback names a call that is not in the store."""
+
+    status = 404
+    code = "request_unknown"
+
+    def __init__(self, request_id: str, days: float) -> None:
+        super().__init__(
+            f"No call {request_id[:128]!r} is known: send the request_id of an answer of /predict or /explain that is "
+            f"at most {days:g} days old.",
+            request=request_id[:128],
+        )
 
 
 class VersionUnknown(GatewayError):

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     keys_file: Path | None = None
     """File of API keys (only their SHA-256), written by `gradserve keys` and re-read when it changes."""
     keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, read."""
+    """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, feedback, read."""
     rate_per_key: str = ""
     """Quota of each API key that has no quota of its own, like `600/minute`; empty for no quota."""
     rate_per_address: str = ""
@@ -108,6 +108,16 @@ class Settings(BaseSettings):
     """Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted; `*` trusts every caller."""
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins whose web pages may call the gateway from a browser."""
+
+    feedback_file: Path | None = None
+    """SQLite file, on a local disk, in which POST /feedback keeps callers' corrections, beside the calls that they are
+    about. Processes and gateways of one host share it. Without it there is no /feedback and nothing is kept."""
+    feedback_sample: float = Field(default=0.0, ge=0, le=1)
+    """Share of the answered images of /predict and /explain that are kept in `feedback_file`, from 0 to 1."""
+    feedback_mb: int = Field(default=1024, ge=1)
+    """Megabytes that `feedback_file` keeps; the oldest calls without feedback go first."""
+    feedback_days: float = Field(default=30.0, gt=0)
+    """Days after which a call, its image and its feedback are removed from `feedback_file`."""
 
     drain_s: float = Field(default=1.0, ge=0)
     """Seconds that a process still accepts connections after SIGTERM, while /readyz answers 503 and answers ask for the
@@ -122,7 +132,7 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("keys_file", "in_flight_predict", mode="before")
+    @field_validator("keys_file", "feedback_file", "in_flight_predict", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.auth.callers import Callers
+    from gateway.feedback.recorder import Recorder
     from gateway.inference.admission import BodyBudget
     from gateway.inference.replicas import Agents
     from gateway.inference.routing import Router
@@ -36,6 +37,7 @@ class AppState:
     metrics: Metrics
     shadow: Shadow
     tracer: Tracer | None = None
+    recorder: Recorder | None = None
     is_draining: bool = False
     saturated: int = 0
 

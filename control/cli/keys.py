@@ -36,7 +36,9 @@ File = Annotated[
 Name = Annotated[str, typer.Argument(help="Name of the caller; the gateway's logs contain it.")]
 Scopes = Annotated[
     list[str] | None,
-    typer.Option("--scope", help="Permission of the key: predict, explain or read. Can be repeated.", metavar="SCOPE"),
+    typer.Option(
+        "--scope", help="Permission of the key: predict, explain, feedback or read. Can be repeated.", metavar="SCOPE"
+    ),
 ]
 Expires = Annotated[
     str | None,

@@ -57,6 +57,8 @@ async def predict(
     image = await _image(request, state)
     answer = accept(request, await state.service.predict(image, top_k=query.top_k, call=call.of(query.version)))
     response = json_response({**answer.entries[0], **signature(answer, request_id)})
+    if state.recorder is not None:
+        state.recorder.note(request_id, image, answer.entries[0], (answer.model, answer.version), request.headers)
     state.shadow.follow(response, (image,), answer, request_id)
     return response
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.params import MAX_TOP_K
+from gateway.api.params import MAX_NAME_CHARACTERS, MAX_TOP_K
 
 
 class _Answer(BaseModel):
@@ -73,6 +73,24 @@ class Explanation(ClassConfidence):
     heatmap: list[list[float]]
     model: ModelName
     request_id: str
+
+
+class FeedbackCall(_Answer):
+    """The right class of the image of an earlier /predict or /explain."""
+
+    request_id: str = Field(min_length=1, max_length=128)
+    """The id that the earlier answer had."""
+    class_name: str = Field(alias="class", min_length=1, max_length=MAX_NAME_CHARACTERS)
+    """The right class, one of the version's."""
+    note: str = Field(default="", max_length=1000)
+    """A remark for whoever reads the feedback."""
+
+
+class FeedbackKept(_Answer):
+    """The answer of /feedback."""
+
+    request_id: str
+    class_name: str = Field(alias="class")
 
 
 class Problem(BaseModel):

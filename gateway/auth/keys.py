@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 READABLE = (1, 2)
-SCOPES = ("predict", "explain", "read")
+SCOPES = ("predict", "explain", "read", "feedback")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 QUOTA = re.compile(r"[1-9][0-9]{0,8}/(?:second|minute|hour|day)")

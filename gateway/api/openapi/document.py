@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from gateway.api.schemas import InferCall, Problem
+from gateway.api.schemas import FeedbackCall, InferCall, Problem
 from gateway.settings import VERSION
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from pydantic import BaseModel
 
     from gateway.settings import Settings
 
@@ -37,8 +38,9 @@ def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
         tags=TAGS,
     )
     schemas = found["components"]["schemas"]
+    bodies: list[type[BaseModel]] = [Problem, InferCall, *([FeedbackCall] if settings.feedback_file else [])]
     _, referred = models_json_schema(
-        [(model, "serialization") for model in (Problem, InferCall)], ref_template="#/components/schemas/{model}"
+        [(model, "serialization") for model in bodies], ref_template="#/components/schemas/{model}"
     )
     schemas |= referred["$defs"]
     for name in _UNUSED:

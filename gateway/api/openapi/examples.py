@@ -33,6 +33,8 @@ EXPLANATION: dict[str, Any] = {
     "model": MODEL,
     "request_id": REQUEST_ID,
 }
+FEEDBACK: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog", "note": "a puppy"}
+FEEDBACK_KEPT: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog"}
 VERSION: dict[str, Any] = {
     "version": "1.0.0",
     "role": "stable",

@@ -64,6 +64,19 @@ OVERLAY_HEADERS = {
         "model-version": "the version that answered",
     }.items()
 }
+FEEDBACK = (
+    *AUTHENTICATION,
+    refusals.ScopeMissing("feedback"),
+    refusals.QuotaExceeded("600 per 1 minute", 12),
+    refusals.EmptyBody(),
+    refusals.BadJson("class: Field required"),
+    refusals.ClassUnknown("unicorn", ("cat", "dog")),
+    refusals.RequestUnknown("0f4c0e8a6f8d4b0c8d9e5c1f0a2b3c4d", 30),
+    refusals.BodyTooLarge(8192),
+    refusals.BodyTooSlow(10),
+    Unavailable("feedback_store"),
+    Unavailable("not_ready"),
+)
 PROBE = (Unavailable("not_ready"), Unavailable("draining"))
 V2_MODEL = (
     *GUARD,
@@ -115,6 +128,11 @@ def batch_body() -> dict[str, Any]:
     """Return the declared body of a route that takes many images: multipart, the field `file` repeated."""
     form = _form({"type": "array", "items": BINARY, "minItems": 1})
     return _secured_body({"multipart/form-data": {"schema": form}})
+
+
+def feedback_body(example: dict[str, Any]) -> dict[str, Any]:
+    """Return the declared body of the route that takes feedback."""
+    return _secured_body({JSON: {"schema": {"$ref": "#/components/schemas/FeedbackCall"}, "example": example}})
 
 
 def infer_body(example: dict[str, Any]) -> dict[str, Any]:

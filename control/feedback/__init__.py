@@ -1,0 +1,1 @@
+"""The operator's side of feedback: export it, and learn from it."""
