@@ -2,7 +2,7 @@
 
 import { $, confidence, fill, h, latest, percent, show } from "./dom.js";
 import { Problem, apiKey, call, explain, predict } from "./api.js";
-import { decode, draw } from "./heat.js";
+import { decode, draw, drawDifference } from "./heat.js";
 import { Eraser } from "./eraser.js";
 import { openCamera } from "./camera.js";
 import { connectCode, showCode, showTimings } from "./code.js";
@@ -14,6 +14,7 @@ import { SAMPLES } from "./samples.js";
 import { loadImage } from "./images.js";
 
 const SHOWN_CLASSES = 5;
+const LEAST_MARKED = 0.01; // a smaller change of a confidence gets no mark on its bar
 const configured = readConfig();
 let models = null; // the answer of /models; null if this key may not read it
 let asking = new AbortController();
@@ -132,7 +133,7 @@ function showAnswer(answer) {
   showUnfamiliar(answer.familiar);
   const before = new Map((now.before?.top ?? []).map((entry) => [entry.class, entry.confidence]));
   const isEdited = eraser.isEdited;
-  $("bars").replaceChildren(...top.slice(0, SHOWN_CLASSES).map((entry) => bar(entry, isEdited ? before.get(entry.class) : undefined)));
+  $("bars").replaceChildren(...top.slice(0, SHOWN_CLASSES).map((entry) => bar(entry, isEdited ? before.get(entry.class) : entry.confidence)));
   $("changed").textContent = isEdited ? `The whole image: ${now.before.class}, ${confidence(now.before.confidence)}` : "";
   show($("changed"), isEdited);
   $("served").textContent = `${answer.model.name} ${answer.model.version}`;
@@ -151,7 +152,7 @@ function bar(entry, before) {
   const fillPart = h("span", { className: "fill" });
   fillPart.style.width = `${100 * entry.confidence}%`;
   track.append(fillPart);
-  if (before !== undefined) {
+  if (Math.abs(entry.confidence - before) > LEAST_MARKED) {
     const mark = h("span", { className: "mark", title: `whole image: ${confidence(before)}` });
     mark.style.left = `${100 * before}%`;
     track.append(mark);
@@ -287,6 +288,7 @@ const whyNot = {
     const names = top.map((entry) => [entry.class, entry.class]);
     fill($("why-a"), names, top[0].class);
     fill($("why-b"), names, top[1].class);
+    this.answers = {};
   },
   async ask(signal = asking.signal) {
     if ($("why").hidden || !now.image) return;
@@ -299,17 +301,25 @@ const whyNot = {
     this.redraw();
   },
   redraw() {
-    const strengths = Object.values(this.answers).map((answer) => answer.strength ?? 0);
-    for (const side of ["a", "b"]) {
-      const answer = this.answers[side];
-      if (!answer || $("why").hidden) continue;
-      const name = targetOf(answer);
-      draw($(`why-canvas-${side}`), eraser.view, decode(answer.heatmap), $("opacity").value / 100);
-      $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${name}`);
-      const entry = now.answer.top.find((found) => found.class === name);
-      const strength = answer.strength === undefined ? "" : `, support ${percent(answer.strength / Math.max(...strengths, 1e-9))} of the stronger`;
-      $(`why-text-${side}`).textContent = `What speaks for ${name} (${confidence(entry?.confidence ?? 0)}${strength})`;
-    }
+    const { a, b } = this.answers;
+    if ($("why").hidden || !a || !b) return;
+    const opacity = $("opacity").value / 100;
+    const strengths = [a.strength ?? 1, b.strength ?? 1];
+    const heats = [a, b].map((answer) => decode(answer.heatmap));
+    const names = [a, b].map(targetOf);
+    ["a", "b"].forEach((side, index) => {
+      draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity);
+      $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${names[index]}`);
+      const entry = now.answer.top.find((found) => found.class === names[index]);
+      $(`why-text-${side}`).textContent = `What speaks for ${names[index]}, ${confidence(entry?.confidence ?? 0)}`;
+    });
+    if (heats.includes(null)) return;
+    drawDifference($("why-canvas-both"), eraser.view, heats, strengths, opacity);
+    $("why-canvas-both").setAttribute("aria-label", `Where ${names[0]} or ${names[1]} has more evidence`);
+    $("why-text-both").replaceChildren(
+      h("span", { className: "warm", textContent: `more for ${names[0]}` }), " ",
+      h("span", { className: "cool", textContent: `more for ${names[1]}` }),
+    );
   },
 };
 

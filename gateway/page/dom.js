@@ -25,7 +25,7 @@ export function percent(value, digits = 0) {
 }
 
 /** Return a confidence with as many digits as it deserves. */
-export const confidence = (value) => percent(value, value > 0.99 || value < 0.01 ? 2 : value > 0.9 || value < 0.1 ? 1 : 0);
+export const confidence = (value) => percent(value, value < 0.01 ? 2 : value > 0.9 || value < 0.1 ? 1 : 0);
 
 /** Fill a select with [value, text] pairs and keep its value if it still exists. */
 export function fill(select, options, value = select.value) {

@@ -31,7 +31,7 @@ export class Gallery {
     this.images = files.map((file) => ({ file, url: URL.createObjectURL(file), entry: null }));
     show($("gallery"));
     this.#show();
-    for (const part of parts(this.images, config)) {
+    for (const part of parts([...this.images], config)) { // a copy: showing them sorts the list
       const { data } = await predictBatch(part.map(({ file }) => file), { version: this.version() });
       data.results.forEach((entry, index) => { part[index].entry = entry; });
       this.#show();

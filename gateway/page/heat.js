@@ -2,6 +2,8 @@
 
 // matplotlib's inferno, 256 colours of 3 bytes, as in handlers/overlay.py.
 const INFERNO = bytes("AAAEAQAFAQEGAQEIAgEKAgIMAgIOAwIQBAMSBAMUBQQXBgQZBwUbCAUdCQYfCgciCwckDAgmDQgpDgkrEAktEQowEgoyFAs0FQs3Fgs5GAw8GQw+GwxBHAxDHgxFHwxIIQxKIwxMJAxPJgxRKAtTKQtVKwtXLQtZLwpbMQpcMgpeNApfNglhOAliOQljOwlkPQllPglmQApnQgpoRApoRQppRwtqSQtqSgxrTAxrTQ1sTw1sUQ5sUg5tVA9tVQ9tVxBuWRBuWhFuXBJuXRJuXxNuYRNuYhRuZBVuZRVuZxZuaRZuahdubBhubRhubxlucRluchpudBpudRtudxxteBxteh1tfB1tfR5tfx5sgB9sgiBshCBrhSFrhyFriCJqiiJqjCNpjSNpjyRpkCVokiVokyZnlSZnlydmmCdmmihlmylknSlknypjoCpjoitioyxhpSxgpi1gqC5fqS5eqy9erTBdrjBcsDFbsTJaszJatDNZtjRYtzVXuTVWujZVvDdUvThTvzlSwDpRwTpQwztPxDxOxj1Nxz5MyD9LykBKy0FJzEJIzkNHz0RG0EVF0kZE00dD1EhC1UpB10s/2Ew+2U092k4821A73VE63lI431M34FU24VY14lc041kz5Fox5Vww5l0v514u6GAt6WEr6mMq62Qp62Yo7Gcm7Wkl7mok72wj724h8G8g8XEf8XMd8nQc83Yb83gZ9HkY9XsX9X0V9n4U9oAT94IS94QQ+IUP+IcO+IkM+YsL+YwK+Y4J+pAI+pIH+pQH+5YG+5cG+5kG+5sG+50H/J8H/KEI/KMJ/KUK/KYM/KgN/KoP/KwR/K4S/LAU/LIW/LQY+7Ya+7gd+7of+7wh+74j+sAm+sIo+sQq+sYt+ccv+cky+cs1+M03+M8699E999NA9tVD9tdG9dlJ9dtM9N1P9N9T9OFW8+Na8+Vd8uZh8uhl8upp8ext8e1x8e918fF58vJ98vSC8/WG8/aK9PiO9fmS9vqW+Pua+fyd+v2h/P+k");
+const WARM = [252, 165, 10];
+const COOL = [56, 132, 214];
 const MOST_PIXELS = 640;
 
 function bytes(base64) {
@@ -56,22 +58,41 @@ function stretch(heat, width, height) {
 
 /** Draw an image with its heatmap: where nothing speaks for the class the image fades, where much does it glows. */
 export function draw(canvas, image, heat, opacity) {
+  blend(canvas, image, heat && opacity > 0, opacity, (width, height) => {
+    const values = stretch(heat, width, height);
+    return (index) => [INFERNO, 3 * values[index], 0.2 + 0.8 * (values[index] / 255)];
+  });
+}
+
+/** Draw where the evidence for class a (warm) and for class b (cool) is stronger; `strengths` compare the heatmaps. */
+export function drawDifference(canvas, image, [a, b], [strengthA, strengthB], opacity) {
+  const most = Math.max(strengthA, strengthB, 1e-9);
+  blend(canvas, image, true, opacity, (width, height) => {
+    const [valuesA, valuesB] = [stretch(a, width, height), stretch(b, width, height)];
+    return (index) => {
+      const more = (valuesA[index] * strengthA - valuesB[index] * strengthB) / (255 * most);
+      return [more > 0 ? WARM : COOL, 0, Math.min(1, 0.1 + 1.1 * Math.abs(more))];
+    };
+  });
+}
+
+/** Draw an image and, over it, colours: `colours(width, height)(index)` is [palette, its place, share] of a pixel. */
+function blend(canvas, image, isColoured, opacity, colours) {
   const [width, height] = fit(image.width, image.height);
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(image, 0, 0, width, height);
-  if (!heat || opacity === 0) return;
+  if (!isColoured) return;
   const picture = context.getImageData(0, 0, width, height);
   const { data } = picture;
-  const values = stretch(heat, width, height);
-  for (let index = 0, at = 0; index < values.length; index++, at += 4) {
-    const value = values[index];
+  const colour = colours(width, height);
+  for (let index = 0, at = 0; at < data.length; index++, at += 4) {
+    const [palette, place, share] = colour(index);
     const grey = 0.299 * data[at] + 0.587 * data[at + 1] + 0.114 * data[at + 2];
-    const mix = opacity * (0.2 + 0.8 * (value / 255));
     for (let channel = 0; channel < 3; channel++) {
       const faded = data[at + channel] + opacity * 0.7 * (grey - data[at + channel]);
-      data[at + channel] = faded + mix * (INFERNO[3 * value + channel] - faded);
+      data[at + channel] = faded + opacity * share * (palette[place + channel] - faded);
     }
   }
   context.putImageData(picture, 0, 0);

@@ -29,12 +29,13 @@ from tests.integration.conftest import (  # noqa: F401
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator
 
     from tests.integration.conftest import Stack
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "tests" / "samples"
+CAT, SHIP = SAMPLES / "cat" / "9.png", SAMPLES / "ship" / "2.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 expect.set_options(timeout=20_000)  # a busy machine with two cores
 
@@ -85,6 +86,16 @@ def open_page(browser: Browser, stack: Stack) -> Iterator[Callable[..., Page]]: 
     assert wrong == []
 
 
+def choose(page: Page, *images: Path) -> None:
+    """Choose images as a person does with the file dialog."""
+    page.locator("input[type=file]").first.set_input_files(images)
+
+
+def answer(page: Page) -> Locator:
+    """Return the element that holds the top class."""
+    return page.get_by_test_id("answer")
+
+
 def is_own(url: str, base: str) -> bool:
     """Return True if only this gateway or the page itself is asked."""
     return url.startswith((base + "/", "blob:" + base, "data:"))
@@ -96,9 +107,9 @@ def start_gateway(stack: Stack) -> Iterator[Callable[..., tuple[str, subprocess.
     with contextlib.ExitStack() as started:
 
         def start(**settings: str) -> tuple[str, subprocess.Popen]:
-            (port,) = free_ports(1)
-            named = {"AGENTS": stack.agent, "PLAN": str(stack.home / "plan.json"), "PORT": str(port), "WORKERS": "1"}
-            chosen = {f"GATEWAY_{name}": value for name, value in {**named, **settings}.items()}
+            named = {"AGENTS": stack.agent, "PLAN": str(stack.home / "plan.json"), "WORKERS": "1", **settings}
+            port = named.setdefault("PORT", str(free_ports(1)[0]))
+            chosen = {f"GATEWAY_{name}": value for name, value in named.items()}
             process = subprocess.Popen(
                 [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"],
                 cwd=ROOT,

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import base64
+import re
 from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect
 
+from tests.browser.conftest import CAT, SAMPLES, SHIP, answer, choose
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from playwright.sync_api import Locator, Page
-
-SAMPLES = Path(__file__).parents[1] / "samples"
-CAT, SHIP = SAMPLES / "cat" / "9.png", SAMPLES / "ship" / "2.png"
-
-
-def choose(page: Page, *images: Path) -> None:
-    page.locator("input[type=file]").first.set_input_files(images)
-
-
-def answer(page: Page) -> Locator:
-    return page.get_by_test_id("answer")
+    from playwright.sync_api import Page
 
 
 def pixels(page: Page, canvas: str) -> str:
@@ -63,3 +56,140 @@ def test_two_classes_are_explained_side_by_side(open_page: Callable[..., Page]) 
     assert pixels(page, "#why-canvas-a") != pixels(page, "#why-canvas-b")
     page.get_by_label("Second class").select_option("frog")
     expect(page.locator("#why-text-b")).to_contain_text("frog")
+
+
+def test_a_dropped_image_is_answered(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    data = base64.b64encode(SHIP.read_bytes()).decode()
+    page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "ship.png", { type: "image/png" }));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }""",
+        data,
+    )
+    expect(answer(page)).to_have_text("ship")
+
+
+def test_a_pasted_image_is_answered(open_page: Callable[..., Page]) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    data = base64.b64encode(SHIP.read_bytes()).decode()
+    page.evaluate(
+        """data => {
+            const bytes = Uint8Array.from(atob(data), character => character.charCodeAt(0));
+            const image = new Blob([bytes], { type: "image/png" });
+            return navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
+        }""",
+        data,
+    )
+    page.keyboard.press("Control+V")
+    expect(answer(page)).to_have_text("ship")
+
+
+def test_a_picture_of_the_camera_is_answered(open_page: Callable[..., Page]) -> None:
+    page = open_page(permissions=["camera"])
+    page.get_by_role("button", name="Camera").click()
+    page.get_by_role("button", name="Take the picture").click()
+    expect(answer(page)).not_to_be_empty()
+    expect(page.locator("#camera-dialog")).to_be_hidden()
+
+
+def test_what_is_erased_changes_the_answer_at_once_and_restoring_brings_it_back(
+    open_page: Callable[..., Page],
+) -> None:
+    page = open_page()
+    choose(page, CAT)
+    whole = sure(page)
+    page.get_by_role("button", name="Eraser").click()
+    page.locator("#brush").fill("50")
+    box = page.locator("#stage").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.6, steps=4)
+    expect(page.locator("#sure")).not_to_have_text(whole)  # while the button is still down
+    expect(page.locator("#changed")).to_contain_text("cat")
+    page.mouse.up()
+    page.get_by_role("button", name="Restore the image").click()
+    expect(page.locator("#sure")).to_have_text(whole)
+    expect(page.locator("#changed")).to_be_hidden()
+
+
+def test_hiding_the_hot_region_changes_the_answer(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    whole = sure(page)
+    page.get_by_role("button", name="Hide the hot region").click()
+    expect(page.locator("#sure")).not_to_have_text(whole)
+
+
+def test_the_eraser_works_by_keyboard(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    whole = sure(page)
+    page.get_by_role("button", name="Eraser").press("Enter")
+    page.locator("#brush").fill("50")
+    page.locator("#stage").focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Space")
+    expect(page.locator("#sure")).not_to_have_text(whole)
+
+
+def test_many_images_become_a_gallery_with_the_least_certain_first(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    no_image = tmp_path / "notes.txt"
+    no_image.write_text("no image")
+    images = sorted(SAMPLES.glob("*/[3-6].png"))
+    page = open_page()
+    choose(page, *images, no_image)
+    expect(page.locator("#gallery-state")).to_have_text(f"{len(images) + 1} images")
+    captions = page.locator("#gallery-list .caption").all_inner_texts()
+    assert "no known image" in captions[0]
+    certain = [float(re.search(r"([\d.]+) %", caption)[1]) for caption in captions[1:]]
+    assert certain == sorted(certain)
+    page.get_by_label("Sort").select_option("certain")
+    expect(page.locator("#gallery-list .caption").last).to_contain_text("no known image")
+    page.locator("#gallery-list button").first.click()
+    expect(answer(page)).to_have_text(page.locator("#gallery-list strong").first.inner_text())
+
+
+def test_an_image_that_cannot_be_read_is_refused_with_a_sentence(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(CAT.read_bytes()[:300])
+    page = open_page(may_fail=True)
+    choose(page, broken)
+    expect(page.get_by_role("alert")).to_contain_text("send a whole")
+    choose(page, CAT)
+    expect(answer(page)).to_have_text("cat")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_two_images_stand_side_by_side(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    expect(answer(page)).to_have_text("cat")
+    page.get_by_label("with another image").set_input_files(SHIP)
+    expect(page.locator("#compare-pair .said")).to_have_text(["cat", "ship"])
+
+
+def test_the_last_call_stands_there_as_code_with_its_times(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    page.locator("#target").select_option("dog")
+    expect(page.locator("#code")).to_contain_text("target=dog")
+    page.get_by_role("tab", name="curl").press("ArrowRight")
+    expect(page.locator("#code")).to_contain_text("from gradserve import Client")
+    compile(page.locator("#code").inner_text(), "shown on the page", "exec")
+    page.get_by_role("tab", name="Python").press("ArrowRight")
+    expect(page.locator("#code")).to_contain_text("await post(")
+    expect(page.locator("#time-predict")).to_contain_text("the model")
+
+
+def sure(page: Page) -> str:
+    """Return the confidence that the page shows once image and heatmap are answered."""
+    expect(page.locator("#hide-hot")).to_be_enabled()
+    return page.locator("#sure").inner_text()
