@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-browser test-docker lock images audit sbom lint types format env-example docs-tables clean
+.PHONY: help install up train bench test test-long test-browser test-docker lock images audit sbom lint types format env-example docs docs-tables clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,7 @@ lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; S
 
 # Without torch-cpu.txt: no database has a local version such as 2.13.0+cpu; torch-cuda.txt has the same torch.
 audit: ## check for known vulnerabilities in the locked packages (needs pip-audit on PATH)
-	@for lock in gateway serving training dev torch-cuda; do \
+	@for lock in gateway serving training dev docs torch-cuda; do \
 	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 sbom: $(STAMP) ## list the packages of each image and of the wheel in sbom/, as CycloneDX (TORCH=cuda for the build with CUDA)
@@ -73,6 +73,13 @@ format: $(STAMP) ## ruff: fix what it can, and format
 
 env-example: $(STAMP) ## write .env.example again from the settings
 	@$(BIN)/python -m control.cli.env_example > .env.example
+
+docs: .venv/docs ## build the documentation as a site in build/site (REPOSITORY_URL=… for links to the code)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+
+.venv/docs: requirements/docs.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/docs.txt
+	@touch $@
 
 docs-tables: $(STAMP) ## write the tables and the reference in docs/ again, from the reports and the code
 	@$(BIN)/python docs/make_tables.py

@@ -8,6 +8,7 @@
 #
 #   gateway, serving, training   the packages of each image, without torch
 #   dev                          further packages for tests, lint and `make sbom`
+#   docs                         further packages for `make docs`
 #   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. One of the two is installed
 #   build                        packages that build source packages
 set -euo pipefail
@@ -32,15 +33,16 @@ if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-inde
 # Resolve all together first, because a developer's machine installs all: so no two lock files have different versions of a
 # package. uv prefers the present versions.
 if [[ -z ${UPGRADE:-} ]]; then
-  cat requirements/{gateway,serving,training,dev}.txt >"$new/all.txt"
+  cat requirements/{gateway,serving,training,dev,docs}.txt >"$new/all.txt"
   cp requirements/torch-cuda.txt "$new/"
 fi
 lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch
-for file in gateway serving training; do
+for file in gateway serving training dev docs; do
   lock "$file" pyproject.toml --extra "$file" "${from[@]}" --no-emit-package torch --constraint "$new/all.txt"
-  except "$new/$file.txt" | write "$file"
 done
-except "$new/all.txt" requirements/{gateway,serving,training}.txt | write dev
+for file in gateway serving training; do except "$new/$file.txt" | write "$file"; done
+except "$new/dev.txt" requirements/{gateway,serving,training}.txt | write dev
+except "$new/docs.txt" requirements/{gateway,serving,training,dev}.txt | write docs
 sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock build -
 write build <"$new/build.txt"
 
