@@ -2,9 +2,11 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -90,3 +92,41 @@ def test_folder_table_names_every_package(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for package in FOLDERS_OF_CODE:
         assert re.search(rf"^\| \[{package}/\]", text, re.MULTILINE), f"{document} has no row for {package}/"
+
+
+def test_every_alert_has_its_entry_in_the_runbook():
+    rules = yaml.safe_load((ROOT / "config" / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+    alerts = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules["groups"][0]["rules"]}
+    text = (ROOT / "docs" / "how-to" / "runbook.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL))
+    assert set(entries) == set(alerts)
+    for alert, url in alerts.items():
+        assert url == f"docs/how-to/runbook.md#{alert.lower()}"
+        assert re.findall(r"^\*\*(\w+)\*\*:", entries[alert], re.MULTILINE) == ["Means", "Look", "Do"], alert
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+    configuration = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    navigation = set(re.findall(r"^ *- [^:]+: (\S+\.md)$", configuration, re.MULTILINE))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert navigation == pages, "write new pages into `nav:` of mkdocs.yml"
+
+
+def test_links_out_of_the_docs_lead_to_the_repository_or_become_text():
+    links = load(ROOT / "docs" / "site_links.py").with_outer_links
+    others = "[page](keys.md#a), [top](#top), [site](https://example.org), ![image](../x.png)"
+    text = f"[code](../../gateway/app.py), {others}"
+    assert links(text, "how-to/run.md", "https://host/us/it") == (
+        f"[code](https://host/us/it/blob/main/gateway/app.py), {others}"
+    )
+    assert links(text, "how-to/run.md", "") == f"code, {others}"
+
+
+@pytest.mark.long
+def test_the_site_builds_without_a_warning():
+    """`make docs` first, which installs MkDocs."""
+    subprocess.run(["make", "docs"], cwd=ROOT, check=True)
+    page = (ROOT / "build" / "site" / "index.html").read_text(encoding="utf-8")
+    assert "gradserve" in page
+    loaded = re.findall(r'<(?:script|link|img)\b[^>]*(?:src|href)="?(https?://[^">]+)', page)
+    assert not loaded, "the site makes requests to other hosts"
