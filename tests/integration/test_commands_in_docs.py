@@ -5,6 +5,7 @@ The line before a block of commands is one of
 - `<!-- run -->`: runs here, in a folder that looks like a clone, without a server
 - `<!-- run with a stack -->`: the same, while the released model is served
 - `<!-- run with two versions -->`: the same with versions 1.0.0 (served) and 1.0.1 (in the model store); takes minutes
+- `<!-- run with a server of its own -->`: `gradserve serve` among them runs in the background; takes minutes
 - `<!-- run by tests/… -->`: the test named there runs it
 - `<!-- not run: REASON -->`
 
@@ -14,6 +15,7 @@ Blocks of one page run in order, as one shell session.
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -42,6 +44,13 @@ BLOCK = re.compile(
 )
 MARK = re.compile(r"<!-- (?:(run(?: with .*)?)|run by (?P<test>tests/\S+)|not run: (?P<reason>.{10,})) -->")
 RUN, STACK, TWO_VERSIONS = "<!-- run -->", "<!-- run with a stack -->", "<!-- run with two versions -->"
+OWN_SERVER = "<!-- run with a server of its own -->"
+# In place of `gradserve serve …`, which runs until Ctrl-C.
+IN_BACKGROUND = """\
+{command} > serve.log 2>&1 & server=$!
+trap 'kill -TERM $server; wait $server' EXIT
+until grep -q ready: serve.log; do kill -0 $server || {{ cat serve.log; exit 1; }}; sleep 0.5; done
+"""
 COMMAND = re.compile(
     r"^\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(make|gradserve|docker|curl|python|git|torchrun|pip|gunicorn|openssl) ",
     re.MULTILINE,
@@ -93,10 +102,12 @@ def clone(tmp_path):
     return folder
 
 
-def run_page(page: str, mark: str, clone: Path, gateway: str = "http://localhost:8000", **environment: str) -> str:
-    """Run the page's blocks with this mark; return what they printed."""
-    script = "".join(block.script() for block in blocks(page) if block.mark == mark)
-    script = script.replace("http://localhost:8000", gateway).replace("localhost:8000", gateway.removeprefix("http://"))
+def script_of(page: str, mark: str) -> str:
+    return "".join(block.script() for block in blocks(page) if block.mark == mark)
+
+
+def run(script: str, clone: Path, **environment: str) -> str:
+    """Run the script in the clone; return what it printed."""
     (clone.parent / ".curlrc").write_text("fail\nsilent\nshow-error\n")  # an error of the gateway is an error here
     foreign = ("AGENT_", "GATEWAY_", "GRADSERVE_", "MLFLOW")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -105,7 +116,7 @@ def run_page(page: str, mark: str, clone: Path, gateway: str = "http://localhost
         ["bash", "-euxo", "pipefail", "-c", script],
         cwd=clone, env=inherited, capture_output=True, text=True, timeout=540, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, f"{page}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -115,7 +126,7 @@ def test_every_block_of_commands_says_who_runs_it(page):
         if block.language in {"console", "python"}:
             mark = MARK.fullmatch(block.mark)
             assert mark, f"{page}: write `<!-- run -->`, `<!-- not run: REASON -->` … before\n{block.code}"
-            assert not mark[1] or block.mark in {RUN, STACK, TWO_VERSIONS}, f"{page}: {block.mark}"
+            assert not mark[1] or block.mark in {RUN, STACK, TWO_VERSIONS, OWN_SERVER}, f"{page}: {block.mark}"
             if mark["test"]:
                 test = ROOT / mark["test"]
                 assert test.is_file(), f"{page} names {test}"
@@ -148,13 +159,14 @@ def test_targets_of_make_exist(page):
 
 @pytest.mark.parametrize("page", pages_with(RUN))
 def test_commands_without_a_server_work_as_written(page, clone):
-    run_page(page, RUN, clone)
+    run(script_of(page, RUN), clone)
 
 
 @pytest.mark.server
 @pytest.mark.parametrize("page", pages_with(STACK))
 def test_commands_beside_a_running_gateway_work_as_written(page, clone, stack):
-    run_page(page, STACK, clone, stack.gateway, **of_stack(stack))
+    script = script_of(page, STACK).replace("localhost:8000", stack.gateway.removeprefix("http://"))
+    run(script, clone, **of_stack(stack))
 
 
 @pytest.mark.long
@@ -168,7 +180,19 @@ def test_commands_that_move_versions_work_as_written(clone, make_stack, pack_aga
     for file in (archive, archive.with_name(f"{archive.name}.sha256")):
         shutil.copy(file, clone / "model_store")
     for page in pages_with(TWO_VERSIONS):
-        run_page(page, TWO_VERSIONS, clone, stack.gateway, **of_stack(stack))
+        run(script_of(page, TWO_VERSIONS), clone, **of_stack(stack))
+
+
+@pytest.mark.long
+@pytest.mark.server
+@pytest.mark.parametrize("page", pages_with(OWN_SERVER))
+def test_commands_with_a_server_of_their_own_work_as_written(page, clone):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        script = script_of(page, OWN_SERVER).replace("8001", str(free.getsockname()[1]))
+    serve = re.compile(r"^(\S*gradserve serve .*?)(?: +#.*)?$", re.MULTILINE)
+    shown = run(serve.sub(lambda found: IN_BACKGROUND.format(command=found[1]), script), clone)
+    assert '"version":"1.1.0"' in shown
 
 
 def of_stack(stack) -> dict[str, str]:
