@@ -13,13 +13,14 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from contracts.model import Engine
 from handlers.engines import OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.engines.with_evidence import OUTPUTS, WithEvidence
 from handlers.errors import EngineError
 from handlers.preprocess import normalise
 from training.errors import ModelError
@@ -194,23 +195,54 @@ def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured
     )
 
 
-def write_graph(network: nn.Module, path: Path, calibration: NDArray[np.float32], size: tuple[int, int]) -> None:
-    """Writes the network as OpenVINO's graph for any batch length, quantised if there are images to calibrate with."""
+def write_graph(
+    network: nn.Module,
+    path: Path,
+    calibration: NDArray[np.float32],
+    size: tuple[int, int],
+    *,
+    sharp_layer: str | None = None,
+) -> None:
+    """Writes the network as OpenVINO's graph for any batch length, quantised if there are images to calibrate with.
+
+    With `sharp_layer`, the graph has the outputs `OUTPUTS`; what evidence needs beside the logits is not quantised.
+    """
+    module = WithEvidence(network, sharp_layer) if sharp_layer is not None else network
     with _without_telemetry(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both trace the network by ways that torch has come to deprecate
         import openvino  # noqa: PLC0415 - heavy, and needed by nobody who packs the eager engine
 
         example = torch.zeros(1, 3, *size)
-        model = openvino.convert_model(network, example_input=example, input=[openvino.PartialShape([-1, 3, *size])])
+        model = openvino.convert_model(module, example_input=example, input=[openvino.PartialShape([-1, 3, *size])])
         if len(calibration):
             import nncf  # noqa: PLC0415
 
             logging.getLogger("nncf").setLevel(logging.WARNING)
             data = nncf.Dataset([image[None] for image in calibration])
+            whole = nncf.IgnoredScope(names=_beside_logits(model), validate=False)
             # The accurate correction costs seconds at packing and nothing at serving, and leaves less of the integers'
             # error in the logits than the fast one, NNCF's default (docs/explanation/engines.md).
-            model = nncf.quantize(model, data, subset_size=len(calibration), fast_bias_correction=False)
+            model = nncf.quantize(
+                model,
+                data,
+                subset_size=len(calibration),
+                fast_bias_correction=False,
+                ignored_scope=whole,
+            )
+        for output, name in zip(model.outputs, OUTPUTS, strict=False):  # of a network alone, the logits
+            output.get_tensor().set_names({name})
         openvino.save_model(model, path, compress_to_fp16=True)
+
+
+def _beside_logits(model: Any) -> list[str]:  # noqa: ANN401 - openvino.Model; openvino has no types
+    """Return the names of the graph's operations that the first output, the logits, does not depend on."""
+    todo, needed = [model.get_results()[0]], set()
+    while todo:
+        node = todo.pop()
+        if node.get_friendly_name() not in needed:
+            needed.add(node.get_friendly_name())
+            todo += [value.get_node() for value in node.input_values()]
+    return [name for node in model.get_ops() if (name := node.get_friendly_name()) not in needed]
 
 
 @contextmanager
