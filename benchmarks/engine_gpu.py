@@ -23,7 +23,8 @@ from PIL import Image
 from ts.context import Context, RequestProcessor
 
 from contracts import model as contracts
-from handlers.engines import EagerEngine, softmax
+from handlers.engines import Outputs, softmax
+from handlers.engines.eager import EagerEngine
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.network import build_network
@@ -41,8 +42,8 @@ SECONDS = 0.15  # per round
 class GraphEngine(EagerEngine):
     """Eager engine that records the kernels of each batch length once and replays them."""
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities (N, K)."""
+    def run(self, images: np.ndarray) -> Outputs:
+        """Return the probabilities (N, K) alone."""
         if not hasattr(self, "_graphs"):
             self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         with torch.inference_mode():
@@ -51,18 +52,18 @@ class GraphEngine(EagerEngine):
             graph, given, answer = self._graphs[len(images)]
             given.copy_(torch.from_numpy(images))
             graph.replay()
-            return softmax(answer.float().cpu().numpy(), self._temperature)
+            return Outputs(softmax(answer.float().cpu().numpy(), self._temperature))
 
     def _record(self, images: np.ndarray) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
         given = torch.from_numpy(images).to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
         side = torch.cuda.Stream()
         with torch.cuda.stream(side):  # a graph must not be the first to use a library
             for _ in range(3):
-                self._network(given)
+                self._module(given)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            answer = self._network(given)
+            answer = self._module(given)
         return graph, given, answer
 
 
@@ -82,7 +83,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     contract, device = contracts.load(chosen.contract), torch.device("cuda")
-    network = build_network(contract.architecture, len(contract.classes)).eval()
+    network = build_module(contract.architecture, len(contract.classes)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 32, 32, 3), np.uint8)
     rates = {}
     for name, (kind, precision) in ENGINES.items():
@@ -114,9 +115,9 @@ def measure(engine: EagerEngine, contract: contracts.Contract, pixels: np.ndarra
 
     def bare() -> None:
         with torch.inference_mode():
-            engine._network(ready)  # noqa: SLF001
+            engine._module(ready)  # noqa: SLF001
 
-    calls = {"handler": answer, "engine": lambda: engine.predict(images), "bare": bare}
+    calls = {"handler": answer, "engine": lambda: engine.run(images), "bare": bare}
     return {name: rate(call, count, rounds) for name, call in calls.items()}
 
 

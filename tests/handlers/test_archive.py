@@ -27,7 +27,7 @@ def unpacked(tmp_path, contract, network, model, encode):
     def predict(images):
         size = contract.input
         pixels = [prepare(decode_for_network(image, size).image, size) for image in images]
-        return model.engine.predict(normalise(np.stack(pixels), size))
+        return model.engine.run(normalise(np.stack(pixels), size)).probabilities
 
     model_contract.save(contract, tmp_path / "contract.json")
     save_file({name: w.contiguous() for name, w in network.state_dict().items()}, tmp_path / "weights.safetensors")

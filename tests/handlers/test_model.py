@@ -56,7 +56,7 @@ def code(answer: tuple[str, bytes]) -> str:
 
 def test_a_prediction_names_the_most_probable_classes_in_order(ask, model, noise, encode):
     size = model.contract.input
-    expected = model.engine.predict(normalise(prepare(Image.fromarray(noise), size)[None], size))[0]
+    expected = model.engine.run(normalise(prepare(Image.fromarray(noise), size)[None], size)).probabilities[0]
     (entry,) = entries(ask((encode(noise), options(top_k=99)))[0])
     assert len(entry["top"]) == 10
     assert {"class": entry["class"], "confidence": entry["confidence"]} == entry["top"][0]
@@ -142,9 +142,9 @@ def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
         def __init__(self):
             self.lengths = []
 
-        def predict(self, images):
+        def run(self, images):
             self.lengths.append(len(images))
-            return model.engine.predict(images)
+            return model.engine.run(images)
 
     engine = Counting()
     data = encode(noise)
@@ -165,9 +165,9 @@ def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model
     class Slow:
         buffer = staticmethod(model.engine.buffer)
 
-        def predict(self, images):
+        def run(self, images):
             time.sleep(0.05)
-            return model.engine.predict(images)
+            return model.engine.run(images)
 
     row = Row("explain", Options(deadline=int(time.time() * 1000) + 40), [encode(noise)])
     (answer,) = ServedModel(model.contract, Slow(), model.load_explainer).answer([row])
@@ -194,7 +194,7 @@ def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encod
     class Broken:
         buffer = staticmethod(model.engine.buffer)
 
-        def predict(self, images):
+        def run(self, images):
             raise RuntimeError("secret path /srv/model")
 
     answers = ServedModel(model.contract, Broken(), model.load_explainer).answer(

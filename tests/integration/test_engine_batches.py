@@ -51,7 +51,7 @@ def expected(model_source, contract):
     size, answers = contract.input, {}
     for data in rules.GOOD:
         image = Image.open(io.BytesIO(data)).convert("RGB").resize((size.width, size.height), Image.Resampling.BILINEAR)
-        answers[data] = engine.predict(normalise(np.asarray(image)[None], size))[0]
+        answers[data] = engine.run(normalise(np.asarray(image)[None], size)).probabilities[0]
     return answers
 
 

@@ -63,7 +63,7 @@ def source(tmp_path_factory):
 
     def predict(images):
         pixels = [prepare(decode_for_network(image, contract.input).image, contract.input) for image in images]
-        return engine.predict(normalise(np.stack(pixels), contract.input))
+        return engine.run(normalise(np.stack(pixels), contract.input)).probabilities
 
     model_contract.save(contract, folder / "contract.json")
     save_file({name: w.contiguous() for name, w in network.state_dict().items()}, folder / "weights.safetensors")

@@ -35,7 +35,7 @@ def network():
 def images(contract, network):
     """Noise, labelled with what the network answers: it is right on all of it."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
-    answers = build_engine(Engine(), network, directory=Path(), device=CPU).predict(normalise(pixels, contract.input))
+    answers = build_engine(Engine(), network, directory=Path(), device=CPU).run(normalise(pixels, contract.input)).probabilities
     return Images(pixels, answers.argmax(1).astype(np.int64), CLASSES)
 
 
@@ -54,10 +54,10 @@ def test_openvino_answers_like_the_network(precision, tolerance, network, contra
     assert report.engine == Engine("openvino", precision, report.measured.temperature)
     assert report.calibration_images == (48 if precision == "int8" else 0)
     prepared = normalise(images.images, contract.input)
-    full = build_engine(Engine(), network, directory=tmp_path, device=CPU).predict(prepared)
+    full = build_engine(Engine(), network, directory=tmp_path, device=CPU).run(prepared).probabilities
     engine = build_engine(Engine("openvino", precision), network, directory=tmp_path, device=CPU)
     for length in (1, 5, 48):
-        np.testing.assert_allclose(engine.predict(prepared[:length]), full[:length], atol=tolerance)
+        np.testing.assert_allclose(engine.run(prepared[:length]).probabilities, full[:length], atol=tolerance)
     written = json.loads((tmp_path / GATE).read_text())
     assert written["passed"] is True
     assert written["measured"]["accuracy"] == report.measured.accuracy
