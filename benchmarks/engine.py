@@ -30,6 +30,7 @@ from contracts import model as model_contract
 from contracts.model import Engine
 from handlers.archive import load_network
 from handlers.engines import OPENVINO_FILES, build_engine, predict_all
+from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise
@@ -137,7 +138,7 @@ def handler_of(contract: model_contract.Contract, engine: object) -> ImageHandle
     """Return a worker's handler with this engine."""
     handler = ImageHandler()
     handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
-        replace(contract, engine=Engine()), engine, load_explainer=lambda: None
+        replace(contract, engine=Engine()), engine, lambda: None, ArchiveEvidence(contract, None)
     )
     return handler
 

@@ -25,9 +25,9 @@ from ts.context import Context, RequestProcessor
 from contracts import model as contracts
 from handlers.engines import Outputs, softmax
 from handlers.engines.eager import EagerEngine
+from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
-from handlers.network import build_network
 from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     contract, device = contracts.load(chosen.contract), torch.device("cuda")
-    network = build_module(contract.architecture, len(contract.classes)).eval()
+    network = build_network(contract.architecture, len(contract.classes)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 32, 32, 3), np.uint8)
     rates = {}
     for name, (kind, precision) in ENGINES.items():
@@ -103,7 +103,9 @@ def measure(engine: EagerEngine, contract: contracts.Contract, pixels: np.ndarra
     """Return images/s through the handler, the engine and the bare network, medians over rounds."""
     count = len(pixels)
     handler = ImageHandler()
-    handler._model = ServedModel(replace(contract, engine=contracts.Engine()), engine, load_explainer=lambda: None)  # noqa: SLF001 - `initialize` wants a whole archive
+    handler._model = ServedModel(
+        replace(contract, engine=contracts.Engine()), engine, lambda: None, ArchiveEvidence(contract, None)
+    )
     rows = [{"body": bytearray(encode(image))} for image in pixels]
     context = Context("bench", ".", {}, count, None, "")
     images = normalise(pixels, contract.input)

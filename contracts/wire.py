@@ -312,7 +312,7 @@ def dump_evidence(
     *,
     target: tuple[str, float],
     method: str,
-    strength: float,
+    strength: float | Entry,
     heatmap: Entry,
     **evidence: object,
 ) -> Entry:
@@ -322,7 +322,8 @@ def dump_evidence(
         best: the top class with its probability.
         target: the class that the heatmap is about, with its own probability.
         method: the heatmap's method.
-        strength: the heatmap's maximum before scaling, comparable between the classes of one image.
+        strength: the heatmap's maximum before scaling, comparable between the classes of one image, or what
+            `unavailable` returns.
         heatmap: what `dump_heatmap` returns.
         evidence: `familiar` (bool), `familiarity` (0 to 1), `similar` (a list of `{"id", "class", "similarity"}`),
             `classes` (a list of `{"class", "confidence"}`, if a coverage was asked for), `test` (`{"kept", "removed",

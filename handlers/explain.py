@@ -24,6 +24,7 @@ from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_with_sig
 
 from contracts.model import ContractError
 from handlers.engines import thread_count
+from handlers.evidence.heatmaps import FORWARD_METHODS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ METHODS = {
 class Explainer:
     """Computes heatmaps on `network`; `choice` is the contract's layer and methods."""
 
-    def __init__(self, network: nn.Module, choice: Explanation, *, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, choice: Explanation, *, device: torch.device | str) -> None:
         """Takes the network over: its parameters lose their gradients for good.
 
         Raises:
@@ -68,9 +69,10 @@ class Explainer:
         self._layers = [module for name, module in network.named_modules() if name in names]  # in the forward's order
         if len(self._layers) < len(names):
             raise ContractError("explain.layer", choice.layer, "a layer of the network, or several joined by +")
-        unknown = [method for method in (choice.method, *choice.methods) if method not in METHODS]
+        known = {*METHODS, *FORWARD_METHODS}
+        unknown = [method for method in (choice.method, *choice.methods) if method not in known]
         if unknown:
-            raise ContractError("explain.methods", unknown[0], f"some of {', '.join(METHODS)}")
+            raise ContractError("explain.methods", unknown[0], f"some of {', '.join(known)}")
 
     def heatmaps(self, images: NDArray[np.float32], targets: list[int], method: str) -> NDArray[np.float32]:
         """Return heatmaps of each image's target class, from 0 (no support) to 1 (most); one forward pass for all.

@@ -17,11 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import contracts.wire
 import handlers.wire
-from handlers.engines import thread_count
 from handlers.model import load_model
 from handlers.wire import read_row
 
@@ -56,7 +53,6 @@ class ImageHandler:
         explains = context.model_name.endswith(_EXPLAIN_SUFFIX)
         if explains:
             os.nice(_EXPLAIN_NICENESS)
-        torch.set_num_threads(thread_count())
         directory = Path(context.system_properties["model_dir"])
         for module in (handlers.wire, contracts.wire):
             if Path(str(module.__file__)).resolve().parents[1] != directory.resolve():
@@ -98,6 +94,10 @@ class ImageHandler:
             metrics.add_counter("handler_seconds_total", round(seconds, 6), dimensions=dimensions)
 
 
-def _device(gpu: int | None) -> torch.device:
-    """The GPU that TorchServe gave this worker, if there is one."""
-    return torch.device("cuda", gpu) if gpu is not None and torch.cuda.is_available() else torch.device("cpu")
+def _device(gpu: int | None) -> str:
+    """Return torch's name of the GPU that TorchServe gave this worker, or of the processor."""
+    if gpu is None:
+        return "cpu"
+    import torch  # noqa: PLC0415 - a worker that predicts by OpenVINO does without
+
+    return f"cuda:{gpu}" if torch.cuda.is_available() else "cpu"

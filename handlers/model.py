@@ -21,9 +21,13 @@ from PIL import Image
 from contracts import model as model_contract
 from contracts import wire
 from handlers.build import BrokenArchive, verify_files
-from handlers.engines import MAX_BATCH, Engine, build_engine, predict_all
-from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError, UnknownMethod, UnknownTarget
-from handlers.preprocess import DecodedImage, decode_for_network, decode_image, normalise, prepare
+from handlers.engines import MAX_BATCH, Engine, Outputs, build_engine, predict_all, run_all, thread_count
+from handlers.errors import AnswerTooLarge, EngineError, HandlerFailed, RequestError
+from handlers.evidence.archive_evidence import ArchiveEvidence, load_evidence
+from handlers.evidence.explanations import Explanations
+from handlers.evidence.heatmaps import FORWARD_METHODS
+from handlers.jobs import ImageJob, guard, guard_all, jobs_of, still_wanted
+from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.reference import Reference, load_reference
 from handlers.wire import Answer, Row
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
     import torch
     from numpy.typing import NDArray
+    from torch import nn
 
     from handlers.explain import Explainer
 
@@ -43,47 +48,34 @@ WARM_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass
-class _Job:
-    """One image on its way: its pixels, then its probabilities, or the error that ended it."""
-
-    row: Row
-    data: wire.Bytes
-    decoded: DecodedImage | None = None
-    pixels: NDArray[np.uint8] | None = None
-    probabilities: NDArray[np.float32] | None = None
-    heatmap: NDArray[np.float32] | None = None
-    target: int = -1  # the top class, until it is known
-    method: str = ""
-    error: RequestError | None = None
-
-
-@dataclass
 class ServedModel:
     """A contract with the engine and the explainer that keep it; the explainer is loaded when it is first needed."""
 
     contract: model_contract.Contract
     engine: Engine
     load_explainer: Callable[[], Explainer]
+    evidence: ArchiveEvidence
     facts: dict[str, Any] = field(default_factory=dict)
     _seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @cached_property
-    def explainer(self) -> Explainer:
-        """Computes the heatmaps."""
-        return self.load_explainer()
+    def explanations(self) -> Explanations:
+        """Makes heatmaps and collects evidence."""
+        return Explanations(self.contract, self.engine, self.evidence, self.load_explainer)
 
     def answer(self, rows: list[Row]) -> list[Answer]:
         """One answer per row, in order; what goes wrong with one image stays with it."""
-        jobs = [[_Job(row, data, error=row.error) for data in row.images or [b""]] for row in rows]
-        images = [job for row in jobs for job in row if job.row.kind != "describe"]
+        jobs = [jobs_of(row) for row in rows]
+        images = [job for row in jobs for job in row if job.row.kind in {"predict", "explain"}]
         with self._timed("decode"):
             for job in images:
-                _guard(job, self._decode)
+                guard(job, self._decode)
         with self._timed("predict"):
-            self._predict(_still_wanted(images))
-        if explained := [job for job in images if job.row.kind == "explain"]:
+            outputs = self._predict(still_wanted(images))
+        explained = [job for job in images if job.asked.explain]
+        if explained and outputs is not None:
             with self._timed("explain"):
-                self._explain(_still_wanted(explained))
+                self.explanations.explain(still_wanted(explained), outputs)
         with self._timed("write"):
             return [self._write(row, row_jobs) for row, row_jobs in zip(rows, jobs, strict=True)]
 
@@ -112,11 +104,12 @@ class ServedModel:
             predict_all(self.engine, normalise(np.stack([noise] * length), size))
         images: list[wire.Bytes] = [_encode(noise, name) for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF")]
         rows = [Row("predict", images=images)]
-        if explains:
-            _ = self.explainer
-            rows += [
-                Row("explain", wire.Options(method=method), [images[1]]) for method in self.contract.explain.methods
-            ]
+        for method in self.contract.explain.methods:
+            if explains or method in FORWARD_METHODS:
+                asked = wire.ImageOptions(explain=True, method=method, coverage=0.9, test=True)
+                rows += [
+                    Row("predict", wire.Options(images=(asked,), format=form), [images[1]]) for form in ("json", "png")
+                ]
         if any(HandlerFailed.code.encode() in answer.body for answer in self.answer(rows)):
             raise BrokenArchive("a warm-up request failed: the log says why")
         self.answer([Row("predict", images=[b"no image"])])  # Pillow loads all its formats on bad bytes
@@ -140,58 +133,37 @@ class ServedModel:
         """The contract and what runs it here."""
         return {"contract": model_contract.dump(self.contract), **self.facts}
 
-    def _decode(self, job: _Job) -> None:
+    def _decode(self, job: ImageJob) -> None:
         # For each image: a row of large ones takes seconds, and TorchServe kills a worker that is busy for too long.
         job.row.check_deadline()
         size = self.contract.input
-        if job.row.kind == "explain":
-            job.target, job.method = self._choices(job.row.options)
+        if job.asked.explain:
+            self.explanations.choose(job)
         decoded = decode_for_network(job.data, size)
         job.pixels = prepare(decoded.image, size)
-        if job.row.kind == "explain":
-            job.decoded = decoded  # kept for the overlay only
+        if _wants_overlay(job.row, job):
+            job.decoded = decoded
 
-    def _choices(self, options: wire.Options) -> tuple[int, str]:
-        """The target's index, or -1 for the top class, and the method."""
-        method = options.method or self.contract.explain.method
-        if method not in self.contract.explain.methods:
-            raise UnknownMethod(method, self.contract.explain.methods)
-        if options.target is None:
-            return -1, method
-        if options.target not in self.contract.classes:
-            raise UnknownTarget(options.target, self.contract.classes)
-        return self.contract.classes.index(options.target), method
+    def _predict(self, jobs: list[ImageJob]) -> Outputs | None:
+        """Set the jobs' answers and return the outputs of their forward pass; None if there is none."""
+        found: list[Outputs] = []
 
-    def _predict(self, jobs: list[_Job]) -> None:
         def run() -> None:
             pixels = np.array([job.pixels for job in jobs if job.pixels is not None])
             # A batch that takes several forwards is put together elsewhere.
             room = self.engine.buffer(len(pixels)) if len(pixels) <= MAX_BATCH else None
-            images = normalise(pixels, self.contract.input, room)
-            for job, probabilities in zip(jobs, predict_all(self.engine, images), strict=True):
-                job.probabilities = probabilities
+            outputs = run_all(self.engine, normalise(pixels, self.contract.input, room))
+            familiarity = self.evidence.familiarity(outputs)
+            for place, (job, probabilities) in enumerate(zip(jobs, outputs.probabilities, strict=True)):
+                job.place, job.probabilities = place, probabilities
+                job.familiarity = None if familiarity is None else float(familiarity[place])
+            found.append(outputs)
 
         if jobs:
-            _guard_all(jobs, run)
+            guard_all(jobs, run)
+        return found[0] if found else None
 
-    def _explain(self, jobs: list[_Job]) -> None:
-        groups: dict[str, list[_Job]] = defaultdict(list)
-        for job in jobs:
-            if job.target < 0 and job.probabilities is not None:
-                job.target = int(job.probabilities.argmax())
-            groups[job.method].append(job)
-        for method, group in groups.items():
-
-            def run(method: str = method, group: list[_Job] = group) -> None:
-                pixels = np.stack([job.pixels for job in group if job.pixels is not None])
-                targets = [job.target for job in group]
-                heatmaps = self.explainer.heatmaps(normalise(pixels, self.contract.input), targets, method)
-                for job, heatmap in zip(group, heatmaps, strict=True):
-                    job.heatmap = heatmap
-
-            _guard_all(group, run)
-
-    def _write(self, row: Row, jobs: list[_Job]) -> Answer:
+    def _write(self, row: Row, jobs: list[ImageJob]) -> Answer:
         try:
             answer = self._write_row(row, jobs)
         except RequestError as error:
@@ -203,20 +175,25 @@ class ServedModel:
             return _refuse(AnswerTooLarge(len(answer.body), wire.MAX_ANSWER_BYTES), len(jobs))
         return answer
 
-    def _write_row(self, row: Row, jobs: list[_Job]) -> Answer:
+    def _write_row(self, row: Row, jobs: list[ImageJob]) -> Answer:
         if row.kind == "describe":
             return Answer(wire.dump_json(self.describe()), wire.JSON_TYPE)
-        if row.kind == "predict" or jobs[0].error is not None:
-            entries = [self._entry(job) for job in jobs]
-            return Answer(wire.dump_results(entries), wire.JSON_TYPE)
-        return self._write_explanation(jobs[0])
+        if row.kind == "example" and row.error is None:
+            return Answer(self.evidence.example(row.options.example or 0), wire.PNG_TYPE)
+        if _wants_overlay(row, jobs[0]) and jobs[0].error is None:
+            return Answer(self.explanations.overlay(jobs[0]), wire.PNG_TYPE)
+        entries = [self._entry(job) for job in jobs]
+        return Answer(wire.dump_results(entries), wire.JSON_TYPE)
 
-    def _entry(self, job: _Job) -> wire.Entry:
+    def _entry(self, job: ImageJob) -> wire.Entry:
         if job.error is not None:
             return job.error.entry()
+        if job.asked.explain:
+            return self.explanations.entry(job)
         if job.probabilities is None:
             raise RuntimeError("an image has neither probabilities nor an error")
-        return wire.dump_prediction(self._top(job.probabilities.tolist(), job.row.options.top_k))
+        familiar = None if job.familiarity is None else self.evidence.is_familiar(job.familiarity)
+        return wire.dump_prediction(self._top(job.probabilities.tolist(), job.row.options.top_k), familiar=familiar)
 
     def _top(self, probabilities: list[float], count: int) -> list[tuple[str, float]]:
         """Return the `count` best classes with their probabilities, best first."""
@@ -226,33 +203,8 @@ class ServedModel:
             best = nlargest(count, range(len(probabilities)), key=probabilities.__getitem__)
         return [(self.contract.classes[index], round(probabilities[index], 6)) for index in best]
 
-    def _write_explanation(self, job: _Job) -> Answer:
-        from handlers.overlay import draw_overlay, overlay_size  # noqa: PLC0415 - matplotlib
 
-        if job.heatmap is None or job.decoded is None or job.probabilities is None:
-            raise RuntimeError("an explanation has neither a heatmap nor an error")
-        options = job.row.options
-        (best,) = self._top(job.probabilities.tolist(), 1)
-        entry = wire.dump_explanation(
-            best,
-            target=self.contract.classes[job.target],
-            method=job.method,
-            layer=self.contract.explain.layer,
-            heatmap=[[round(float(value), 4) for value in line] for line in job.heatmap],
-        )
-        if options.format == "json":
-            return Answer(wire.dump_results([entry]), wire.JSON_TYPE)
-        size = overlay_size(job.decoded.size, options.size)
-        image = job.decoded.image
-        if image.size != job.decoded.size and (image.width < size[0] or image.height < size[1]):
-            # The draft that was enough for the network is too coarse for people.
-            image = decode_image(job.data, at_least=size).image
-        about = wire.dump_about(entry, self.contract.name, self.contract.version)
-        overlay = draw_overlay(image, job.heatmap, size=size, alpha=options.alpha, about=about)
-        return Answer(overlay, wire.PNG_TYPE)
-
-
-def load_model(directory: Path, *, device: torch.device, explains: bool) -> ServedModel:
+def load_model(directory: Path, *, device: torch.device | str, explains: bool) -> ServedModel:
     """The model in an unpacked archive, verified, warm and checked against its reference outputs.
 
     Args:
@@ -273,6 +225,7 @@ def load_model(directory: Path, *, device: torch.device, explains: bool) -> Serv
         contract=contract,
         engine=engine,
         load_explainer=lambda: _load_explainer(contract, directory, device),
+        evidence=load_evidence(directory, contract),
         facts={"identity": identity, "engine": asdict(choice), "is_fallback": is_fallback, "device": str(device)},
     )
     model.check_reference(load_reference(directory, contract, of_fallback=is_fallback))
@@ -281,7 +234,7 @@ def load_model(directory: Path, *, device: torch.device, explains: bool) -> Serv
 
 
 def _first_engine(
-    contract: model_contract.Contract, directory: Path, device: torch.device
+    contract: model_contract.Contract, directory: Path, device: torch.device | str
 ) -> tuple[Engine, model_contract.Engine]:
     """The contract's engine, or with an error in the log its fallback, and which of them it is."""
     try:
@@ -295,51 +248,32 @@ def _first_engine(
 
 
 def _load_engine(
-    choice: model_contract.Engine, contract: model_contract.Contract, directory: Path, device: torch.device
+    choice: model_contract.Engine, contract: model_contract.Contract, directory: Path, device: torch.device | str
 ) -> Engine:
-    network = None
-    if choice.name == "eager":
-        from handlers.archive import load_network  # noqa: PLC0415 - torchvision: 1.7 s, 85 MB
-
-        network = load_network(directory, contract)
-    return build_engine(choice, network, directory=directory, device=device)
+    network = _load_network(directory, contract) if choice.name == "eager" else None
+    return build_engine(choice, network, directory=directory, device=device, sharp_layer=contract.explain.sharp_layer)
 
 
-def _load_explainer(contract: model_contract.Contract, directory: Path, device: torch.device) -> Explainer:
-    from handlers.archive import load_network  # noqa: PLC0415 - see above
+def _load_explainer(contract: model_contract.Contract, directory: Path, device: torch.device | str) -> Explainer:
+    network = _load_network(directory, contract)
     from handlers.explain import Explainer  # noqa: PLC0415 - pytorch_grad_cam: 1.6 s, 190 MB
 
-    return Explainer(load_network(directory, contract), contract.explain, device=device)
+    return Explainer(network, contract.explain, device=device)
 
 
-def _guard(job: _Job, step: Callable[[_Job], None]) -> None:
-    """Runs one image's step; what goes wrong becomes the image's error."""
-    if job.error is not None:
-        return
-    try:
-        step(job)
-    except RequestError as error:
-        job.error = error
-    except Exception:
-        logger.exception("an image of request %r failed", job.row.options.id)
-        job.error = HandlerFailed()
+def _load_network(directory: Path, contract: model_contract.Contract) -> nn.Module:
+    """Return the network for a worker that needs torch, which then takes no more than its share of the cores."""
+    import torch  # noqa: PLC0415 - a worker that predicts by OpenVINO does without
+
+    from handlers.archive import load_network  # noqa: PLC0415 - torchvision: 1.7 s, 85 MB
+
+    torch.set_num_threads(thread_count())
+    return load_network(directory, contract)
 
 
-def _still_wanted(jobs: list[_Job]) -> list[_Job]:
-    """The images without an error, after those whose deadline is over have got theirs."""
-    for job in jobs:
-        _guard(job, lambda job: job.row.check_deadline())
-    return [job for job in jobs if job.error is None]
-
-
-def _guard_all(jobs: list[_Job], step: Callable[[], None]) -> None:
-    """Runs one step of many images, which share its failure."""
-    try:
-        step()
-    except Exception:
-        logger.exception("%d images failed together", len(jobs))
-        for job in jobs:
-            job.error = HandlerFailed()
+def _wants_overlay(row: Row, job: ImageJob) -> bool:
+    """Return True if the row, whose first image is `job`, asks for one image's overlay."""
+    return len(row.images) == 1 and job.asked.explain and row.options.format == "png"
 
 
 def _refuse(error: RequestError, images: int) -> Answer:

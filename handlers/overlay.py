@@ -7,10 +7,10 @@ to grey as it mixes in, so that hue and lightness tell the heat on light and dar
 
 from __future__ import annotations
 
+import base64
 import io
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -20,7 +20,21 @@ from contracts.wire import ABOUT_KEYWORD, MAX_OVERLAY_SIDE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_COLOURS = (mpl.colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.float32)
+_INFERNO = base64.b64decode(
+    "AAADAAAEAAAGAQAHAQEJAQELAgEOAgIQAwISBAMUBAMWBQQYBgQbBwUdCAYfCQYhCgcjCwcmDQgoDggqDwktEAkvEgoyEwo0FAs2Fgs5Fws7GQs+"
+    "GgtAHAxDHQxFHwxHIAxKIgtMJAtOJgtQJwtSKQtUKwpWLQpYLgpaMApcMgldNAlfNQlgNwlhOQliOwlkPAllPglmQAlmQQlnQwpoRQppRgppSAtq"
+    "SgtqSwxrTQxrTw1sUA1sUg5sUw5tVQ9tVw9tWBBtWhFtWxFuXRJuXxJuYBNuYhRuYxRuZRVuZhVuaBZuahduaxdubRhubhhucBluchltcxptdRtt"
+    "dhtteBxtehxtex1sfR1sfh5sgB9rgR9rgyBrhSBqhiFqiCFqiSJpiyJpjSNpjiRokCRokSVnkyVnlSZmliZmmCdlmShkmyhknCljniljoCpioSth"
+    "oythpCxgpixfpy1fqS5eqy5drC9crjBbrzFbsTFasjJZtDNYtTNXtzRWuDVWujZVuzdUvTdTvjhSvzlRwTpQwjtPxDxOxT1Nxz5MyD5LyT9Ky0BJ"
+    "zEFIzUJHz0RG0EVE0UZD0kdC1EhB1UlA1ko/10s+2U092k4720863FA53VI43lM331Q24FY04lcz41gy5Fox5Vsw5lwu5l4t518s6GEr6WIq6mQo"
+    "62Un7Gcm7Wgl7Woj7mwi720h8G8f8HAe8XId8nQc8nUa83cZ83kY9HoW9XwV9X4U9oAS9oER94MQ94UO+IcN+IgM+IoL+YwJ+Y4I+ZAI+pEH+pMG"
+    "+pUG+pcG+5kG+5sG+50G+54H+6AH+6II+6QK+6YL+6gN+6oO+6wQ+64S+7AU+7EW+7MY+7Ua+7cc+7ke+rsh+r0j+r8l+sEo+cMq+cUs+ccv+Mkx"
+    "+Ms0+M03988699E89tM/9tVC9ddF9dlI9NtL9NxP895S8+BW8+JZ8uRd8uZg8ehk8elo8ets8e1w8e508fB58fJ98vOB8vSF8/aJ9PeN9fiR9vqV"
+    "9/uZ+fyd+v2g/P6k"
+)
+"""The colour map inferno, 256 RGB values. Source: van der Walt & Smith 2015, CC0, https://bids.github.io/colormap/"""
+
+_COLOURS = np.frombuffer(_INFERNO, dtype=np.uint8).reshape(256, 3).astype(np.float32)
 
 
 def overlay_size(image_size: tuple[int, int], long_side: int | None) -> tuple[int, int]:
@@ -43,7 +57,13 @@ def stretch(heatmap: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.f
 
 
 def draw_overlay(
-    image: Image.Image, heatmap: NDArray[np.float32], *, size: tuple[int, int], alpha: float, about: str = ""
+    image: Image.Image,
+    heatmap: NDArray[np.float32],
+    *,
+    size: tuple[int, int],
+    alpha: float,
+    about: str = "",
+    caption: str = "",
 ) -> bytes:
     """The PNG of the image with its heatmap.
 
@@ -53,6 +73,8 @@ def draw_overlay(
         size: the overlay's (width, height).
         alpha: how much of the colours shows: 0 is the image alone, 1 the heatmap alone.
         about: ASCII that the file carries as the text `ABOUT_KEYWORD`, before its pixels; none where empty.
+        caption: the text `Description` that image viewers show, after `about`. It is not drawn: that would change the
+            image's proportions, or hide a part of what is explained.
     """
     resized = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
     # Luma of ITU-R BT.601, as Pillow's own conversion to grey.
@@ -63,6 +85,8 @@ def draw_overlay(
     text = PngInfo()
     if about:
         text.add_text(ABOUT_KEYWORD, about)
+    if caption:
+        text.add_itxt("Description", caption)
     file = io.BytesIO()
     Image.fromarray(mixed).save(file, "PNG", compress_level=4, pnginfo=text)
     return file.getvalue()

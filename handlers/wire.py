@@ -36,7 +36,7 @@ class Row:
     """One row: what is asked about which images, or why it cannot be answered."""
 
     kind: str
-    """`predict`, `explain` or `describe`."""
+    """`predict`, `explain` (each image may ask for the other), `describe` or `example`."""
     options: Options = field(default_factory=wire.Options)
     images: list[Bytes] = field(default_factory=list)
     error: RequestError | None = None
@@ -79,8 +79,7 @@ def read_row(part: dict[str, Any], context: RowContext, index: int) -> Row:
             raise BadFrames("it is no sequence of bytes")
         row.images = wire.parse_body(_content_type(context, index), body)
         row.options = wire.parse_options(context.get_request_header(index, wire.OPTIONS_HEADER))
-        if kind == "explain" and len(row.images) != 1:
-            raise BadFrames("an explanation takes exactly one image")
+        _check_kind(row)
         row.check_deadline()
     except wire.BadFrames as error:
         row.error = BadFrames(error.reason)
@@ -89,6 +88,21 @@ def read_row(part: dict[str, Any], context: RowContext, index: int) -> Row:
     except RequestError as error:
         row.error = error
     return row
+
+
+def _check_kind(row: Row) -> None:
+    """Make the row one that asks for an example, if it does, and compare its images with its options.
+
+    Raises:
+        BadOptions: it has options for more or fewer images than it has.
+        BadFrames: it has several images where one is explained.
+    """
+    if row.options.example is not None:
+        row.kind, row.images = "example", []
+    elif row.options.images and len(row.options.images) != len(row.images):
+        raise BadOptions("images", f"one object for each of the {len(row.images)} images")
+    elif row.kind == "explain" and not row.options.images and len(row.images) != 1:
+        raise BadFrames("an explanation takes exactly one image")
 
 
 def _content_type(context: RowContext, index: int) -> str:

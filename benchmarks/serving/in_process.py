@@ -17,6 +17,7 @@ from contracts import model as model_contract
 from contracts.wire import Options
 from handlers.archive import load_network
 from handlers.engines import build_engine
+from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.model import ServedModel
 from handlers.wire import Row
 
@@ -28,7 +29,7 @@ def create_app() -> FastAPI:
     contract = model_contract.load(folder / "contract.json")
     network = load_network(folder, contract) if contract.engine.name == "eager" else None
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
-    model = ServedModel(contract, engine, load_explainer=_no_explainer)
+    model = ServedModel(contract, engine, _no_explainer, ArchiveEvidence(contract, None))
     model.warm_up(explains=False)
     app = FastAPI()
 

@@ -47,7 +47,7 @@ class Engine(Protocol):
         """Return the outputs for images (N, 3, H, W) float32, N ≥ 1."""
 
     def buffer(self, count: int) -> NDArray[np.float32] | None:
-        """Return the engine's memory for `count` images until the next call, from where `run` need not copy; or None."""
+        """Return the engine's memory for `count` images, valid until the next call, to spare `run` a copy; or None."""
 
 
 def run_all(engine: Engine, images: NDArray[np.float32]) -> Outputs:

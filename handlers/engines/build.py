@@ -27,7 +27,7 @@ def build_engine(
 ) -> Engine:
     """Return the engine that `choice` names, around `network` (fp32, eval) or from its own files in `directory`.
 
-    `sharp_layer` is the contract's; without it an eager engine gives probabilities alone. OpenVINO's file has it inside.
+    `sharp_layer` is the contract's; without it an eager engine gives probabilities alone. OpenVINO's file has its own.
 
     Raises:
         EngineError: no such engine, it cannot run here, or it needs the network and has none.

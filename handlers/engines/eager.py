@@ -55,7 +55,9 @@ class EagerEngine:
         batch = torch.from_numpy(images).to(device=self._device, dtype=self._dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
             found = self._module(batch)
-        logits, *evidence = (output.float().cpu().numpy() for output in (found if isinstance(found, tuple) else [found]))
+        logits, *evidence = (
+            output.float().cpu().numpy() for output in (found if isinstance(found, tuple) else [found])
+        )
         return Outputs(softmax(logits, self._temperature), *evidence)
 
     def buffer(self, count: int) -> None:

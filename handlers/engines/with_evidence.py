@@ -52,4 +52,3 @@ def gives_evidence(network: nn.Module, sharp_layer: str | None) -> bool:
         and last[0].output_size in (1, (1, 1))
         and isinstance(last[1], nn.Linear)
     )
-

@@ -13,6 +13,8 @@ from PIL import Image
 
 from contracts.model import Contract, Explanation, Input
 from handlers.engines import build_engine
+from handlers.evidence.archive_evidence import ArchiveEvidence
+from handlers.evidence.heatmaps import FORWARD_METHODS
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel
 from handlers.network import build_network
@@ -52,7 +54,7 @@ def contract() -> Contract:
         classes=CLASSES,
         input=Input(16, 24, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
         architecture="resnet18_small",
-        explain=Explanation(layer="layer3", methods=tuple(METHODS)),
+        explain=Explanation(layer="layer3", methods=(*METHODS, *FORWARD_METHODS), sharp_layer="layer3"),
     )
 
 
@@ -68,8 +70,11 @@ def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest
     folder: Path = tmp_path_factory.getbasetemp()
     return ServedModel(
         contract,
-        build_engine(contract.engine, network, directory=folder, device=device),
+        build_engine(
+            contract.engine, network, directory=folder, device=device, sharp_layer=contract.explain.sharp_layer
+        ),
         lambda: Explainer(network, contract.explain, device=device),
+        ArchiveEvidence(contract, None),
     )
 
 

@@ -148,7 +148,7 @@ def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
 
     engine = Counting()
     data = encode(noise)
-    ServedModel(model.contract, engine, model.load_explainer).answer(
+    ServedModel(model.contract, engine, model.load_explainer, model.evidence).answer(
         [Row("predict", images=[data, data, b"bad"]), Row("explain", images=[data]), Row("predict", images=[data])]
     )
     assert engine.lengths == [4]
@@ -170,7 +170,7 @@ def test_a_row_whose_deadline_passes_while_its_batch_is_decoded_is_dropped(model
             return model.engine.run(images)
 
     row = Row("explain", Options(deadline=int(time.time() * 1000) + 40), [encode(noise)])
-    (answer,) = ServedModel(model.contract, Slow(), model.load_explainer).answer([row])
+    (answer,) = ServedModel(model.contract, Slow(), model.load_explainer, model.evidence).answer([row])
     assert json.loads(answer.body)["results"][0]["error"]["code"] == "deadline_passed"
 
 
@@ -185,7 +185,7 @@ def test_images_of_a_row_are_decoded_only_while_somebody_waits(model, encode, mo
 
     monkeypatch.setattr("handlers.model.decode_for_network", slow)
     row = Row("predict", Options(deadline=int(time.time() * 1000) + 120), [encode(Image.new("RGB", (32, 32)))] * 16)
-    (answer,) = ServedModel(model.contract, model.engine, model.load_explainer).answer([row])
+    (answer,) = ServedModel(model.contract, model.engine, model.load_explainer, model.evidence).answer([row])
     assert {entry["error"]["code"] for entry in json.loads(answer.body)["results"]} == {"deadline_passed"}
     assert len(decoded) < 6
 
@@ -197,7 +197,7 @@ def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encod
         def run(self, images):
             raise RuntimeError("secret path /srv/model")
 
-    answers = ServedModel(model.contract, Broken(), model.load_explainer).answer(
+    answers = ServedModel(model.contract, Broken(), model.load_explainer, model.evidence).answer(
         [Row("predict", images=[encode(noise)]), Row("predict", images=[b"bad"])]
     )
     codes = [json.loads(answer.body)["results"][0]["error"]["code"] for answer in answers]
@@ -210,7 +210,10 @@ def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
     """A thousand classes of long names for a thousand images would; it would kill the worker."""
     classes = tuple(f"{number:03d}" + "x" * 990 for number in range(10))
     wide = ServedModel(
-        type(model.contract)(**{**vars(model.contract), "classes": classes}), model.engine, model.load_explainer
+        type(model.contract)(**{**vars(model.contract), "classes": classes}),
+        model.engine,
+        model.load_explainer,
+        model.evidence,
     )
     row = Row("predict", Options(top_k=10), [encode(noise)] * 700)
     (answer,) = wide.answer([row])
@@ -228,7 +231,7 @@ def test_a_worker_that_cannot_explain_is_refused_at_its_start_not_at_its_first_c
             raise RuntimeError("no heatmap today")
 
     with pytest.raises(BrokenArchive, match="warm-up"):
-        ServedModel(model.contract, model.engine, Broken).warm_up(explains=True)
+        ServedModel(model.contract, model.engine, Broken, model.evidence).warm_up(explains=True)
 
 
 def test_stages_are_timed_and_told_to_torchserve_once_a_second(model, context, noise, encode, caplog):

@@ -35,7 +35,11 @@ def network():
 def images(contract, network):
     """Noise, labelled with what the network answers: it is right on all of it."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
-    answers = build_engine(Engine(), network, directory=Path(), device=CPU).run(normalise(pixels, contract.input)).probabilities
+    answers = (
+        build_engine(Engine(), network, directory=Path(), device=CPU)
+        .run(normalise(pixels, contract.input))
+        .probabilities
+    )
     return Images(pixels, answers.argmax(1).astype(np.int64), CLASSES)
 
 

@@ -1,0 +1,175 @@
+"""Explain images that the engine has answered: heatmap, evidence, and the entry or overlay that tells them.
+
+Heatmaps of `FORWARD_METHODS` come from the outputs of the forward pass that answered; the others from
+pytorch-grad-cam on the full-precision network, which is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from contracts import wire
+from handlers.errors import UnknownMethod, UnknownTarget
+from handlers.evidence.heatmaps import FORWARD_METHODS, heatmap
+from handlers.evidence.occlusion import keep_and_remove, verdict
+from handlers.jobs import guard, guard_all
+from handlers.overlay import draw_overlay, overlay_size
+from handlers.preprocess import decode_image, normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from contracts.model import Contract
+    from handlers.engines.base import Engine, Outputs
+    from handlers.evidence.archive_evidence import ArchiveEvidence
+    from handlers.explain import Explainer
+    from handlers.jobs import ImageJob
+
+NO_STRENGTH = "pytorch-grad-cam scales its heatmaps: ask for a method of the forward pass"
+NO_SUPPORT = "nothing in the image supports this class, so there is no hot region to keep or to remove"
+
+
+class Explanations:
+    """Makes the explanations of one served model."""
+
+    def __init__(
+        self, contract: Contract, engine: Engine, evidence: ArchiveEvidence, load_explainer: Callable[[], Explainer]
+    ) -> None:
+        self._contract = contract
+        self._engine = engine
+        self._evidence = evidence
+        self._load_explainer = load_explainer
+
+    @cached_property
+    def explainer(self) -> Explainer:
+        """Computes the heatmaps of the methods that need a backward pass."""
+        return self._load_explainer()
+
+    def choose(self, job: ImageJob) -> None:
+        """Set the job's target and method, if it is to be explained.
+
+        Raises:
+            UnknownMethod: the contract does not offer the method.
+            UnknownTarget: there is no such class.
+        """
+        classes, methods = self._contract.classes, self._contract.explain.methods
+        options = job.row.options
+        job.method = job.asked.method or options.method or self._contract.explain.method
+        if job.method not in methods:
+            raise UnknownMethod(job.method, methods)
+        if job.asked.target is not None:
+            if job.asked.target >= len(classes):
+                raise UnknownTarget(str(job.asked.target), classes)
+            job.target = job.asked.target
+        elif options.target is not None:
+            if options.target not in classes:
+                raise UnknownTarget(options.target, classes)
+            job.target = classes.index(options.target)
+
+    def explain(self, jobs: list[ImageJob], outputs: Outputs) -> None:
+        """Set heatmap and evidence of jobs that the engine has answered with `outputs`, those of the whole batch."""
+        groups: dict[str, list[ImageJob]] = defaultdict(list)
+        for job in jobs:
+            if job.target < 0 and job.probabilities is not None:
+                job.target = int(job.probabilities.argmax())
+            groups[job.method].append(job)
+        for method, group in groups.items():
+            guard_all(group, partial(self._draw, group, method, outputs))
+        tested = [job for job in jobs if job.asked.test and job.error is None and job.strength != 0]
+        if tested:
+            guard_all(tested, partial(self._test, tested))
+        for job in jobs:
+            guard(job, partial(self._collect, outputs=outputs))
+
+    def entry(self, job: ImageJob) -> wire.Entry:
+        """Return the entry of an explained image."""
+        if job.heat is None or job.probabilities is None:
+            raise RuntimeError("an explanation has neither a heatmap nor an error")
+        best = self._class(job.probabilities, int(job.probabilities.argmax()))
+        if not job.row.options.images:  # wire 1
+            return wire.dump_explanation(
+                best,
+                target=self._contract.classes[job.target],
+                method=job.method,
+                layer=self._contract.explain.layer,
+                heatmap=[[round(float(value), 4) for value in line] for line in job.heat],
+            )
+        strength = wire.unavailable(NO_STRENGTH) if job.strength is None else round(job.strength, 4)
+        return wire.dump_evidence(
+            best,
+            target=self._class(job.probabilities, job.target),
+            method=job.method,
+            strength=strength,
+            heatmap=wire.dump_heatmap(*job.heat.shape, np.rint(job.heat * 255).astype(np.uint8).tobytes()),
+            **job.evidence,
+        )
+
+    def overlay(self, job: ImageJob) -> bytes:
+        """Return the PNG file of an explained image with its heatmap, its facts in the text."""
+        if job.heat is None or job.decoded is None:
+            raise RuntimeError("an explanation has neither a heatmap nor an error")
+        options, image = job.row.options, job.decoded.image
+        size = overlay_size(job.decoded.size, options.size)
+        if image.size != job.decoded.size and (image.width < size[0] or image.height < size[1]):
+            # The draft that was enough for the network is too coarse for people.
+            image = decode_image(job.data, at_least=size).image
+        caption = self._caption(job)
+        facts = {**self.entry(job), "caption": caption}
+        about = wire.dump_about(facts, self._contract.name, self._contract.version)
+        return draw_overlay(image, job.heat, size=size, alpha=options.alpha, about=about, caption=caption)
+
+    def _draw(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
+        size = self._contract.input
+        targets = np.array([job.target for job in jobs])
+        if method in FORWARD_METHODS:
+            chosen = outputs.take([job.place for job in jobs])
+            heat, strength = heatmap(chosen, targets, method, (size.height, size.width))
+            for job, own, strongest in zip(jobs, heat, strength.tolist(), strict=True):
+                job.heat, job.strength = own, strongest
+            return
+        for job, own in zip(jobs, self.explainer.heatmaps(self._images(jobs), targets.tolist(), method), strict=True):
+            job.heat = own
+            job.strength = None if own.any() else 0.0
+
+    def _test(self, jobs: list[ImageJob]) -> None:
+        heat = np.stack([job.heat for job in jobs if job.heat is not None])
+        targets = np.array([job.target for job in jobs])
+        found = keep_and_remove(self._engine, self._images(jobs), heat, targets)
+        for job, kept, removed in zip(jobs, *(confidence.tolist() for confidence in found), strict=True):
+            whole = 0.0 if job.probabilities is None else float(job.probabilities[job.target])
+            job.evidence["test"] = {
+                "kept": round(kept, 6),
+                "removed": round(removed, 6),
+                "verdict": verdict(self._contract.classes[job.target], whole, kept, removed),
+            }
+
+    def _collect(self, job: ImageJob, outputs: Outputs) -> None:
+        test = job.evidence.pop("test", None)
+        if job.familiarity is None:
+            job.evidence["familiar"] = job.evidence["familiarity"] = self._evidence.why_absent("familiar")
+        else:
+            job.evidence["familiar"] = self._evidence.is_familiar(job.familiarity)
+            job.evidence["familiarity"] = round(job.familiarity, 4)
+        job.evidence["similar"] = self._evidence.similar(outputs, job.place, job.asked.similar)
+        if job.asked.coverage is not None:
+            probabilities = outputs.probabilities[job.place]
+            job.evidence["classes"] = self._evidence.answer_set(probabilities, job.asked.coverage)
+        if job.asked.test:
+            job.evidence["test"] = test or wire.unavailable(NO_SUPPORT)
+
+    def _images(self, jobs: list[ImageJob]) -> NDArray[np.float32]:
+        """Return the jobs' images as the network takes them, (N, 3, H, W)."""
+        return normalise(np.stack([job.pixels for job in jobs if job.pixels is not None]), self._contract.input)
+
+    def _class(self, probabilities: NDArray[np.float32], index: int) -> tuple[str, float]:
+        return self._contract.classes[index], round(float(probabilities[index]), 6)
+
+    def _caption(self, job: ImageJob) -> str:
+        is_unfamiliar = job.familiarity is not None and not self._evidence.is_familiar(job.familiarity)
+        return f"{self._contract.classes[job.target]} by {job.method}" + "; unfamiliar image" * is_unfamiliar
