@@ -28,6 +28,7 @@ from handlers.engines.eager import EagerEngine
 from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
+from handlers.network import build_network
 from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def measure(engine: EagerEngine, contract: contracts.Contract, pixels: np.ndarra
     """Return images/s through the handler, the engine and the bare network, medians over rounds."""
     count = len(pixels)
     handler = ImageHandler()
-    handler._model = ServedModel(
+    handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
         replace(contract, engine=contracts.Engine()), engine, lambda: None, ArchiveEvidence(contract, None)
     )
     rows = [{"body": bytearray(encode(image))} for image in pixels]

@@ -50,7 +50,7 @@ class OpenVINOEngine:
             # In the graph the softmax costs nothing; outside, six calls of NumPy cost 0.05 ms of one image's 3.
             results = model.get_results()
             logits = openvino.opset13.multiply(results[0].input_value(0), np.float32(1 / temperature))
-            outputs = [openvino.opset13.softmax(logits, 1), *_evidence(model)]
+            outputs = [openvino.opset13.softmax(logits, 1).output(0), *_evidence(model)]
             model = openvino.Model(outputs, model.get_parameters())
             compiled = core.compile_model(model, "CPU", options)
         except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
+from contracts.evidence import AnswerSet, Evidence, Familiar, Similar
 from contracts.model import Contract, Explanation, Input
 from handlers.engines import build_engine
 from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.evidence.heatmaps import FORWARD_METHODS
+from handlers.evidence.store import unit_vectors
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel
 from handlers.network import build_network
+from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +80,29 @@ def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest
         lambda: Explainer(network, contract.explain, device=device),
         ArchiveEvidence(contract, None),
     )
+
+
+@pytest.fixture(scope="session")
+def evident(model: ServedModel) -> ServedModel:
+    """The model with the evidence of 40 images; all but one of the held-out ones are more familiar than noise."""
+    size = model.contract.input
+    pixels = np.random.default_rng(7).integers(0, 256, (40, size.height, size.width, 3), dtype=np.uint8)
+    features = model.engine.run(normalise(pixels, size)).features
+    assert features is not None
+    files = [io.BytesIO() for _ in pixels]
+    for image, file in zip(pixels, files, strict=True):
+        Image.fromarray(image).save(file, "WEBP")
+    store = {
+        "features": unit_vectors(features),
+        "labels": np.repeat(np.arange(10), 4).astype(np.int32),
+        "familiarity_scores": np.linspace(0.99999, 1, 100, dtype=np.float32),
+        "answer_set_scores": np.linspace(0, 1, 99, dtype=np.float32),
+        "thumbnails": np.frombuffer(b"".join(file.getvalue() for file in files), dtype=np.uint8),
+        "thumbnail_ends": np.cumsum([len(file.getvalue()) for file in files]),
+    }
+    evidence = Evidence(Familiar("knn", 3, 100), Similar(40, thumbnails=True, accuracy_kept=1.0), AnswerSet(99))
+    contract = replace(model.contract, evidence=evidence, schema=3)
+    return ServedModel(contract, model.engine, model.load_explainer, ArchiveEvidence(contract, store))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contracts.wire import FRAMES_TYPE, MAX_ANSWER_BYTES, Options, join_frames
+from contracts.wire import (
+    FRAMES_TYPE,
+    MAX_ANSWER_BYTES,
+    ImageOptions,
+    Options,
+    join_frames,
+    parse_about,
+    parse_heatmap,
+)
 from handlers.build import BrokenArchive
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
@@ -22,6 +30,17 @@ from handlers.wire import Row
 
 ROOT = Path(__file__).parents[2]
 EXPLAIN = {"explain": "True"}
+
+
+class Counting:
+    """An engine that remembers how long its batches were."""
+
+    def __init__(self, engine):
+        self._engine, self.buffer, self.lengths = engine, engine.buffer, []
+
+    def run(self, images):
+        self.lengths.append(len(images))
+        return self._engine.run(images)
 
 
 def options(**values: object) -> dict:
@@ -104,6 +123,85 @@ def test_an_explanations_class_and_confidence_are_the_predictions(ask, noise, en
         assert entries(predicted)[0][key] == entries(explained)[0][key]
 
 
+def asked(*images: dict, **values: object) -> dict:
+    """The header of wire 2 that asks this of each image, for JSON."""
+    return {"content-type": FRAMES_TYPE} | options(images=list(images), **{"format": "json"} | values)
+
+
+def test_explanations_travel_with_predictions_in_one_request_and_one_forward(model, context, noise, encode):
+    counting = Counting(model.engine)
+    handler = ImageHandler()
+    handler._model = ServedModel(model.contract, counting, model.load_explainer, model.evidence)
+    images = [encode(noise), b"bad", encode(noise[:, ::-1].copy()), encode(noise)]
+    made = context(
+        asked({}, {"explain": True}, {"explain": True, "target": 3, "method": "cam"}, {"explain": True, "target": 99})
+    )
+    (body,) = handler.handle([{"body": bytearray(join_frames(images))}], made)
+    predicted, bad, explained, unknown = json.loads(body)["results"]
+    assert set(predicted) == {"class", "confidence", "top"}
+    assert bad["error"]["code"] == "image_unreadable"
+    assert unknown["error"]["code"] == "unknown_target"
+    assert explained["target"]["class"] == "cat"
+    assert explained["method"] == "cam"
+    heat = np.frombuffer(b"".join(parse_heatmap(explained["heatmap"])), dtype=np.uint8).reshape(16, 24)
+    assert heat.max() == (255 if explained["strength"] else 0)
+    assert counting.lengths == [2]
+
+
+def test_an_explanation_without_packed_evidence_says_so_in_each_part(ask, noise, encode):
+    wanted = {"explain": True, "method": "contrastcam", "coverage": 0.9, "test": True}
+    (entry,) = entries(ask((join_frames([encode(noise)]), asked(wanted)))[0])
+    for part in ("familiar", "familiarity", "similar", "classes"):
+        assert "packed without evidence" in entry[part]["unavailable"]
+    assert set(entry["test"]) in ({"kept", "removed", "verdict"}, {"unavailable"})
+
+
+def test_evidence_of_the_archive_is_in_predictions_explanations_and_examples(evident, noise, encode):
+    data = [encode(noise), encode(np.zeros_like(noise))]
+    predicted, explained = evident.answer(
+        [
+            Row("predict", Options(), data),
+            Row("predict", Options(images=(ImageOptions(True, similar=2, coverage=0.9),) * 2, format="json"), data),
+        ]
+    )
+    predictions, explanations = (json.loads(answer.body)["results"] for answer in (predicted, explained))
+    for prediction, explanation in zip(predictions, explanations, strict=True):
+        assert prediction["familiar"] == explanation["familiar"] == (explanation["familiarity"] >= 0.05)
+        assert explanation["classes"][0] == {name: prediction[name] for name in ("class", "confidence")}
+        similarities = [other["similarity"] for other in explanation["similar"]]
+        assert similarities == sorted(similarities, reverse=True)
+        assert [other["class"] for other in explanation["similar"]].count(prediction["class"]) == 2
+    example = explanations[0]["similar"][0]["id"]
+    (found, unknown) = evident.answer(
+        [Row("example", Options(example=example)), Row("example", Options(example=10**6))]
+    )
+    assert found.content_type == "image/png"
+    assert Image.open(io.BytesIO(found.body)).format == "PNG"
+    assert json.loads(unknown.body)["results"][0]["error"]["code"] == "unknown_example"
+
+
+def test_an_unfamiliar_image_is_said_to_be_so_in_the_overlays_caption(evident, noise, encode):
+    row = Row("predict", Options(images=(ImageOptions(True, target=3, method="sharpcam"),)), [encode(noise)])
+    (answer,) = evident.answer([row])
+    overlay = Image.open(io.BytesIO(answer.body))
+    about = parse_about(answer.body)
+    assert about["familiar"] is False
+    assert about["caption"] == overlay.text["Description"] == "cat by sharpcam; unfamiliar image"
+    assert overlay.size == (40, 30)
+
+
+def test_options_for_another_number_of_images_are_refused(ask, noise, encode):
+    answer = ask((join_frames([encode(noise)] * 2), asked({"explain": True})))[0]
+    assert [entry["error"]["code"] for entry in entries(answer)] == ["bad_options"] * 2
+
+
+def test_a_method_with_a_backward_pass_answers_in_the_form_of_wire_2(ask, noise, encode):
+    (entry,) = entries(ask((join_frames([encode(noise)]), EXPLAIN | asked({"explain": True, "method": "gradcam"})))[0])
+    assert entry["method"] == "gradcam"
+    assert entry["heatmap"]["height"] == 16
+    assert "pytorch-grad-cam" in entry["strength"]["unavailable"]
+
+
 def test_the_heatmap_explains_the_top_class_unless_asked_for_another(ask, noise, encode):
     (entry,) = entries(ask((encode(noise), EXPLAIN | options(format="json")))[0])
     assert entry["target"] == entry["class"]
@@ -136,17 +234,7 @@ def test_a_row_of_many_images_has_one_entry_each_in_order(ask, encode):
 
 
 def test_all_good_images_of_a_batch_share_one_forward(model, noise, encode):
-    class Counting:
-        buffer = staticmethod(model.engine.buffer)
-
-        def __init__(self):
-            self.lengths = []
-
-        def run(self, images):
-            self.lengths.append(len(images))
-            return model.engine.run(images)
-
-    engine = Counting()
+    engine = Counting(model.engine)
     data = encode(noise)
     ServedModel(model.contract, engine, model.load_explainer, model.evidence).answer(
         [Row("predict", images=[data, data, b"bad"]), Row("explain", images=[data]), Row("predict", images=[data])]

@@ -63,6 +63,50 @@ def test_openvino_computes_the_network_for_batches_of_changing_length(network, i
         np.testing.assert_array_equal(engine.run(own).probabilities, engine.run(images[-length:]).probabilities)
 
 
+def check_evidence(outputs, network, images):
+    """Hold the outputs against the definitions, computed by the network's own modules."""
+    seen = {}
+    hooks = [
+        getattr(network, name).register_forward_hook(lambda _, __, found, name=name: seen.update({name: found}))
+        for name in ("layer3", "layer4")
+    ]
+    with torch.no_grad():
+        logits = network(torch.from_numpy(images))
+    for hook in hooks:
+        hook.remove()
+    maps = torch.einsum("ck,nkhw->nchw", network.fc.weight.detach(), seen["layer4"])
+    np.testing.assert_allclose(outputs.probabilities, torch.softmax(logits, 1), atol=2e-3)
+    np.testing.assert_allclose(outputs.features, seen["layer4"].mean((2, 3)), rtol=0.01, atol=2e-3)
+    np.testing.assert_allclose(outputs.maps, maps, rtol=0.01, atol=5e-3)
+    np.testing.assert_allclose(outputs.sharpness, seen["layer3"].pow(2).mean(1).sqrt(), rtol=0.01, atol=2e-3)
+    # The mean of a class map is the class's logit without its bias.
+    np.testing.assert_allclose(outputs.maps.mean((2, 3)) + network.fc.bias.detach().numpy(), logits, atol=5e-3)
+
+
+def test_engines_give_what_evidence_is_made_of_in_the_same_pass(network, images, tmp_path):
+    eager = build_engine(Engine(), network, directory=tmp_path, device=CPU, sharp_layer="layer3")
+    check_evidence(eager.run(images), network, images)
+    write_graph(network, tmp_path / OPENVINO_FILES["fp32"], images[:0], images.shape[2:], sharp_layer="layer3")
+    engine = build_engine(Engine("openvino"), None, directory=tmp_path, device=CPU)
+    for length in (len(images), 1):
+        check_evidence(engine.run(images[:length]), network, images[:length])
+
+
+def test_a_graph_of_logits_alone_as_in_earlier_releases_gives_probabilities_alone(network, images, tmp_path):
+    write_graph(network, tmp_path / OPENVINO_FILES["fp32"], images[:0], images.shape[2:])
+    outputs = build_engine(Engine("openvino"), None, directory=tmp_path, device=CPU).run(images)
+    assert outputs.probabilities.shape == (len(images), 10)
+    assert outputs[1:] == (None, None, None)
+
+
+def test_a_network_without_a_linear_head_after_a_global_mean_gives_probabilities_alone(images):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(images[0].size, 4)).eval()
+    outputs = build_engine(Engine(), network, directory=Path(), device=CPU, sharp_layer="0").run(images)
+    assert outputs.probabilities.shape == (len(images), 4)
+    assert outputs.maps is None
+
+
 def test_the_temperature_belongs_to_the_engine(network, images):
     sharp = build(replace(Engine(), temperature=0.25), network).run(images).probabilities
     assert sharp.max() > build(Engine(), network).run(images).probabilities.max()
