@@ -37,7 +37,8 @@ class Outputs(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> Outputs:
         """Return the outputs of some of the images, in the order of `rows`."""
-        return Outputs(*(None if array is None else array[rows] for array in self))
+        evidence = (None if array is None else array[rows] for array in self[1:])
+        return Outputs(self.probabilities[rows], *evidence)
 
 
 class Engine(Protocol):
@@ -55,7 +56,9 @@ def run_all(engine: Engine, images: NDArray[np.float32]) -> Outputs:
     if len(images) <= MAX_BATCH:
         return engine.run(images)
     parts = [engine.run(images[start : start + MAX_BATCH]) for start in range(0, len(images), MAX_BATCH)]
-    return Outputs(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    columns = zip(*(part[1:] for part in parts), strict=True)
+    evidence = (None if arrays[0] is None else np.concatenate(arrays) for arrays in columns)
+    return Outputs(np.concatenate([part.probabilities for part in parts]), *evidence)
 
 
 def predict_all(engine: Engine, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ class WithEvidence(nn.Module):
             if name == self._sharp_layer:
                 sharp = activations
         features = pool(activations).flatten(1)
-        weights = head.weight.float()[:, :, None, None]
+        weights = head.get_parameter("weight").float()[:, :, None, None]
         maps = nn.functional.conv2d(activations.float(), weights)
         return head(features), features, maps, sharp.float().square().mean(1).sqrt()
 

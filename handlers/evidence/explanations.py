@@ -100,13 +100,14 @@ class Explanations:
                 layer=self._contract.explain.layer,
                 heatmap=[[round(float(value), 4) for value in line] for line in job.heat],
             )
+        height, width = job.heat.shape
         strength = wire.unavailable(NO_STRENGTH) if job.strength is None else round(job.strength, 4)
         return wire.dump_evidence(
             best,
             target=self._class(job.probabilities, job.target),
             method=job.method,
             strength=strength,
-            heatmap=wire.dump_heatmap(*job.heat.shape, np.rint(job.heat * 255).astype(np.uint8).tobytes()),
+            heatmap=wire.dump_heatmap(height, width, np.rint(job.heat * 255).astype(np.uint8).tobytes()),
             **job.evidence,
         )
 
