@@ -209,7 +209,8 @@ def changes(home: Path) -> list[Change]:
     """Return every plan that was in force, by its file in the history, which is written just before."""
     found = []
     for path in sorted((home / "history").glob("plan-*.json")):
-        plan = traffic_plan.load(path)
+        plans = traffic_plan.load(path)
+        plan = plans.models[0]
         routed = (plan.stable, plan.canary)
         versions = frozenset(release.version for release in routed if release is not None)
         found.append(Change(path.stat().st_mtime, plan.revision, versions))

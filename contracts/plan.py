@@ -1,13 +1,14 @@
-"""The traffic plan: which version is stable, canary, shadow or only kept loaded.
+"""The traffic plan: which version of each model is stable, canary, shadow or only kept loaded.
 
 One small JSON file passes between the `gradserve` command (writes it), the agents (bring TorchServe to it) and the
-gateway (routes by it). Plans of schema 1, which knew no `previous`, are read too.
+gateway (routes by it). It holds one plan for each model. Plans of schema 1, which knew no `previous`, and of schema 2,
+which held one model, are read too.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,14 @@ from contracts.names import ARCHIVE, NAME, SHA256, VERSION
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCHEMA = 2
-READABLE = (1, 2)
+SCHEMA = 3
+READABLE = (1, 2, 3)
 MAX_BYTES = 1_000_000
+MAX_MODELS = 100
 MAX_RETAINED = 200
 MAX_PREVIOUS = 20
+EXPLAIN = "-explain"
+"""The end of the name of the TorchServe entry that explains a model."""
 _SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
@@ -36,7 +40,7 @@ class PlanError(DocumentError):
 class Release:
     """One version that the agents keep loaded: its archive's file name in the model store, its SHA-256, its workers.
 
-    `workers` is the number of prediction workers; None leaves it to the agent.
+    `workers` is the number of prediction workers; None leaves it to the agent, 0 keeps the version unloaded.
     """
 
     version: str
@@ -78,16 +82,62 @@ class Plan:
         return tuple(release for release in named if release is not None)
 
 
-def parse(data: object) -> Plan:
-    """Return the plan that `data` (parsed JSON) describes.
+@dataclass(frozen=True)
+class Plans:
+    """The plans of all models, all of one `revision`; `default` is the model of the calls that name none."""
+
+    revision: int
+    default: str
+    models: tuple[Plan, ...]
+
+    def plan(self, model: str | None = None) -> Plan | None:
+        """Return the plan of `model`, by default that of the default model; None if no plan is of that model."""
+        wanted = self.default if model is None else model
+        return next((plan for plan in self.models if plan.model == wanted), None)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the models."""
+        return tuple(plan.model for plan in self.models)
+
+    def with_plan(self, plan: Plan) -> Plans:
+        """Return the plans with `plan` in place of its model's plan, or as a further one."""
+        others = tuple(plan if each.model == plan.model else each for each in self.models)
+        return replace(self, models=others if plan.model in self.names() else (*others, plan))
+
+    def with_revision(self, revision: int) -> Plans:
+        """Return the plans with this revision."""
+        return replace(self, revision=revision, models=tuple(replace(each, revision=revision) for each in self.models))
+
+
+def parse(data: object) -> Plans:
+    """Return the plans that `data` (parsed JSON) describes.
 
     Raises:
-        PlanError: the schema is unknown, a field is missing, unknown or impossible, or a version appears twice.
+        PlanError: the schema is unknown, a field is missing, unknown or impossible, or a model, or a version of it,
+            appears twice.
     """
     fields = Fields(data, "", PlanError)
-    fields.schema(READABLE)
+    schema = fields.schema(READABLE)
+    revision = fields.integer("revision")
+    if schema < 3:
+        plan = _plan(fields, revision)
+        return Plans(revision, plan.model, (plan,))
+    default = fields.text("default", pattern=NAME)
+    models = tuple(_plan(inner, revision) for inner in fields.inners("models", most=MAX_MODELS))
+    fields.end()
+    names = [plan.model for plan in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise PlanError("models", f"{twice[0]} twice", "one plan for each model")
+    if shadowed := sorted(name for name in names if name.removesuffix(EXPLAIN) in names and name.endswith(EXPLAIN)):
+        raise PlanError("models", shadowed[0], f"no name that ends in {EXPLAIN} beside the model that it explains")
+    if default not in names:
+        raise PlanError("default", default, f"one of the models ({', '.join(names) or 'there are none'})")
+    return Plans(revision, default, models)
+
+
+def _plan(fields: Fields, revision: int) -> Plan:
     plan = Plan(
-        revision=fields.integer("revision"),
+        revision=revision,
         model=fields.text("model", pattern=NAME),
         stable=_release(fields.inner("stable")),
         canary=_canary(fields.maybe("canary", fields.inner)),
@@ -102,8 +152,8 @@ def parse(data: object) -> Plan:
     return plan
 
 
-def load(path: Path) -> Plan:
-    """Return the plan in the file `path`.
+def load(path: Path) -> Plans:
+    """Return the plans in the file `path`.
 
     Raises:
         PlanError: the file is no JSON or no plan.
@@ -122,9 +172,18 @@ def schema_of(path: Path) -> int:
     return Fields(read_json(path.read_bytes(), PlanError, most_bytes=MAX_BYTES), "", PlanError).schema(READABLE)
 
 
-def dump(plan: Plan) -> dict[str, Any]:
-    """Return the plan as JSON-able data, such that `parse(dump(plan)) == plan`."""
-    return {"schema": SCHEMA, **as_json(plan)}
+def dump(plans: Plans) -> dict[str, Any]:
+    """Return the plans as JSON-able data, such that `parse(dump(plans)) == plans`."""
+    models = [as_json(plan) for plan in plans.models]
+    for plan in models:
+        del plan["revision"]
+    return {"schema": SCHEMA, "revision": plans.revision, "default": plans.default, "models": models}
+
+
+def dump_plan(plan: Plan) -> dict[str, Any]:
+    """Return one model's plan as JSON-able data, for programs that read an operator's command."""
+    data: dict[str, Any] = as_json(plan)
+    return data
 
 
 def _release(fields: Fields) -> Release:
@@ -158,5 +217,5 @@ def _release_fields(fields: Fields) -> dict[str, Any]:
         "version": fields.text("version", pattern=VERSION),
         "archive": fields.text("archive", pattern=ARCHIVE),
         "sha256": fields.text("sha256", pattern=SHA256),
-        "workers": fields.maybe("workers", partial(fields.integer, least=1)),
+        "workers": fields.maybe("workers", partial(fields.integer, least=0)),
     }

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from contracts.fields import DocumentError, Fields, read_json
-from contracts.names import VERSION
+from contracts.names import NAME, VERSION
 
 HEADER = "x-gradserve-gateway"
 MAX_CHARS = 4096
 MAX_VERSIONS = 64
 MAX_COUNT = 1_000_000
+_COUNTED = re.compile(f"(?:{NAME.pattern}/)?{VERSION.pattern}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -33,13 +34,23 @@ class ReportError(DocumentError):
 class Report:
     """One gateway process, named by `id`.
 
-    `revision` is that of the plan it routes by; None: it has no plan, so it routes nothing. `in_flight` counts by
-    version the calls that it has given to this agent's TorchServe and that are not over.
+    `revision` is that of the plan it routes by; None: it has no plan, so it routes nothing. `in_flight` counts the
+    calls that it has given to this agent's TorchServe and that are not over, by `MODEL/VERSION`; gateways of before
+    schema 3 of the plan count them by version alone.
     """
 
     id: str
     revision: int | None
     in_flight: dict[str, int]
+
+    def calls_to(self, model: str, version: str) -> int:
+        """Return the calls in flight to a version of a model."""
+        return self.in_flight.get(counter(model, version), 0) + self.in_flight.get(version, 0)
+
+
+def counter(model: str, version: str) -> str:
+    """Return the name under which the calls to a version of a model are counted."""
+    return f"{model}/{version}"
 
 
 def dump(report: Report) -> str:
@@ -66,7 +77,7 @@ def read(fields: Fields, *, is_whole: bool = True) -> Report:
     report = Report(
         id=fields.text("id", pattern=_ID),
         revision=fields.nullable("revision", partial(fields.integer, most=MAX_COUNT)),
-        in_flight=fields.counts("in_flight", pattern=VERSION, most=MAX_COUNT, most_items=MAX_VERSIONS),
+        in_flight=fields.counts("in_flight", pattern=_COUNTED, most=MAX_COUNT, most_items=MAX_VERSIONS),
     )
     if is_whole:
         fields.end()

@@ -130,13 +130,15 @@ class AgentStatus:
     plan_error: str | None = None
     gateways: tuple[GatewayStatus, ...] = ()
 
-    def version(self, version: str) -> VersionStatus | None:
-        """Return what it says of `version`; None where it does not have it."""
-        return next((found for found in self.versions if found.version == version), None)
+    def version(self, model: str, version: str) -> VersionStatus | None:
+        """Return what it says of a version of a model; None where it does not have it."""
+        wanted = (model, version)
+        return next((found for found in self.versions if (found.model, found.version) == wanted), None)
 
-    def serves(self) -> bool:
-        """Return True if it has a stable version that gateways may send to."""
-        return any(found.role == "stable" and found.routable for found in self.versions)
+    def serves(self, model: str | None = None) -> bool:
+        """Return True if it has a stable version, of `model` if that is given, that gateways may send to."""
+        stable = (found for found in self.versions if found.role == "stable" and model in {None, found.model})
+        return any(found.routable for found in stable)
 
 
 def dump(status: AgentStatus) -> dict[str, Any]:

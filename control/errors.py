@@ -33,6 +33,7 @@ ControlError
 ├── NoPlan, PlanUnusable     the traffic plan is missing or broken
 ├── HomeNotWritable          the home folder cannot be written to
 ├── AnotherOperator          another operator is changing the plan
+├── ModelNotPlanned          the plan serves other models
 ├── OtherModel               the plan in force serves another model
 ├── ImpossibleMove           the plan does not allow the change
 ├── WouldBreakCallers        a version differs from the stable one in classes, methods or input
@@ -355,11 +356,23 @@ class AnotherOperator(ControlError):
         )
 
 
+class ModelNotPlanned(ControlError):
+    """The plan has no plan of `model`; it has those of `known`."""
+
+    def __init__(self, model: str, known: Iterable[str]) -> None:
+        super().__init__(
+            f"the plan serves {', '.join(known)}, not {model}: add it with gradserve deploy ARCHIVE.mar --model {model}"
+        )
+
+
 class OtherModel(ControlError):
-    """The plan in force serves the model `planned`, not `name`; `command` serves `name` too."""
+    """The plan in force serves the models `planned`, not `name`; `command` serves `name` with a home of its own."""
 
     def __init__(self, name: str, planned: str, command: str) -> None:
-        super().__init__(f"the plan in force serves {planned}, not {name}: serve it with another home: {command}")
+        super().__init__(
+            f"the plan in force serves {planned}, not {name}: add its archive to the running stack (gradserve deploy "
+            f"ARCHIVE.mar --model {name}), or serve it with another home: {command}"
+        )
 
 
 class ImpossibleMove(ControlError):

@@ -56,16 +56,20 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def predict(self, image: ImageSource, *, top_k: int = 1, version: str | None = None) -> Prediction:
+    async def predict(
+        self, image: ImageSource, *, top_k: int = 1, version: str | None = None, model: str | None = None
+    ) -> Prediction:
         """Return the image's class with the model's confidence."""
         data = await asyncio.to_thread(read_image, image)
-        return await self._send(calls.predict(data, top_k=top_k, version=version))
+        return await self._send(calls.predict(data, top_k=top_k, version=version, model=model))
 
     async def predict_batch(
-        self, images: Iterable[ImageSource], *, top_k: int = 1, version: str | None = None
+        self, images: Iterable[ImageSource], *, top_k: int = 1, version: str | None = None, model: str | None = None
     ) -> list[Prediction | Failed]:
         """Return one entry per image, in order; the entry of an image that failed is its error."""
-        return await self._send_groups(images, lambda group: calls.predict_batch(group, top_k=top_k, version=version))
+        return await self._send_groups(
+            images, lambda group: calls.predict_batch(group, top_k=top_k, version=version, model=model)
+        )
 
     async def explain(
         self,
@@ -76,10 +80,11 @@ class AsyncClient:
         alpha: float | None = None,
         size: int | None = None,
         version: str | None = None,
+        model: str | None = None,
     ) -> bytes:
         """Return the heatmap over the image, as the bytes of a PNG file."""
         data = await asyncio.to_thread(read_image, image)
-        call = calls.explain(data, target=target, method=method, alpha=alpha, size=size, version=version)
+        call = calls.explain(data, target=target, method=method, alpha=alpha, size=size, version=version, model=model)
         return await self._send(call)
 
     async def evidence(
@@ -93,6 +98,7 @@ class AsyncClient:
         similar: int | None = None,
         heatmap: bool = True,
         version: str | None = None,
+        model: str | None = None,
     ) -> Evidence:
         """Return the image's class and the evidence for it."""
         call = calls.evidence(
@@ -104,6 +110,7 @@ class AsyncClient:
             similar=similar,
             heatmap=heatmap,
             version=version,
+            model=model,
         )
         return await self._send(call)
 
@@ -118,6 +125,7 @@ class AsyncClient:
         similar: int | None = None,
         heatmap: bool = True,
         version: str | None = None,
+        model: str | None = None,
     ) -> list[Evidence | Failed]:
         """Return the evidence about each image, in order; the entry of an image that failed is its error."""
         options: dict[str, Any] = {
@@ -128,6 +136,7 @@ class AsyncClient:
             "similar": similar,
             "heatmap": heatmap,
             "version": version,
+            "model": model,
         }
         return await self._send_groups(images, lambda group: calls.explain_batch(group, **options))
 

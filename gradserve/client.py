@@ -63,18 +63,21 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def predict(self, image: ImageSource, *, top_k: int = 1, version: str | None = None) -> Prediction:
+    def predict(
+        self, image: ImageSource, *, top_k: int = 1, version: str | None = None, model: str | None = None
+    ) -> Prediction:
         """Return the image's class with the model's confidence.
 
         Args:
             image: the bytes or the path of an image file.
             top_k: the number of classes in `top`, best first.
             version: the version to ask; by default the gateway chooses.
+            model: the model to ask; by default the gateway's default model.
         """
-        return self._send(calls.predict(read_image(image), top_k=top_k, version=version))
+        return self._send(calls.predict(read_image(image), top_k=top_k, version=version, model=model))
 
     def predict_batch(
-        self, images: Iterable[ImageSource], *, top_k: int = 1, version: str | None = None
+        self, images: Iterable[ImageSource], *, top_k: int = 1, version: str | None = None, model: str | None = None
     ) -> list[Prediction | Failed]:
         """Return one entry per image, in order; the entry of an image that failed is its error.
 
@@ -83,7 +86,7 @@ class Client:
         return [
             entry
             for group in split(images)
-            for entry in self._send(calls.predict_batch(group, top_k=top_k, version=version))
+            for entry in self._send(calls.predict_batch(group, top_k=top_k, version=version, model=model))
         ]
 
     def explain(
@@ -95,6 +98,7 @@ class Client:
         alpha: float | None = None,
         size: int | None = None,
         version: str | None = None,
+        model: str | None = None,
     ) -> bytes:
         """Return the heatmap over the image, as the bytes of a PNG file.
 
@@ -105,8 +109,11 @@ class Client:
             alpha: the opacity of the heatmap, from 0 to 1.
             size: pixels of the longer side.
             version: the version to ask; by default the gateway chooses.
+            model: the model to ask; by default the gateway's default model.
         """
-        call = calls.explain(read_image(image), target=target, method=method, alpha=alpha, size=size, version=version)
+        call = calls.explain(
+            read_image(image), target=target, method=method, alpha=alpha, size=size, version=version, model=model
+        )
         return self._send(call)
 
     def evidence(
@@ -120,6 +127,7 @@ class Client:
         similar: int | None = None,
         heatmap: bool = True,
         version: str | None = None,
+        model: str | None = None,
     ) -> Evidence:
         """Return the image's class and the evidence for it.
 
@@ -132,6 +140,7 @@ class Client:
             similar: the number of similar training images of each of two classes, 0 to 10.
             heatmap: False leaves the heatmap out, which makes the answer small.
             version: the version to ask; by default the gateway chooses.
+            model: the model to ask; by default the gateway's default model.
         """
         call = calls.evidence(
             read_image(image),
@@ -142,6 +151,7 @@ class Client:
             similar=similar,
             heatmap=heatmap,
             version=version,
+            model=model,
         )
         return self._send(call)
 
@@ -156,6 +166,7 @@ class Client:
         similar: int | None = None,
         heatmap: bool = True,
         version: str | None = None,
+        model: str | None = None,
     ) -> list[Evidence | Failed]:
         """Return the evidence about each image, in order; the entry of an image that failed is its error.
 
@@ -169,6 +180,7 @@ class Client:
             "similar": similar,
             "heatmap": heatmap,
             "version": version,
+            "model": model,
         }
         return [entry for group in split(images) for entry in self._send(calls.explain_batch(group, **options))]
 
@@ -179,10 +191,11 @@ class Client:
         target: str | None = None,
         method: str | None = None,
         version: str | None = None,
+        model: str | None = None,
     ) -> Evidence:
         """Return the same as `evidence`, which replaces this method."""
         warnings.warn("Client.heatmap is Client.evidence now", DeprecationWarning, stacklevel=2)
-        return self.evidence(image, target=target, method=method, version=version)
+        return self.evidence(image, target=target, method=method, version=version, model=model)
 
     def example(self, similar: Similar) -> bytes:
         """Return the thumbnail of a training image in an evidence's `similar`, as the bytes of a PNG file.

@@ -170,10 +170,13 @@ class Agent:
         return JSONResponse(agent_status.dump(self.status()))
 
     async def _answer_ready(self, _request: Request) -> JSONResponse:
-        """Answer 200 if a recent observation has a verified READY worker of the stable version, else 503."""
-        stable = [found for _, found in self._reconciler.deployments.items() if found.wanted.role == "stable"]
+        """Answer 200 if a recent observation has a READY worker of the default model's stable version, else 503."""
+        plans = self._reconciler.plan_file.content
+        default = plans.default if plans is not None else None
+        found = self._reconciler.deployments.values()
+        stable = [each for each in found if each.wanted.role == "stable" and default in {None, each.wanted.model}]
         is_recent = time.time() - self._observed_at < _MAX_OBSERVATION_AGE_S
-        is_ready = is_recent and not self._draining and any(found.routable for found in stable)
+        is_ready = is_recent and not self._draining and any(each.routable for each in stable)
         return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
 

@@ -50,15 +50,20 @@ class GatewayReports:
         """Return True if any process has reported."""
         return bool(self._last)
 
-    def blocker(self, version: str | None, *, since: float, revision: int | None = None) -> str | None:
-        """Return a process that may still send to `version` (None: to any), with the reason; None if none can.
+    def blocker(self, version: tuple[str, str] | None, *, since: float, revision: int | None = None) -> str | None:
+        """Return a process that may still send to `version`, with the reason; None if none can.
 
-        A process is released if it has read our answer after `since`, when `version` was not routable any more, and
-        then reports no request in flight to it and, with `revision`, that it routes by that revision of the plan.
+        Args:
+            version: model and version; None for any.
+            since: time since which it has not been routable.
+            revision: the plan's, which the process must route by; None for any.
+
+        A process is released if it has read our answer after `since`, and then reports no request in flight to the
+        version and, with `revision`, that it routes by that revision of the plan.
         """
         for name, last in self._last.items():
-            counts = last.report.in_flight
-            in_flight = sum(counts.values()) if version is None else counts.get(version, 0)
+            report = last.report
+            in_flight = sum(report.in_flight.values()) if version is None else report.calls_to(*version)
             if last.before <= since:
                 return f"gateway {name} has not read the status yet"
             if in_flight:

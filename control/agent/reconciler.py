@@ -64,11 +64,11 @@ class Reconciler:
             ManagementError: TorchServe's state could not be read.
         """
         self.step_ended.clear()
-        plan = self.follow_plan()
+        plans = self.follow_plan()
         observed_at = time.monotonic()
         entries = await self._list_own_entries()
         now = time.monotonic()
-        self._retire_others(plan)
+        self._retire_others(plans)
         for (model, version), deployment in list(self.deployments.items()):
             predict, explain = entries.get((model, version)), entries.get((explain_entry(model), version))
             deployment.update(predict, explain, now, self._server_log.fallback_pids)
@@ -80,16 +80,16 @@ class Reconciler:
             [entry for entry, role in found if role != "shadow"], [entry for entry, role in found if role == "shadow"]
         )
 
-    def follow_plan(self) -> traffic_plan.Plan | None:
+    def follow_plan(self) -> traffic_plan.Plans | None:
         """Read the plan and take over its entries; needs no TorchServe."""
-        plan = self._read_plan()
-        for wanted in self._wanted_versions(plan) if plan is not None else ():
+        plans = self._read_plan()
+        for wanted in self._wanted_versions(plans) if plans is not None else ():
             known = self.deployments.setdefault((wanted.model, wanted.version), Deployment(wanted))
             if known.wanted != wanted:
                 known.replace(wanted, time.monotonic())
-        return plan
+        return plans
 
-    def _read_plan(self) -> traffic_plan.Plan | None:
+    def _read_plan(self) -> traffic_plan.Plans | None:
         """Return the plan in force: the file's, or the last good one if the file is broken or missing."""
         file = self.plan_file
         if file.refresh():
@@ -151,28 +151,37 @@ class Reconciler:
             else:
                 self.removed.append(what)
 
-    def _retire_others(self, plan: traffic_plan.Plan | None) -> None:
-        """Give every version that is not in the plan the role `retiring`; without a plan do nothing."""
-        if plan is None:
+    def _retire_others(self, plans: traffic_plan.Plans | None) -> None:
+        """Give every version that the plan does not want loaded the role `retiring`; without a plan do nothing."""
+        if plans is None:
             return
-        wanted = {(plan.model, release.version) for release in plan.releases()}
+        wanted = {(each.model, each.version) for each in self._wanted_versions(plans)}
         for model, version in set(self.deployments) - wanted:
             deployment = self.deployments[model, version]
             if deployment.wanted.role != "retiring":
-                _log.info("%s %s is not in the plan any more and retires", model, version)
+                _log.info("%s %s is not to be loaded any more and retires", model, version)
                 # Its archive stays set: the plan may name it again before it is unregistered.
                 deployment.wanted = replace(deployment.wanted, role="retiring", workers=0, explain_workers=0)
 
-    def _wanted_versions(self, plan: traffic_plan.Plan) -> Iterable[Wanted]:
-        roles: list[tuple[Role, traffic_plan.Release | None]] = [
-            ("stable", plan.stable),
-            ("canary", plan.canary),
-            ("shadow", plan.shadow),
-            *(("retained", release) for release in plan.retained),
-        ]
-        for role, release in roles:
-            if release is not None:
-                workers = release.workers or (self._workers if role == "stable" else 1)
+    def _wanted_versions(self, plans: traffic_plan.Plans) -> Iterable[Wanted]:
+        """Yield the versions to load, of all models.
+
+        Without a number of workers in the plan, the stable versions of all loaded models get equal shares of the
+        agent's workers, at least one each, and every other version one.
+        """
+        loaded = [plan for plan in plans.models if plan.stable.workers != 0]
+        share = max(1, self._workers // max(1, len(loaded)))
+        for plan in plans.models:
+            roles: list[tuple[Role, traffic_plan.Release | None]] = [
+                ("stable", plan.stable),
+                ("canary", plan.canary),
+                ("shadow", plan.shadow),
+                *(("retained", release) for release in plan.retained),
+            ]
+            for role, release in roles:
+                if release is None or release.workers == 0:
+                    continue
+                workers = release.workers or (share if role == "stable" else 1)
                 explainers = self._settings.explain_workers
                 yield Wanted(
                     plan.model, release.version, role, release.archive, release.sha256, workers, explainers
@@ -202,7 +211,8 @@ class Reconciler:
         plan, wanted = self.plan_file.content, deployment.wanted
         # The plan still names a version that failed: only the status keeps gateways from sending to it.
         revision = plan.revision if plan is not None and wanted.role == "retiring" else None
-        blocker = self.gateways.blocker(wanted.version, since=deployment.unroutable_since, revision=revision)
+        version = (wanted.model, wanted.version)
+        blocker = self.gateways.blocker(version, since=deployment.unroutable_since, revision=revision)
         if wanted.role == "retiring":
             deployment.reason = f"waits: {blocker}" if blocker else None
         return blocker is None
@@ -371,10 +381,15 @@ class Reconciler:
         """
         rest = [other for other in await self._management.describe(entry) if other != version]
         if rest:
-            plan = self.plan_file.content
-            stable = plan.stable.version if plan is not None else ""
+            stable = self._stable_version(entry)
             await self._management.set_default(entry, stable if stable in rest else rest[0])
         await self._management.unregister(entry, version)
+
+    def _stable_version(self, entry: str) -> str | None:
+        """Return the stable version of the model that the entry belongs to; None without a plan of it."""
+        plans = self.plan_file.content
+        models = plans.models if plans is not None else ()
+        return next((plan.stable.version for plan in models if entry in {plan.model, explain_entry(plan.model)}), None)
 
     def _drop_copies(self) -> None:
         """Remove the private copies of archives that no version needs any more."""
@@ -386,4 +401,4 @@ class Reconciler:
 
 def explain_entry(model: str) -> str:
     """Return the name of the TorchServe entry that explains `model`."""
-    return f"{model}-explain"
+    return model + traffic_plan.EXPLAIN

@@ -112,27 +112,29 @@ def _settings(seen: Sequence[AgentAnswer]) -> Iterable[Finding]:
         yield Finding("bad", "ports", str(error), "stop the program that uses it, or set the variable to another port")
 
 
-def _plan(home: Path) -> tuple[traffic_plan.Plan | None, Finding]:
+def _plan(home: Path) -> tuple[traffic_plan.Plans | None, Finding]:
     try:
-        plan = PlanStore(home).read()
+        plans = PlanStore(home).read_all()
     except ControlError as error:
         return None, Finding(
             "bad", "plan", str(error), "gradserve up writes the first plan; earlier ones are in the history folder"
         )
-    return plan, Finding("good", "plan", f"revision {plan.revision}, stable {plan.stable.version}")
+    stable = ", ".join(f"{plan.model} {plan.stable.version}" for plan in plans.models)
+    return plans, Finding("good", "plan", f"revision {plans.revision}, stable {stable}")
 
 
-def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
+def _archives(plans: traffic_plan.Plans, model_store: Path) -> Iterable[Finding]:
     try:
         trusted = load_trusted_keys(trusted_key_files())
     except ControlError as error:
         yield Finding("bad", "signatures", str(error), "correct AGENT_TRUSTED_KEYS: no agent starts with this value")
         return
-    for release in plan.releases():
+    stable = [plan.stable for plan in plans.models]
+    for release in (release for plan in plans.models for release in plan.releases()):
         try:
             archive = inspect_archive(model_store / release.archive, release.sha256, trusted=trusted)
         except ControlError as error:
-            severity: Literal["note", "bad"] = "bad" if release == plan.stable else "note"
+            severity: Literal["note", "bad"] = "bad" if release in stable else "note"
             yield Finding(severity, "archive", str(error), "restore the file, or pack it again and deploy it")
             continue
         classes = len(archive.classes)
@@ -145,7 +147,7 @@ def _archives(plan: traffic_plan.Plan, model_store: Path) -> Iterable[Finding]:
         )
 
 
-def _agent(plan: traffic_plan.Plan | None, agent: AgentAnswer) -> Iterable[Finding]:
+def _agent(plan: traffic_plan.Plans | None, agent: AgentAnswer) -> Iterable[Finding]:
     about = f"agent {agent.url}"
     if agent.status is None:
         yield Finding(

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control.cli import archive, explain, feedback, keys, predict, prune, release, serve, train
+from control.cli import archive, explain, feedback, keys, models, predict, prune, release, serve, train
 from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
@@ -165,6 +165,7 @@ train.register(app)
 archive.register(app)
 prune.register(app)
 release.register(app)
+models.register(app)
 keys.register(app)
 
 

@@ -56,6 +56,10 @@ Gateways = Annotated[
         metavar="URLS",
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", envvar="GRADSERVE_MODEL", help="Model of the version. Default: the plan's default model."),
+]
 AllowMissing = Annotated[
     bool,
     typer.Option("--allow-missing", help="Continue with the agents that answer, at least one."),
@@ -134,6 +138,7 @@ def deploy(
             help="With --gate: percentage points of accuracy that it may lose against the stable version.",
         ),
     ] = 0.5,
+    model: Model = None,
     allow_missing: AllowMissing = False,
     gateways: Gateways = "",
     agents: Agents = "",
@@ -150,7 +155,12 @@ def deploy(
     Every agent must load it. An agent that does not answer is named every five seconds. With --allow-missing the
     command continues without it after five seconds; that agent follows the plan when it is back.
 
+    With --model of a model that the plan does not serve yet, the archive PATH.mar adds that model: its version becomes
+    the model's stable version, and callers name the model by `model=…`.
+
     Example: gradserve deploy 1.0.1 --canary 10
+
+    Example: gradserve deploy model_store/photos-1.0.0.mar --model photos
 
     Exit codes: 0 in force, 1 refused (the reason is printed).
     """
@@ -158,10 +168,17 @@ def deploy(
         raise typer.BadParameter("choose one of --canary, --shadow and --stable")
     from control.release.accuracy_gate import Gate
 
+    operations = rollout(agents, model, quiet=as_json, allow_missing=allow_missing)
+    if is_new_model(model):
+        if canary is not None or shadow or gate is not None:
+            raise typer.BadParameter(
+                "a new model's first version is its stable one: leave out --canary, --shadow, --gate"
+            )
+        _show(operations.add_model(what), as_json=as_json)
+        return
     address, key = gateway_addresses(gateways)[0], os.environ.get("GRADSERVE_KEY")
-    judge = Gate(gate, address, key, max_drop / 100) if gate else None
-    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
-    _show(rollout.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes, gate=judge), as_json=as_json)
+    judge = Gate(gate, address, key, max_drop / 100, model=model) if gate else None
+    _show(operations.deploy(what, share=canary, shadow=shadow, stable=stable, yes=yes, gate=judge), as_json=as_json)
 
 
 def promote(
@@ -188,6 +205,7 @@ def promote(
             min=0.001, max=99, help="With --auto: percentage of a shadow's pairs that may have another class."
         ),
     ] = 10.0,
+    model: Model = None,
     allow_missing: AllowMissing = False,
     gateways: Gateways = "",
     agents: Agents = "",
@@ -209,7 +227,7 @@ def promote(
     Exit codes: 0 promoted, 1 not possible, 3 rolled back, 4 no verdict (too few requests, or the plan was changed).
     """
     if not auto:
-        _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
+        _show(rollout(agents, model, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
         return
     from control.release.auto_promote import Window, promote_or_roll_back
     from control.release.plan_store import PlanStore
@@ -217,14 +235,16 @@ def promote(
 
     limits = Limits(requests, significance, slower, disagreement / 100)
     watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
-    store, say = PlanStore(home_directory()), _say(quiet=as_json)
-    rollout = _rollout(agents, quiet=as_json, allow_missing=allow_missing)
-    verdict, plan = promote_or_roll_back(rollout, store, version, window=watched, limits=limits, say=say)
+    store, say = PlanStore(home_directory(), model), _say(quiet=as_json)
+    operations = rollout(agents, model, quiet=as_json, allow_missing=allow_missing)
+    verdict, plan = promote_or_roll_back(operations, store, version, window=watched, limits=limits, say=say)
     _show(plan, as_json=as_json)
     raise typer.Exit({"promote": 0, "rollback": 3, "none": 4}[verdict.decision])
 
 
-def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False) -> None:
+def rollback(
+    *, model: Model = None, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False
+) -> None:
     """Take the canary (or shadow) out of traffic; without one, go back to the previous stable version.
 
     A second rollback goes one stable version further back, never to the version that was left. While that version is
@@ -233,23 +253,29 @@ def rollback(*, allow_missing: AllowMissing = False, agents: Agents = "", as_jso
 
     Example: gradserve rollback --allow-missing
     """
-    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).rollback(), as_json=as_json)
+    _show(rollout(agents, model, quiet=as_json, allow_missing=allow_missing).rollback(), as_json=as_json)
 
 
 def retire(
-    version: Version, *, allow_missing: AllowMissing = False, agents: Agents = "", as_json: Json = False
+    version: Version,
+    *,
+    model: Model = None,
+    allow_missing: AllowMissing = False,
+    agents: Agents = "",
+    as_json: Json = False,
 ) -> None:
     """Unload a version that is not stable: stop its traffic, drain it, unregister it. Its archive stays.
 
     Example: gradserve retire 1.0.0
     """
-    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).retire(version), as_json=as_json)
+    _show(rollout(agents, model, quiet=as_json, allow_missing=allow_missing).retire(version), as_json=as_json)
 
 
 def scale(
     version: Version,
-    workers: Annotated[int, typer.Argument(min=1, help="Prediction workers on each agent.")],
+    workers: Annotated[int, typer.Argument(min=0, help="Prediction workers on each agent; 0 unloads the version.")],
     *,
+    model: Model = None,
     allow_missing: AllowMissing = False,
     agents: Agents = "",
     as_json: Json = False,
@@ -257,11 +283,12 @@ def scale(
     """Change the number of a version's prediction workers.
 
     Added workers are ready when this returns. Fewer workers take effect when the version is loaded the next time,
-    because TorchServe drops the requests of a worker that it removes.
+    because TorchServe drops the requests of a worker that it removes. With 0 workers the version is unloaded and stays
+    in the plan: so a model that is seldom asked needs no memory until it is scaled up again.
 
     Example: gradserve scale 1.0.1 3
     """
-    _show(_rollout(agents, quiet=as_json, allow_missing=allow_missing).scale(version, workers), as_json=as_json)
+    _show(rollout(agents, model, quiet=as_json, allow_missing=allow_missing).scale(version, workers), as_json=as_json)
 
 
 def versions(*, agents: Agents = "", as_json: VersionsJson = False) -> None:
@@ -297,11 +324,20 @@ def doctor(*, gateways: Gateways = "", agents: Agents = "", as_json: FindingsJso
     raise typer.Exit(1 if any(finding.severity == "bad" for finding in findings) else 0)
 
 
-def _rollout(agents: str, *, quiet: bool, allow_missing: bool) -> Rollout:
+def is_new_model(model: str | None) -> bool:
+    """Return True if the plan in force serves models, but not `model`."""
+    from control.release.plan_store import PlanStore
+
+    store = PlanStore(home_directory(), model)
+    return model is not None and store.exists() and not store.serves_model()
+
+
+def rollout(agents: str, model: str | None, *, quiet: bool, allow_missing: bool) -> Rollout:
+    """Return the operations on the plan of `model`, by default of the default model."""
     from control.release.plan_store import PlanStore
     from control.release.rollout import Rollout
 
-    store, say = PlanStore(home_directory()), _say(quiet=quiet)
+    store, say = PlanStore(home_directory(), model), _say(quiet=quiet)
     trusted = load_trusted_keys(trusted_key_files())
     return Rollout(store, agent_addresses(agents), model_store(), say, allow_missing=allow_missing, trusted=trusted)
 
@@ -320,4 +356,4 @@ def _show(plan: Plan, *, as_json: bool) -> None:
     from contracts import plan as traffic_plan
     from control.cli.status import plan_line
 
-    typer.echo(json.dumps(traffic_plan.dump(plan)) if as_json else plan_line(plan))
+    typer.echo(json.dumps(traffic_plan.dump_plan(plan)) if as_json else plan_line(plan))

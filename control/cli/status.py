@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from contracts.plan import Plan
+    from contracts.plan import Plan, Plans
     from contracts.status import AgentStatus, VersionStatus
 
 _TOO_OLD_S = 3.0
@@ -38,7 +38,7 @@ class Overview:
 
     Attributes:
         ok: every agent serves a verified stable version.
-        plan: the plan; None if it cannot be read.
+        plan: the plans of all models; None if they cannot be read.
         plan_error: the reason why the plan cannot be read.
         agents: the answer of each agent.
         gateways: the answer of each gateway, as `ask_gateway` returns it.
@@ -48,7 +48,7 @@ class Overview:
     """
 
     ok: bool
-    plan: Plan | None
+    plan: Plans | None
     plan_error: str | None
     agents: list[AgentAnswer]
     gateways: list[dict[str, Any]]
@@ -69,11 +69,11 @@ def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: st
     """Return the plan, the answers of agents and gateways, their differences and the counts."""
     plan, plan_error = None, None
     try:
-        plan = PlanStore(home).read()
+        plan = PlanStore(home).read_all()
     except ControlError as error:
         plan_error = str(error)
     seen = ask_agents(agents)
-    counted, counted_error = _counted(gateways, key)
+    counted, counted_error = _counted(gateways, key, plan)
     return Overview(
         ok=bool(seen) and all(agent.serves for agent in seen),
         plan=plan,
@@ -86,12 +86,18 @@ def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: st
     )
 
 
-def _counted(gateways: Sequence[str], key: str | None) -> tuple[dict[str, Any], str | None]:
+def _counted(gateways: Sequence[str], key: str | None, plans: Plans | None) -> tuple[dict[str, Any], str | None]:
+    """Return the counts by version, or by `MODEL VERSION` if the plan has several models; and what is wrong."""
+    several = plans is not None and len(plans.models) > 1
+    counted: dict[str, Any] = {}
     try:
-        counts = read_counts(gateways, key)
+        for model in plans.names() if plans is not None and several else (None,):
+            counts = read_counts(gateways, key, model)
+            for version in counts.versions():
+                counted[f"{model} {version}" if model else version] = counts.summary(version)
     except MetricsUnreadable as error:
         return {}, str(error)
-    return {version: counts.summary(version) for version in counts.versions()}, None
+    return counted, None
 
 
 def ask_gateway(url: str) -> dict[str, Any]:
@@ -129,12 +135,13 @@ def print_overview(view: Overview, *, as_json: bool) -> None:
         print(json.dumps(view.dump()))  # noqa: T201 (the command's output)
         return
     console = output()
-    console.print(f"plan      {plan_line(view.plan)}" if view.plan else f"plan      [red]{view.plan_error}[/red]")
+    for line in [plan_line(plan) for plan in view.plan.models] if view.plan else [f"[red]{view.plan_error}[/red]"]:
+        console.print(f"plan      {line}")
     for agent in view.agents:
         console.print(f"agent     {agent.url}  {_agent_line(agent)}")
         if agent.status is None:
             continue
-        table = columns("version", "role", "state", "predict", "explain", "waiting", "reason")
+        table = columns("model", "version", "role", "state", "predict", "explain", "waiting", "reason")
         for version in agent.status.versions:
             table.add_row(*_version_row(version))
         console.print(table)
@@ -150,26 +157,29 @@ def print_overview(view: Overview, *, as_json: bool) -> None:
 
 def list_versions(home: Path, seen: Iterable[AgentAnswer], model_store: Path) -> list[dict[str, Any]]:
     """Return every version in the plan, on the agents `seen` or in the model store, as JSON-able data."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def entry(version: str) -> dict[str, Any]:
-        return found.setdefault(version, {"version": version, "role": None, "agents": {}, "archive": None})
+    def entry(model: str, version: str) -> dict[str, Any]:
+        blank: dict[str, Any] = {"model": model, "version": version, "role": None, "agents": {}, "archive": None}
+        return found.setdefault((model, version), blank)
 
-    model = "*"
+    plans = None
     with contextlib.suppress(ControlError):
-        plan = PlanStore(home).read()
-        model = plan.model
+        plans = PlanStore(home).read_all()
+    for plan in plans.models if plans is not None else ():
         for release in plan.releases():
-            entry(release.version).update(role=plan_edits.role_of(plan, release.version), archive=release.archive)
-    for path in sorted(model_store.glob(f"{model}-*.mar")):
+            role = plan_edits.role_of(plan, release.version)
+            entry(plan.model, release.version).update(role=role, archive=release.archive)
+    for path in sorted(model_store.glob("*.mar")):
         with contextlib.suppress(ControlError):
             archive = inspect_archive(path)
+            name = archive.contract.name
             accepted = model_contract.dump(archive.contract)["accepted"]
-            entry(archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
+            entry(name, archive.version).update(archive=path.name, sha256=archive.sha256, accepted=accepted)
     for agent in seen:
         for version in agent.status.versions if agent.status is not None else ():
-            entry(version.version)["agents"][agent.url] = version.state
-    return [found[version] for version in sorted(found)]
+            entry(version.model, version.version)["agents"][agent.url] = version.state
+    return [found[key] for key in sorted(found)]
 
 
 def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
@@ -177,11 +187,12 @@ def print_versions(found: list[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))  # noqa: T201 (the command's output)
         return
-    table = columns("version", "role", "on agents", "archive", "sha256")
+    table = columns("model", "version", "role", "on agents", "archive", "sha256")
     for version in found:
         states = ", ".join(sorted(set(version["agents"].values()))) or "-"
         sha256 = version.get("sha256", "")[:12]
-        table.add_row(version["version"], version["role"] or "-", states, version["archive"] or "-", sha256)
+        row = (version["model"], version["version"])
+        table.add_row(*row, version["role"] or "-", states, version["archive"] or "-", sha256)
     output().print(table)
 
 
@@ -216,6 +227,7 @@ def _version_row(version: VersionStatus) -> list[str]:
     predict, explain = version.predict, version.explain
     colour = {"ready": "green", "failed": "red"}.get(version.state, "yellow")
     return [
+        version.model,
         version.version,
         version.role,
         f"[{colour}]{version.state}[/{colour}]",
@@ -237,7 +249,7 @@ def _counted_line(counted: dict[str, Any]) -> str:
     return line
 
 
-def drift(plan: Plan | None, agent: AgentAnswer) -> Iterable[str]:
+def drift(plan: Plans | None, agent: AgentAnswer) -> Iterable[str]:
     """Yield each difference between the plan and the agent's status, as a sentence."""
     url, status = agent.url, agent.status
     if status is None:
@@ -259,11 +271,12 @@ def drift(plan: Plan | None, agent: AgentAnswer) -> Iterable[str]:
     yield from _version_drift(plan, url, status)
 
 
-def _version_drift(plan: Plan, url: str, status: AgentStatus) -> Iterable[str]:
-    states = {found.version: found.state for found in status.versions}
-    for release in plan.releases():
-        state = states.pop(release.version, "not loaded")
-        if state != "ready":
-            yield f"{url}: {release.version} is {state}"
-    for version in states:
-        yield f"{url}: {version} is loaded and not in the plan"
+def _version_drift(plans: Plans, url: str, status: AgentStatus) -> Iterable[str]:
+    states = {(found.model, found.version): found.state for found in status.versions}
+    for plan in plans.models:
+        for release in plan.releases():
+            state = states.pop((plan.model, release.version), "not loaded")
+            if state != "ready" and release.workers != 0:
+                yield f"{url}: {plan.model} {release.version} is {state}"
+    for model, version in states:
+        yield f"{url}: {model} {version} is loaded and not in the plan"

@@ -30,13 +30,14 @@ _NO_IMAGE_CODES = {"image_unreadable", "image_too_large", "body_too_large"}
 class Gate:
     """A folder of images, one folder for each class; a gateway and a key with the scope predict; the allowed loss.
 
-    `max_drop` is a share of the images: 0.005 is half a percentage point.
+    `max_drop` is a share of the images: 0.005 is half a percentage point. `model` is None for the default model.
     """
 
     folder: Path
     url: str
     key: str | None
     max_drop: float
+    model: str | None = None
 
     def check(self, classes: Sequence[str]) -> None:
         """Raise `GateUnusable` if the folder cannot test a version with these classes.
@@ -112,7 +113,7 @@ class Gate:
         end = time.monotonic() + _KNOWN_WITHIN_S
         while True:
             try:
-                return gateway.predict_batch(paths, version=version)
+                return gateway.predict_batch(paths, version=version, model=self.model)
             except GatewayProblem as error:
                 if error.code in _NO_IMAGE_CODES:  # one file makes the gateway refuse the call: find that file
                     if len(paths) == 1:

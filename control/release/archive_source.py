@@ -46,6 +46,17 @@ def fetch(
     return _store_for_plan(plan, inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
 
 
+def fetch_new(what: str, model_store: Path, trusted: TrustedKeys | None = None) -> Archive:
+    """Return the checked archive of a model that the plan does not serve yet: the file `what`, in the model store.
+
+    Raises:
+        ArchiveError: the archive must not be loaded.
+    """
+    given = Path(what)
+    path = given if given.is_file() else model_store / given.name
+    return copy_to_store(inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
+
+
 def find_again(release: Release, model_store: Path, say: Callable[[str], None]) -> Release:
     """Return the release with the current hash of its archive, for a version that has to be loaded again.
 
@@ -105,7 +116,7 @@ def _fetch_registered(
 ) -> Archive:
     """Return the registered archive; it is downloaded unless the model store has the same bytes."""
     if reference.name != plan.model:
-        raise ImpossibleMove(f"the plan serves {plan.model}, not {reference.name}")
+        raise ImpossibleMove(f"{reference.name} is another model than {plan.model}: add --model {reference.name}")
     release = registry.find(reference)
     say(f"models:/{release.name}/{release.number} is {release.version}")
     home = model_store / f"{plan.model}-{release.version}.mar"
@@ -121,7 +132,7 @@ def _store_for_plan(plan: Plan, archive: Archive, model_store: Path) -> Archive:
     name = archive.contract.name
     if name != plan.model:
         raise ArchiveError(
-            archive.path, f"holds the model {name}, the plan serves {plan.model}: {_how_to_serve(name, archive.path)}"
+            archive.path, f"holds the model {name}, not {plan.model}: {_how_to_serve(name, archive.path)}"
         )
     return copy_to_store(archive, model_store)
 
@@ -150,4 +161,4 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _how_to_serve(name: str, path: Path) -> str:
-    return f"serve it from a home of its own: GRADSERVE_HOME=.gradserve-{name} gradserve serve {path} --port 8001"
+    return f"deploy it beside the others with gradserve deploy {path} --model {name}"

@@ -79,7 +79,7 @@ def _compare(
 ) -> Verdict:
     """Return the verdict at the end of the window, or an earlier rollback."""
     stable, is_shadow = plan.stable.version, plan.canary is None
-    first = read_counts(window.gateways, window.key)
+    first = read_counts(window.gateways, window.key, plan.model)
     began = reported_at = time.monotonic()
     strict = replace(limits, significance=_EARLY_SIGNIFICANCE)
     while True:
@@ -89,7 +89,7 @@ def _compare(
             return Verdict("none", ("the plan was changed during the comparison",))
         is_last = left_s <= _COMPARE_EVERY_S
         try:
-            counts = read_counts(window.gateways, window.key).since(first)
+            counts = read_counts(window.gateways, window.key, plan.model).since(first)
         except MetricsUnreadable:
             if is_last:
                 raise

@@ -119,8 +119,10 @@ class Counts:
         return sums
 
 
-def read_counts(gateways: Sequence[str], key: str | None) -> Counts:
-    """Return the sum of the counts of all `gateways`; `key`, if they require one, has the scope `read`.
+def read_counts(gateways: Sequence[str], key: str | None, model: str | None = None) -> Counts:
+    """Return the sum of the counts of all `gateways`, of `model` alone if that is given.
+
+    `key`, if the gateways require one, has the scope `read`.
 
     Raises:
         MetricsUnreadable: a gateway does not answer, or not with metrics.
@@ -129,7 +131,7 @@ def read_counts(gateways: Sequence[str], key: str | None) -> Counts:
     for url in gateways:
         text = _ask(url, key)
         try:
-            found = parse_metrics(text)
+            found = parse_metrics(text, model)
         except ImportError as error:
             raise MetricsUnreadable(
                 url, "cannot be read: the package prometheus-client is missing, run `make install` in the clone"
@@ -141,14 +143,18 @@ def read_counts(gateways: Sequence[str], key: str | None) -> Counts:
     return Counts(values)
 
 
-def parse_metrics(text: str) -> Values:
-    """Return the values of the metrics that have a version label, from Prometheus's text."""
+def parse_metrics(text: str, model: str | None = None) -> Values:
+    """Return the values of the metrics that have a version label, from Prometheus's text; of `model`, or of all.
+
+    The metrics of gateways that served one model have no label for it.
+    """
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 (the gateway's extra has it)
 
     values: Values = defaultdict(float)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if labels := _LABELS.get(sample.name):
+            labels = _LABELS.get(sample.name)
+            if labels and (model is None or sample.labels.get("model", model) == model):
                 values[sample.name, *(sample.labels[label] for label in labels)] += sample.value
     return values
 

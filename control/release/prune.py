@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from contracts.plan import Plan
+    from contracts.plan import Plans, Release
     from control.release.plan_store import PlanStore
 
 _DAY_S = 86_400.0
@@ -77,7 +77,7 @@ def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
         PlanUnusable: the plan cannot be read, so the archives that it uses are unknown.
     """
     before = time.time() - days * _DAY_S
-    plan = _plan(store)
+    plans = _plans(store)
     skipped: list[str] = []
     known = _References(set(), set())
     try:
@@ -85,10 +85,9 @@ def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
             known = _References(*registry.references())
     except RegistryUnusable as error:
         skipped.append(f"trainings and MLflow: the versions that the registry uses are unknown ({error})")
-    if plan is not None:
-        known.archives.update(release.sha256 for release in (*plan.releases(), *plan.previous))
+    known.archives.update(release.sha256 for release in _used(plans))
     known.runs.update(_runs_of(_read_object(folders.released / "contract.json")))
-    unused = [*_archives(plan, folders, known, before), *_revisions(store, plan, before)]
+    unused = [*_archives(plans, folders, known, before), *_revisions(store, plans, before)]
     if not skipped:
         unused += _trainings(folders.runs, known, before)
         if registry.is_used():
@@ -97,17 +96,23 @@ def find_unused(store: PlanStore, folders: Folders, *, days: float) -> Findings:
     return Findings(unused, skipped)
 
 
-def _plan(store: PlanStore) -> Plan | None:
+def _plans(store: PlanStore) -> Plans | None:
     try:
-        return store.read()
+        return store.read_all()
     except NoPlan:
         return None
 
 
-def _archives(plan: Plan | None, folders: Folders, known: _References, before: float) -> Iterator[Unused]:
+def _used(plans: Plans | None) -> list[Release]:
+    """Return the releases that a plan loads, or that a rollback would load."""
+    models = plans.models if plans is not None else ()
+    return [release for plan in models for release in (*plan.releases(), *plan.previous)]
+
+
+def _archives(plans: Plans | None, folders: Folders, known: _References, before: float) -> Iterator[Unused]:
     """Yield the unused archives; add the archives that are kept, and their runs, to `known`."""
     released = _read_object(folders.released / "contract.json")
-    names = {release.archive for release in (*plan.releases(), *plan.previous)} if plan else set()
+    names = {release.archive for release in _used(plans)}
     names.add(f"{released.get('name')}-{released.get('version')}.mar")
     for path in sorted(folders.model_store.glob("*.mar")):
         try:
@@ -122,7 +127,7 @@ def _archives(plan: Plan | None, folders: Folders, known: _References, before: f
             yield Unused("archive", str(path), _size(files), partial(_unlink, files))
 
 
-def _revisions(store: PlanStore, plan: Plan | None, before: float) -> Iterator[Unused]:
+def _revisions(store: PlanStore, plan: Plans | None, before: float) -> Iterator[Unused]:
     """Yield the old revisions except the last twenty; none while the plan has schema 1, whose rollback needs them."""
     history = store.home / "history"
     if plan is not None and _read_object(store.path).get("schema") == 1:

@@ -103,6 +103,48 @@ class Rollout:
                 plan = self._route(idle, f"{release.version} without traffic")
             return plan
 
+    def add_model(self, what: str, *, workers: int | None = None) -> traffic_plan.Plan:
+        """Add the model of the archive `what` to the plan, with its version as the stable one, and wait for the agents.
+
+        Callers name it by `model=`. The other models keep their plans; without a number of workers in the plan, all
+        models share the agents' workers equally.
+
+        Raises:
+            ArchiveError: refused before the plan was changed.
+            Refused: an agent could not load or verify it; the plan is restored.
+        """
+        with self._store.lock(f"add {what}"):
+            archive = archive_source.fetch_new(what, self._model_store, self._trusted)
+            release = traffic_plan.Release(archive.version, archive.path.name, archive.sha256, workers)
+            name = archive.contract.name
+            plan = self._store.write(traffic_plan.Plan(0, name, release), f"add {name} {release.version}")
+            self._say(f"{name} {release.version}: loading and verifying")
+            try:
+                self._wait_until_ready(plan, release.version, is_new=False)
+            except Refused:
+                self._store.remove_model(name, f"{name} removed: {release.version} was refused")
+                raise
+            self._say(f"{name}: serves, revision {plan.revision}; callers name it by model={name}")
+            return plan
+
+    def remove_model(self, name: str) -> None:
+        """Remove a model with all its versions from the plan, and wait until every agent has unregistered them.
+
+        Raises:
+            ModelNotPlanned: the plan has no such model.
+            ImpossibleMove: it is the default model.
+            NotFollowed: an agent still has one of them after two minutes.
+        """
+        with self._store.lock(f"remove {name}"):
+            plan = self._store.read()
+            revision = self._store.remove_model(name, f"remove {name}").revision
+            self._say(f"{name}: removed from the plan; the agents unregister its versions once they are idle")
+
+            def is_gone(status: AgentStatus) -> bool:
+                return not any(found.model == name for found in status.versions)
+
+            self._wait(f"remove {name}", is_gone, replace(plan, revision=revision), RETIRE_WITHIN_S)
+
     def promote(self, version: str | None = None, *, expected: int | None = None, **facts: str) -> traffic_plan.Plan:
         """Make `version` (default: the canary, else the shadow) stable; the old stable version stays loaded.
 
@@ -169,14 +211,17 @@ class Rollout:
         with self._store.lock(f"retire {version}"):
             plan = self._store.write(plan_edits.remove(self._store.read(), version), f"retire {version}")
             self._say(f"{version}: removed from the plan; the agents unregister it once it is idle")
-            self._wait(f"retire {version}", lambda status: status.version(version) is None, plan, RETIRE_WITHIN_S)
+            self._wait(
+                f"retire {version}", lambda status: status.version(plan.model, version) is None, plan, RETIRE_WITHIN_S
+            )
             return plan
 
     def scale(self, version: str, workers: int) -> traffic_plan.Plan:
         """Give `version` `workers` prediction workers.
 
         Added workers are ready when this returns. Fewer workers take effect when the version is loaded the next time,
-        because TorchServe drops the requests of a worker that it removes.
+        because TorchServe drops the requests of a worker that it removes. With 0 the version is unloaded once it is
+        idle, and stays in the plan.
 
         Raises:
             ImpossibleMove: the plan does not name the version.
@@ -185,7 +230,12 @@ class Rollout:
         with self._store.lock(f"scale {version}"):
             plan = self._store.read()
             plan = self._store.write(plan_edits.set_workers(plan, version, workers), f"scale {version} to {workers}")
-            self._wait(f"scale {version}", lambda status: _has_workers(status, version, workers), plan, LOAD_WITHIN_S)
+            self._wait(
+                f"scale {version}",
+                lambda status: _has_workers(status, plan.model, version, workers),
+                plan,
+                LOAD_WITHIN_S,
+            )
             return plan
 
     def _answering_agents(self) -> list[str]:
@@ -264,7 +314,7 @@ class Rollout:
         if plan.stable.workers is not None:
             return plan.stable.workers
         statuses = [asked.status for asked in map(ask_agent, self._agents)]
-        found = [status.version(plan.stable.version) for status in statuses if status is not None]
+        found = [status.version(plan.model, plan.stable.version) for status in statuses if status is not None]
         return max((version.predict.wanted for version in found if version is not None), default=1)
 
     def _wait_until_ready(self, plan: traffic_plan.Plan, version: str, *, is_new: bool) -> None:
@@ -275,7 +325,7 @@ class Rollout:
         """
 
         def is_ready(status: AgentStatus) -> bool:
-            found = status.version(version)
+            found = status.version(plan.model, version)
             if found is None:
                 return False
             if found.state == "failed":
@@ -302,10 +352,10 @@ class Rollout:
         """
 
         def serves(status: AgentStatus) -> bool:
-            found = status.version(version)
+            found = status.version(plan.model, version)
             if found is not None and found.state == "failed":
                 raise Refused(version, "routing", found.reason or "")
-            return _has_workers(status, version, workers)
+            return _has_workers(status, plan.model, version, workers)
 
         self._wait(f"{version} ready", serves, plan, LOAD_WITHIN_S, agents)
 
@@ -381,6 +431,8 @@ def _is_settled(found: VersionStatus) -> bool:
     return is_complete or found.explain.capacity is None
 
 
-def _has_workers(status: AgentStatus, version: str, workers: int) -> bool:
-    found = status.version(version)
+def _has_workers(status: AgentStatus, model: str, version: str, workers: int) -> bool:
+    found = status.version(model, version)
+    if not workers:
+        return found is None
     return found is not None and found.routable and found.predict.ready >= workers

@@ -71,20 +71,21 @@ def free_version(name: str, model_store: Path) -> str:
 
 
 def refuse_other_model(store: PlanStore, name: str, what: Path) -> None:
-    """Raise `OtherModel` if the plan in force serves another model than `name`.
+    """Raise `OtherModel` if the plan in force serves other models than `name`.
 
     Raises:
         OtherModel: the text says how to serve both models.
         PlanUnusable: the plan cannot be read.
     """
-    if store.exists() and (plan := store.read()).model != name:
-        raise OtherModel(name, plan.model, serve_command(store.home, name, what))
+    if store.exists() and name not in (known := store.read_all().names()):
+        raise OtherModel(name, ", ".join(known), serve_command(store.home, name, what))
 
 
 def serve_command(home: Path, name: str, what: Path) -> str:
     """Return the command that serves `what`, of the model `name`, with its own home beside another model's plan."""
     command = f"gradserve serve {shlex.quote(str(what))}"
-    if _model_in_force(home) in {None, name}:
+    planned = _models_in_force(home)
+    if not planned or name in planned:
         return command
     own = f"GRADSERVE_HOME={shlex.quote(f'{os.path.relpath(home)}-{name}')} {command}"
     running = find_running(home)
@@ -93,7 +94,7 @@ def serve_command(home: Path, name: str, what: Path) -> str:
 
 def next_command(home: Path, archive: Path, name: str, version: str) -> str:
     """Return the command that gives a packed version traffic: as a canary if a stack runs, else as stable version."""
-    if find_running(home) and _model_in_force(home) == name:
+    if find_running(home) and name in _models_in_force(home):
         return f"gradserve deploy {version} --canary 10"
     return serve_command(home, name, archive)
 
@@ -111,6 +112,7 @@ def plan_archive(store: PlanStore, path: Path, model_store: Path, say: Callable[
     name = archive.contract.name
     with store.lock("serve"):
         refuse_other_model(store, name, path)
+        store = PlanStore(store.home, name)
         release = Release(archive.version, archive.path.name, archive.sha256)
         plan = store.read() if store.exists() else None
         if plan is not None and (plan.stable.archive, plan.stable.sha256) == (release.archive, release.sha256):
@@ -129,10 +131,10 @@ def _packed_at(folder: Path) -> float:
     return (folder / "reference.json").stat().st_mtime
 
 
-def _model_in_force(home: Path) -> str | None:
-    """Return the model of the plan in `home`; None without a plan that can be read: then `serve` says what to do."""
+def _models_in_force(home: Path) -> tuple[str, ...]:
+    """Return the models of the plan in `home`; none without a plan that can be read: then `serve` says what to do."""
     store = PlanStore(home)
     try:
-        return store.read().model if store.exists() else None
+        return store.read_all().names() if store.exists() else ()
     except PlanUnusable:
-        return None
+        return ()

@@ -125,11 +125,11 @@ def prepare_plan(store: PlanStore, source: Path, model_store: Path, say: Callabl
             raise NoModel(source, "the folder does not exist")
         return
     archive = pack(source, model_store)
-    if not store.exists() or with_current_hash(store.read(), archive) != store.read():
+    if not store.exists() or with_current_hash(store.read_all(), archive) != store.read_all():
         _write_plan(store, archive, say)
-    plan = store.read()
-    if archive.name not in {release.archive for release in plan.releases()}:
-        say(f"{archive.name} is packed and not in the plan; stable stays {plan.stable.version}")
+    plans = store.read_all()
+    if archive.name not in {release.archive for plan in plans.models for release in plan.releases()}:
+        say(f"{archive.name} is packed and not in the plan; stable stays {store.read().stable.version}")
 
 
 def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> None:
@@ -139,10 +139,10 @@ def _write_plan(store: PlanStore, archive: Path, say: Callable[[str], None]) -> 
             plan = store.write(first_plan(archive), "first plan")
             say(f"serving {plan.model} {plan.stable.version} from {archive.name}")
             return
-        plan = store.read()
-        renewed = with_current_hash(plan, archive)
-        if renewed != plan:
-            store.write(renewed, "repacked", archive=archive.name)
+        plans = store.read_all()
+        renewed = with_current_hash(plans, archive)
+        if renewed != plans:
+            store.write_all(renewed, "repacked", archive=archive.name)
 
 
 def pack(source: Path, model_store: Path) -> Path:

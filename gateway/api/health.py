@@ -115,9 +115,9 @@ def health_report(state: AppState) -> dict[str, Any]:
 
 def merge_versions(state: AppState) -> list[dict[str, Any]]:
     """Return each version once: its workers summed over the replicas, its state the worst that a replica reports."""
-    merged: dict[str, dict[str, Any]] = {}
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
     for _, _, seen in state.router.seen():
-        entry = merged.setdefault(seen.version, _blank(seen))
+        entry = merged.setdefault((seen.model, seen.version), _blank(seen))
         entry["routable"] = entry["routable"] or seen.routable
         entry["state"] = max(entry["state"], _known_state(seen), key=STATES.index)
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
@@ -135,6 +135,7 @@ def _known_state(seen: VersionStatus) -> str:
 
 def _blank(seen: VersionStatus) -> dict[str, Any]:
     return {
+        "model": seen.model,
         "version": seen.version,
         "role": seen.role,
         "state": _known_state(seen),
@@ -165,23 +166,39 @@ def _reasons(state: AppState, versions: list[dict[str, Any]]) -> list[str]:
     for version in versions:
         if version["role"] == "retiring":
             continue
+        name = _name(state, version["model"], version["version"])
         missing = [
-            f"{version['version']}: {pool['ready']} of {pool['wanted']} {kind} workers are ready"
+            f"{name}: {pool['ready']} of {pool['wanted']} {kind} workers are ready"
             for kind, pool in version["workers"].items()
             if pool["ready"] < pool["wanted"]
         ]
         # Only if degraded: on a machine where the engine never ran, the fallback engine is what the agent verified.
         if version["state"] == "degraded":
             missing += [
-                f"{version['version']}: {pool['fallback']} of {pool['ready']} {kind} workers run the fallback engine"
+                f"{name}: {pool['fallback']} of {pool['ready']} {kind} workers run the fallback engine"
                 for kind, pool in version["workers"].items()
                 if pool["fallback"]
             ]
         if version["state"] != "ready" and not missing:
-            missing = [f"{version['version']} is {version['state']}"]
+            missing = [f"{name} is {version['state']}"]
         reasons += missing
-    if state.router.plan is not None and state.agents.current():
-        known = {version["version"] for version in versions}
-        wanted = [release.version for release in state.router.plan.releases()]
-        reasons += [f"{version} is in the plan, and no agent has it yet" for version in wanted if version not in known]
+    if state.router.plans is not None and state.agents.current():
+        known = {(version["model"], version["version"]) for version in versions}
+        wanted = [
+            (plan.model, release.version)
+            for plan in state.router.plans.models
+            for release in plan.releases()
+            if release.workers != 0
+        ]
+        reasons += [
+            f"{_name(state, *version)} is in the plan, and no agent has it yet"
+            for version in wanted
+            if version not in known
+        ]
     return reasons
+
+
+def _name(state: AppState, model: str, version: str) -> str:
+    """Return the version's name for a sentence: with its model if the plan has several."""
+    is_alone = state.router.plans is None or len(state.router.plans.models) == 1
+    return version if is_alone else f"{model} {version}"

@@ -13,7 +13,7 @@ from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
-from contracts.names import VERSION
+from contracts.names import NAME, VERSION
 from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE, Options
 from gateway.refusals import BadParameter, UnknownParameter
 
@@ -71,6 +71,17 @@ def check_version(version: str) -> str:
     return version
 
 
+def check_model(model: str) -> str:
+    """Return `model` if it can be the name of a model.
+
+    Raises:
+        BadParameter: `model` does not match `contracts.names.NAME`.
+    """
+    if not NAME.fullmatch(model):
+        raise BadParameter("model", model, "a model's name, like cifar10")
+    return model
+
+
 # The validators come last, so that the OpenAPI document shows the bounds before them.
 TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(partial(whole_number, "top_k", 1, MAX_TOP_K))]
 Size = Annotated[
@@ -81,6 +92,7 @@ _Length = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
 Target = Annotated[str, _Length, BeforeValidator(partial(check_name, "target"))]
 Method = Annotated[str, _Length, BeforeValidator(partial(check_name, "method"))]
 Version = Annotated[str, Field(pattern=f"^{VERSION.pattern}$"), BeforeValidator(check_version)]
+Model = Annotated[str, Field(pattern=f"^{NAME.pattern}$"), BeforeValidator(check_model)]
 _Milliseconds = Annotated[
     int, Field(ge=1, le=MAX_TIMEOUT_MS), BeforeValidator(partial(whole_number, "x-timeout-ms", 1, MAX_TIMEOUT_MS))
 ]
@@ -108,6 +120,8 @@ class PredictQuery(_Query):
     """Number of classes to return, best first."""
     version: Version | None = None
     """Version to ask; by default the gateway chooses."""
+    model: Model | None = None
+    """Model to ask; by default the plan's default model. GET /models lists them."""
 
 
 class ExplainQuery(_Query):
@@ -123,6 +137,8 @@ class ExplainQuery(_Query):
     """Pixels of the overlay's longer side."""
     version: Version | None = None
     """Version to ask; by default the gateway chooses."""
+    model: Model | None = None
+    """Model to ask; by default the plan's default model. GET /models lists them."""
 
     def options(self, *, as_json: bool) -> Options:
         """Return the options for the handler."""

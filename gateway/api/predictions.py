@@ -55,7 +55,9 @@ async def predict(
     """Name the class of one image, with the model's calibrated confidence."""
     state, request_id, call = admitted
     image = await _image(request, state)
-    answer = accept(request, await state.service.predict(image, top_k=query.top_k, call=call.of(query.version)))
+    answer = accept(
+        request, await state.service.predict(image, top_k=query.top_k, call=call.of(query.version, query.model))
+    )
     response = json_response({**answer.entries[0], **signature(answer, request_id)})
     if state.recorder is not None:
         state.recorder.note(request_id, image, answer.entries[0], (answer.model, answer.version), request.headers)
@@ -83,7 +85,9 @@ async def predict_batch(
         max_bytes=settings.max_batch_bytes,
         timeout_s=settings.body_timeout_s,
     )
-    answer = accept(request, await state.service.predict_batch(images, top_k=query.top_k, call=call.of(query.version)))
+    answer = accept(
+        request, await state.service.predict_batch(images, top_k=query.top_k, call=call.of(query.version, query.model))
+    )
     response = json_response({"results": answer.entries, **signature(answer, request_id)})
     state.shadow.follow(response, images, answer, request_id)
     return response
@@ -105,7 +109,9 @@ async def explain(
     state, request_id, call = admitted
     options = query.options(as_json=wants_json(request.headers.get("accept", "")))
     image = await _image(request, state)
-    answer = accept(request, await state.service.explain(image, options=options, call=call.of(query.version)))
+    answer = accept(
+        request, await state.service.explain(image, options=options, call=call.of(query.version, query.model))
+    )
     if answer.overlay is not None:
         facts = overlay_headers(wire.parse_about(answer.overlay))
         headers = {"vary": "accept", **facts, "x-model-version": answer.version}

@@ -126,8 +126,9 @@ class WorkerKinds(_Answer):
 
 
 class VersionHealth(_Answer):
-    """One version: its role in the plan, its state, and whether calls can be sent to it."""
+    """One version: its role in its model's plan, its state, and whether calls can be sent to it."""
 
+    model: str
     version: str
     role: str
     state: Literal["ready", "degraded", "verifying", "loading", "failed"]
@@ -160,7 +161,7 @@ class VersionInfo(VersionHealth):
 
 
 class Models(_Answer):
-    """The answer of /models."""
+    """The answer of /models: the default model's name, and the versions of all models."""
 
     name: str | None
     versions: list[VersionInfo]

@@ -20,8 +20,7 @@ from gateway.api.openapi import examples
 from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MODEL, answers, infer_body, problems
 from gateway.api.params import Version
 from gateway.api.uploads import read_body
-from gateway.errors import Unavailable
-from gateway.refusals import ModelUnknown, VersionUnknown
+from gateway.refusals import VersionUnknown
 from gateway.settings import VERSION
 from gateway.state import AppState
 
@@ -38,11 +37,7 @@ PathVersion = Annotated[Version, Path()]
 
 
 async def _model(state: State, model: str) -> str:
-    if state.router.plan is None:
-        raise Unavailable("not_ready")
-    if model != state.router.plan.model:
-        raise ModelUnknown(model)
-    return model
+    return state.router.plan_of(model).model
 
 
 Model = Annotated[str, Depends(_model)]  # the model in the path; the plan serves it
@@ -72,13 +67,13 @@ async def ready(state: State) -> dict[str, bool]:
 @router.get(MODEL, name="v2_model", summary="V2: the model", **ABOUT)
 async def model_metadata(state: State, model: Model) -> dict[str, Any]:
     """Return the model's name, versions, input and outputs."""
-    return _metadata(model, _versions(state))
+    return _metadata(model, _versions(state, model))
 
 
 @router.get(OF_VERSION, name="v2_version", summary="V2: one version", **ABOUT)
 async def version_metadata(state: State, model: Model, version: PathVersion) -> dict[str, Any]:
     """Return the metadata of one version."""
-    if version not in _versions(state):
+    if version not in _versions(state, model):
         raise VersionUnknown(version)
     return _metadata(model, [version])
 
@@ -118,7 +113,9 @@ async def _infer(request: Request, admitted: Admitted, model: str, version: str 
     infer_request = await _read(request, state)
     answer = accept(
         request,
-        await state.service.predict_batch(infer_request.images, top_k=infer_request.top_k, call=call.of(version)),
+        await state.service.predict_batch(
+            infer_request.images, top_k=infer_request.top_k, call=call.of(version, model)
+        ),
     )
     v2_tensors.raise_for_failed(answer.entries)
     head: dict[str, Any] = {"model_name": model, "model_version": answer.version}
@@ -149,12 +146,12 @@ async def _read(request: Request, state: AppState) -> v2_tensors.InferRequest:
     )
 
 
-def _versions(state: AppState) -> list[str]:
-    return sorted({seen.version for _, _, seen in state.router.seen()})
+def _versions(state: AppState, model: str) -> list[str]:
+    return sorted({seen.version for _, _, seen in state.router.seen() if seen.model == model})
 
 
 def _readiness(state: AppState, model: str, version: str | None) -> dict[str, Any]:
-    target = state.router.choose("predict", version)
+    target = state.router.choose("predict", version, model=model)
     return {"name": model, "version": target.version, "ready": True}
 
 

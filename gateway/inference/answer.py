@@ -24,6 +24,7 @@ class Call:
         caller: the name or address that the call's places and pixels count for.
         key_name: the name of the caller's API key, which chooses its side of a canary; empty without keys.
         version: the wanted version; None: the plan chooses.
+        model: the wanted model; None: the default model.
     """
 
     deadline: Deadline
@@ -31,10 +32,11 @@ class Call:
     caller: str = ""
     key_name: str = ""
     version: str | None = None
+    model: str | None = None
 
-    def of(self, version: str | None) -> Call:
-        """Return the call with the wanted version."""
-        return self if version is None else replace(self, version=version)
+    def of(self, version: str | None, model: str | None) -> Call:
+        """Return the call with the wanted version and model."""
+        return self if version is model is None else replace(self, version=version, model=model)
 
 
 @dataclass(frozen=True, slots=True)

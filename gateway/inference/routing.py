@@ -10,9 +10,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Self
 
 from contracts import plan as traffic_plan
+from contracts.report import counter
 from contracts.watched_file import WatchedFile
 from gateway.errors import Unavailable
-from gateway.refusals import VersionUnknown
+from gateway.refusals import ModelUnknown, VersionUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +42,11 @@ class Target:
     workers: int
 
     def __enter__(self) -> Self:
-        self.replica.in_flight[self.version] += 1
+        self.replica.in_flight[counter(self.model, self.version)] += 1
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.replica.in_flight[self.version] -= 1
+        self.replica.in_flight[counter(self.model, self.version)] -= 1
 
 
 class Router:
@@ -60,9 +61,28 @@ class Router:
         self._chance = chance
 
     @property
-    def plan(self) -> traffic_plan.Plan | None:
-        """The plan in force; None until the file has held a usable one."""
+    def plans(self) -> traffic_plan.Plans | None:
+        """The plans in force; None until the file has held usable ones."""
         return self._plan_file.content
+
+    @property
+    def plan(self) -> traffic_plan.Plan | None:
+        """The default model's plan in force; None until the file has held a usable one."""
+        return self.plans.plan() if self.plans is not None else None
+
+    def plan_of(self, model: str | None) -> traffic_plan.Plan:
+        """Return the plan of `model`, by default of the default model.
+
+        Raises:
+            Unavailable: there is no plan.
+            ModelUnknown: the plan has no such model.
+        """
+        if self.plans is None:
+            raise Unavailable("not_ready")
+        plan = self.plans.plan(model)
+        if plan is None:
+            raise ModelUnknown(model or "")
+        return plan
 
     @property
     def plan_error(self) -> str | None:
@@ -72,7 +92,7 @@ class Router:
     @property
     def revision(self) -> int | None:
         """The revision of the plan in force, None without one."""
-        return self.plan.revision if self.plan is not None else None
+        return self.plans.revision if self.plans is not None else None
 
     def refresh_plan(self) -> None:
         """Re-read the plan's file if it has changed; log the error if it is unusable."""
@@ -80,50 +100,50 @@ class Router:
             logger.error("traffic plan not used: %s", self.plan_error, extra={"revision_in_force": self.revision})
 
     def seen(self) -> list[tuple[Replica, AgentStatus, VersionStatus]]:
-        """Return every version in the statuses that count, replica by replica."""
+        """Return every version in the statuses that count, of the plan's models, replica by replica."""
+        names = self.plans.names() if self.plans is not None else None
         return [
             (replica, status, version)
             for replica, status in self._agents.current()
             for version in status.versions
-            if self.plan is None or version.model == self.plan.model
+            if names is None or version.model in names
         ]
 
     def is_ready(self) -> bool:
-        """Return True if replicas that are not draining have verified READY workers of the stable version.
+        """Return True if replicas that are not draining have READY workers of the default model's stable version.
 
         It needs workers of both kinds, because /readyz covers /predict and /explain.
         """
         if self.plan is None:
             return False
-        version = self.plan.stable.version
-        return bool(self._targets(version, "predict")) and bool(self._targets(version, "explain"))
+        model, version = self.plan.model, self.plan.stable.version
+        return bool(self._targets(model, version, "predict")) and bool(self._targets(model, version, "explain"))
 
-    def choose(self, kind: Kind, version: str | None, caller: str = "") -> Target:
-        """Return the target for a call; without `version` the plan's shares choose the version.
+    def choose(self, kind: Kind, version: str | None, caller: str = "", model: str | None = None) -> Target:
+        """Return the target for a call; without `version` the shares of the model's plan choose the version.
 
         Of the replicas with ready workers it is the one with the fewest calls of this process in flight for each
         worker; chance breaks ties.
 
         Raises:
+            ModelUnknown: the plan has no such model.
             VersionUnknown: the plan does not name `version`, though it may still be loaded somewhere.
             Unavailable: there is no plan, or no verified worker of the version is ready.
         """
-        plan = self.plan
-        if plan is None:
-            raise Unavailable("not_ready")
+        plan = self.plan_of(model)
         if version is None:
             targets = self._choose_side(plan, kind, caller)
         elif any(release.version == version for release in plan.releases()):
-            targets = self._targets(version, kind)
+            targets = self._targets(plan.model, version, kind)
         else:
             raise VersionUnknown(version)
         if not targets:
             raise Unavailable("not_ready")
         return self._least_loaded(targets)
 
-    def workers(self, kind: Kind, version: str) -> int:
-        """Return the ready workers of a version on all replicas, at least one."""
-        return max(1, sum(target.workers for target in self._targets(version, kind)))
+    def workers(self, kind: Kind, target: Target) -> int:
+        """Return the ready workers of the target's version on all replicas, at least one."""
+        return max(1, sum(found.workers for found in self._targets(target.model, target.version, kind)))
 
     def set_aside(self, target: Target, *, is_lost: bool) -> None:
         """Let a replica that did not answer get calls only where no other one is ready.
@@ -138,17 +158,21 @@ class Router:
 
     def choose_another(self, kind: Kind, refused: Target) -> Target | None:
         """Return a target on another replica for a call that `refused` did not begin; None if there is none."""
-        others = [target for target in self._targets(refused.version, kind) if target.replica is not refused.replica]
+        others = [
+            target
+            for target in self._targets(refused.model, refused.version, kind)
+            if target.replica is not refused.replica
+        ]
         return self._least_loaded(others) if others else None
 
     def _choose_side(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
         """Return the targets of the canary or of the stable version, by the canary's share."""
         canary = plan.canary
         if canary is not None and (canary_position(caller, canary) if caller else self._chance() * 100) < canary.share:
-            targets = self._targets(canary.version, kind)
+            targets = self._targets(plan.model, canary.version, kind)
             if targets:
                 return targets
-        return self._targets(plan.stable.version, kind)
+        return self._targets(plan.model, plan.stable.version, kind)
 
     def _least_loaded(self, targets: list[Target]) -> Target:
         """Return the target with the fewest of our calls in flight for each worker; those set aside come last."""
@@ -162,11 +186,12 @@ class Router:
 
         return min(targets, key=rank)
 
-    def _targets(self, version: str, kind: Kind) -> list[Target]:
+    def _targets(self, model: str, version: str, kind: Kind) -> list[Target]:
         targets = []
         for replica, status, seen in self.seen():
             ready = seen.predict.ready if kind == "predict" else seen.explain.ready
-            if seen.version == version and seen.routable and ready and not status.draining:
+            is_wanted = (seen.model, seen.version) == (model, version)
+            if is_wanted and seen.routable and ready and not status.draining:
                 targets.append(Target(replica, status.torchserve.inference_url, seen.model, seen.version, ready))
         return targets
 

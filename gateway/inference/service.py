@@ -194,7 +194,7 @@ class InferenceService:
                 with progress.stage("model"):
                     if pixels <= LARGE_PIXELS:
                         return await self._send("explain", target, send)
-                    workers = partial(self._router.workers, "explain", target.version)
+                    workers = partial(self._router.workers, "explain", target)
                     async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
                         return await self._send("explain", target, send)
             finally:
@@ -206,7 +206,7 @@ class InferenceService:
         if left_s <= 0:
             raise DeadlinePassed(call.deadline.timeout_s)
         progress.is_hurried = left_s < self._timeout_s / 2
-        target = self._router.choose(kind, call.version, call.key_name)
+        target = self._router.choose(kind, call.version, call.key_name, call.model)
         progress.model, progress.version = target.model, target.version
         return target
 
@@ -216,13 +216,13 @@ class InferenceService:
         """Wait for a turn, then send an upstream batch of /predict/batch, or a large image."""
         is_large = pixels > LARGE_PIXELS
         turns = self._large_turns["predict"] if is_large else self._batch_turns
-        most = partial(self._most_in_flight, target.version, 1 if is_large else BATCHES_PER_WORKER)
+        most = partial(self._most_in_flight, target, 1 if is_large else BATCHES_PER_WORKER)
         async with turns.turn(most, call.deadline):
             return await self._send_batch(target, images, top_k, call)
 
-    def _most_in_flight(self, version: str, per_worker: int) -> int:
+    def _most_in_flight(self, target: Target, per_worker: int) -> int:
         """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
-        workers = self._router.workers("predict", version)
+        workers = self._router.workers("predict", target)
         return max(1, workers - 1) if self._singles_arrive() else workers * per_worker
 
     def _singles_arrive(self) -> bool:

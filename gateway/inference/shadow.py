@@ -59,14 +59,16 @@ class Shadow:
 
     def follow(self, response: Response, images: Sequence[bytes], answer: Answer, request_id: str) -> None:
         """Mirror the call after `response` is sent, if the plan has a shadow; of many images, the first batch."""
-        plan = self._router.plan
+        plans = self._router.plans
+        plan = plans.plan(answer.model) if plans is not None else None
         if plan is None or plan.shadow is None or answer.version != plan.stable.version:
             return
         first = images[: self._batch_images]
         _, last = next(split_images(first, [0] * len(first), self._batch_images))
         pairs = [pair for pair in zip(images[:last], answer.entries[:last], strict=True) if "class" in pair[1]]
         if pairs:
-            response.background = BackgroundTask(self._begin, plan.shadow.version, pairs, request_id)
+            shadow = (plan.model, plan.shadow.version)
+            response.background = BackgroundTask(self._begin, *shadow, pairs, request_id)
 
     async def close(self) -> None:
         """Cancel the copies in flight."""
@@ -74,19 +76,19 @@ class Shadow:
             mirror.cancel()
         await asyncio.gather(*self._mirrors, return_exceptions=True)
 
-    async def _begin(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
+    async def _begin(self, model: str, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         """Start sending the copy if there is room. It does not wait: the connection must take its next request."""
         if len(self._mirrors) >= MOST_MIRRORS or self._predict.taken > self._predict.limit // LOAD_DIVISOR:
             self._metrics.count_mirrored(version, "dropped", len(pairs))
             return
-        mirror = asyncio.create_task(self._mirror(version, pairs, request_id))
+        mirror = asyncio.create_task(self._mirror(model, version, pairs, request_id))
         self._mirrors.add(mirror)
         mirror.add_done_callback(self._mirrors.discard)
 
-    async def _mirror(self, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
+    async def _mirror(self, model: str, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         images = [image for image, _ in pairs]
         try:
-            with self._router.choose("predict", version) as target:
+            with self._router.choose("predict", version, model=model) as target:
                 answers = await self._upstream.predict(
                     target, images, carried=Options(request_id), deadline=Deadline(self._timeout_s), top_k=TOP_K
                 )

@@ -20,9 +20,12 @@ def release(version: str, **more: Any) -> dict[str, Any]:
 
 
 def plan(**changes: Any) -> dict[str, Any]:
+    """Return a plan of schema 2, which holds one model."""
+    return {"schema": 2, "revision": 3, **model(**changes)}
+
+
+def model(**changes: Any) -> dict[str, Any]:
     return {
-        "schema": 2,
-        "revision": 3,
         "model": "cifar10",
         "stable": release("1.0.0"),
         "canary": None,
@@ -33,29 +36,69 @@ def plan(**changes: Any) -> dict[str, Any]:
     }
 
 
+def plans(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"schema": 3, "revision": 3, "default": "cifar10", "models": list(models or (model(),)), **changes}
+
+
 def test_dump_and_parse_are_inverse() -> None:
     canary = release("1.1.0", share=10, salt="x1")
-    data = plan(
-        canary=canary, shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)], previous=[release("0.8.0")]
-    )
+    first = model(canary=canary, shadow=release("2.0.0"), retained=[release("0.9.0", workers=2)])
+    data = plans(first, model(model="photos", previous=[release("0.8.0")]))
     assert traffic_plan.dump(traffic_plan.parse(data)) == data
 
 
 def test_a_canary_without_salt_is_taken() -> None:
-    canary = traffic_plan.parse(plan(canary=release("1.1.0", share=10))).canary
-    assert canary is not None
-    assert canary.salt == ""
+    parsed = traffic_plan.parse(plan(canary=release("1.1.0", share=10))).plan()
+    assert parsed is not None
+    assert parsed.canary is not None
+    assert parsed.canary.salt == ""
 
 
 def test_releases_names_every_version_stable_first() -> None:
-    parsed = traffic_plan.parse(plan(canary=release("1.1.0", share=10), retained=[release("0.9.0")]))
+    parsed = traffic_plan.parse(plan(canary=release("1.1.0", share=10), retained=[release("0.9.0")])).plan()
+    assert parsed is not None
     assert [item.version for item in parsed.releases()] == ["1.0.0", "1.1.0", "0.9.0"]
+
+
+def test_each_model_has_its_own_plan_and_the_default_one_is_that_of_callers_who_name_none() -> None:
+    read = traffic_plan.parse(plans(model(), model(model="photos", stable=release("2.0.0")), default="photos"))
+    assert read.names() == ("cifar10", "photos")
+    assert [found and found.stable.version for found in map(read.plan, (None, "photos", "cifar10", "dogs"))] == [
+        "2.0.0",
+        "2.0.0",
+        "1.0.0",
+        None,
+    ]
+    assert {found.revision for found in read.models} == {3}
+
+
+def test_a_model_may_be_kept_unloaded() -> None:
+    read = traffic_plan.parse(plan(stable=release("1.0.0", workers=0))).plan()
+    assert read is not None
+    assert read.stable.workers == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (plans(default="dogs"), "default is 'dogs', expected one of the models (cifar10)"),
+        (plans(model(), model()), "models is 'cifar10 twice', expected one plan for each model"),
+        (plans(models=[]), "default is 'cifar10', expected one of the models (there are none)"),
+        (plans(model(), model(model="cifar10-explain")), "models is 'cifar10-explain', expected no name that ends in"),
+        (plans(model(stable=None)), "models[0].stable is None, expected a JSON object"),
+        (plans(more=1), "more is 1, expected no such field"),
+    ],
+)
+def test_impossible_plans_of_several_models_are_refused(data: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(traffic_plan.PlanError) as refusal:
+        traffic_plan.parse(data)
+    assert sentence in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"schema": 3}, "plan field schema is 3, expected 1 or 2"),
+        ({"schema": 4}, "plan field schema is 4, expected 1 or 2 or 3"),
         ({"revision": -1}, "plan field revision is -1, expected a whole number"),
         ({"revision": True}, "revision is True"),
         ({"model": "../etc"}, "model is '../etc', expected a text that matches"),
@@ -63,7 +106,7 @@ def test_releases_names_every_version_stable_first() -> None:
         ({"stable": release("1/2")}, "stable.version is '1/2'"),
         ({"stable": release("1.0.0", archive="../x.mar")}, "stable.archive is '../x.mar'"),
         ({"stable": release("1.0.0", sha256="abc")}, "stable.sha256 is 'abc'"),
-        ({"stable": release("1.0.0", workers=0)}, "stable.workers is 0, expected a whole number of at least 1"),
+        ({"stable": release("1.0.0", workers=-1)}, "stable.workers is -1, expected a whole number"),
         ({"stable": release("1.0.0", worker=1)}, "stable.worker is 1, expected no such field"),
         ({"canary": release("1.1.0")}, "canary.share is None, expected a number"),
         (
@@ -94,7 +137,7 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
 def test_a_plan_survives_the_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan()), encoding="utf-8")
-    assert traffic_plan.load(path).stable.version == "1.0.0"
+    assert traffic_plan.load(path).models[0].stable.version == "1.0.0"
 
 
 def test_a_plan_of_the_first_release_is_read() -> None:

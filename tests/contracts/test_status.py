@@ -72,10 +72,10 @@ def test_a_status_of_the_first_release_is_parsed():
     assert read.torchserve.inference_url == "http://torchserve:8080"
     assert read.told_at is None
     assert read.serves()
-    assert read.version("1.0.0") == VersionStatus(
+    assert read.version("m", "1.0.0") == VersionStatus(
         "m", "1.0.0", "stable", "ready", routable=True, predict=Pool(2, 2, 0, 100), explain=Pool(0, 1), verified=True
     )
-    assert read.version("2.0.0") is None
+    assert read.version("m", "2.0.0") is None
 
 
 def test_a_contract_of_schema_1_in_a_status_keeps_its_schema():

@@ -36,6 +36,7 @@ EXPLANATION: dict[str, Any] = {
 FEEDBACK: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog", "note": "a puppy"}
 FEEDBACK_KEPT: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog"}
 VERSION: dict[str, Any] = {
+    "model": "cifar10",
     "version": "1.0.0",
     "role": "stable",
     "state": "ready",

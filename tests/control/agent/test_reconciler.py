@@ -119,3 +119,33 @@ def test_foreign_entries_are_removed_also_under_our_own_name(run, torchserve):
     urls = {name: model["modelUrl"] for name, model in torchserve.models.items()}
     assert urls == {"cifar10": f"{SHA256}.mar", "cifar10-explain": f"{SHA256}.mar"}
     assert sorted(reconciler.removed) == ["cifar10 1.0.0 from other.mar", "intruder 1.0.0 from /somebody/elses/folder"]
+
+
+def wanted_versions(tmp_path, *models):
+    """The versions that an agent with six workers loads for these models, with their workers."""
+    plans = {"schema": 3, "revision": 1, "default": "a", "models": list(models)}
+    (tmp_path / "plan.json").write_text(json.dumps(plans))
+    management = Management(httpx.MockTransport(lambda _: httpx.Response(500)), logging.getLogger("test"))
+    settings = AgentSettings(plan=tmp_path / "plan.json")
+    reconciler = Reconciler(settings, tmp_path, management, ServerLog(lambda _: None), workers=6)
+    reconciler.follow_plan()
+    return {key: deployment.wanted.workers for key, deployment in reconciler.deployments.items()}
+
+
+def planned(model, version="1.0.0", workers=None, **more):
+    release = {"version": version, "archive": f"{model}-{version}.mar", "sha256": SHA256, "workers": workers}
+    return {"model": model, "stable": release, **more}
+
+
+def test_models_share_the_workers_equally_unless_the_plan_gives_their_number(tmp_path):
+    assert wanted_versions(tmp_path, planned("a")) == {("a", "1.0.0"): 6}
+    two = wanted_versions(tmp_path, planned("a"), planned("b", workers=4))
+    assert two == {("a", "1.0.0"): 3, ("b", "1.0.0"): 4}
+    many = wanted_versions(tmp_path, *map(planned, "abcdefgh"))
+    assert set(many.values()) == {1}, "at least one each"
+
+
+def test_a_version_with_no_workers_is_not_loaded_and_takes_no_share(tmp_path):
+    canary = {**planned("a", "2.0.0")["stable"], "workers": 0, "share": 5}
+    found = wanted_versions(tmp_path, planned("a", canary=canary), planned("b", workers=0))
+    assert found == {("a", "1.0.0"): 6}

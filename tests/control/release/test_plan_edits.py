@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from contracts.plan import Plan, Release, dump, parse
+from contracts.plan import Plan, Plans, Release, dump, parse
 from control.errors import ImpossibleMove
 from control.release import plan_edits
 
@@ -14,13 +14,18 @@ def release(version, workers=None):
 PLAN = Plan(1, "m", release("1.0", 2), retained=(release("2.0"), release("3.0")))
 
 
+def of_one(plan):
+    """Return the plan after it was written and read as the only one."""
+    return parse(dump(Plans(plan.revision, plan.model, (plan,)))).plan()
+
+
 def test_a_new_canary_gets_new_callers_and_keeps_them_when_its_share_changes():
     first = plan_edits.set_canary(PLAN, "2.0", 10)
     more = plan_edits.set_canary(first, "2.0", 50)
     assert first.canary.salt == more.canary.salt
     again = plan_edits.set_canary(plan_edits.retain(first, release("2.0")), "2.0", 10)
     assert again.canary.salt != first.canary.salt
-    assert parse(dump(more)) == more
+    assert of_one(more) == more
     assert [r.version for r in more.releases()] == ["1.0", "2.0", "3.0"]
 
 
@@ -63,7 +68,7 @@ def test_going_back_twice_goes_two_stable_versions_back():
     assert (second.stable.version, versions(second.previous)) == ("2.0", ["1.0"])
     first = plan_edits.go_back(second, "1.0", workers=2)
     assert (first.stable.version, first.previous) == ("1.0", ())
-    assert parse(dump(third)) == third
+    assert of_one(third) == third
 
 
 def test_previous_versions_lists_each_version_once():

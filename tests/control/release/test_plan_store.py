@@ -7,10 +7,20 @@ from dataclasses import replace
 import pytest
 
 from contracts import plan as traffic_plan
-from control.errors import AnotherOperator, HomeNotWritable, NoPlan, PlanUnusable
+from control.errors import (
+    AnotherOperator,
+    HomeNotWritable,
+    ImpossibleMove,
+    ModelNotPlanned,
+    NoPlan,
+    PlanUnusable,
+)
 from control.release.plan_store import PlanStore, write_atomically
 
 PLAN = traffic_plan.Plan(0, "cifar10", traffic_plan.Release("1.0.0", "cifar10-1.0.0.mar", "a" * 64))
+
+OTHER = traffic_plan.Release("2.0.0", "cifar10-2.0.0.mar", "b" * 64)
+PHOTOS = traffic_plan.Plan(0, "photos", traffic_plan.Release("1.0.0", "photos-1.0.0.mar", "c" * 64))
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def test_a_revision_is_not_used_again_after_the_plan_was_deleted(store):
 def test_the_next_write_records_a_revision_whose_writer_was_killed(store):
     with store.lock("test"):
         store.write(PLAN, "first plan")
-        killed = replace(PLAN, revision=2, model="other")
+        killed = traffic_plan.Plans(2, "cifar10", (replace(PLAN, revision=2, retained=(OTHER,)),))
         write_atomically(store.path, json.dumps(traffic_plan.dump(killed)))
         assert store.write(PLAN, "again").revision == 3
     assert traffic_plan.load(store.home / "history" / "plan-000002.json") == killed
@@ -110,3 +120,31 @@ def test_previous_versions_of_a_schema_1_plan_come_from_its_history(store):
         written = store.write(replace(store.read(), previous=store.read().previous[1:]), "go back")
     assert written.revision == 6
     assert [release.version for release in store.read().previous] == ["2.0"]
+
+
+def test_a_change_of_one_model_leaves_the_plans_of_the_others(store):
+    photos = PlanStore(store.home, "photos")
+    with store.lock("test"):
+        store.write(PLAN, "first plan")
+        assert not photos.serves_model()
+        with pytest.raises(ModelNotPlanned, match=r"serves cifar10, not photos: add it with gradserve deploy"):
+            photos.read()
+        photos.write(PHOTOS, "add photos")
+        store.write(replace(PLAN, retained=(OTHER,)), "more")
+    assert (store.read().model, store.read().retained) == ("cifar10", (OTHER,))
+    assert (photos.read().stable, photos.read().revision) == (PHOTOS.stable, 3)
+
+
+def test_the_default_model_is_changed_and_another_one_removed(store):
+    with store.lock("test"):
+        store.write(PLAN, "first plan")
+        PlanStore(store.home, "photos").write(PHOTOS, "add photos")
+        with pytest.raises(ImpossibleMove, match="cifar10 is the default model"):
+            store.remove_model("cifar10", "remove")
+        store.set_default("photos")
+        assert store.read().model == "photos"
+        store.remove_model("cifar10", "remove")
+        for unknown in (store.set_default, lambda name: store.remove_model(name, "remove")):
+            with pytest.raises(ModelNotPlanned):
+                unknown("cifar10")
+    assert store.read_all().names() == ("photos",)

@@ -146,7 +146,8 @@ def test_the_last_revisions_and_the_one_in_force_stay(archive, store):
         plan(store, release)
     age(store.home / "history", 90)
     today = store.path.read_text()
-    old = json.loads(today) | {"schema": 1}
+    plans = json.loads(today)
+    old = {"schema": 1, "revision": plans["revision"], **plans["models"][0]}
     del old["previous"]
     store.path.write_text(json.dumps(old))
     assert found() == set(), "a plan of schema 1 is rolled back by its history"

@@ -72,7 +72,7 @@ def test_without_a_registry_none_is_created(store, monkeypatch):
 def test_a_deploy_from_a_registry_refuses_another_model_and_a_registry_that_is_down(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     rollout = Rollout(store, [], store.home, print)
-    with pytest.raises(ImpossibleMove, match="the plan serves m, not dogs"):
+    with pytest.raises(ImpossibleMove, match="dogs is another model than m: add --model dogs"):
         rollout.deploy("dogs@champion")
     with pytest.raises(RegistryUnusable, match="does not answer"):
         rollout.deploy("m@champion")

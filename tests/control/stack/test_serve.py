@@ -110,8 +110,8 @@ def test_the_next_version_is_the_first_without_an_archive(tmp_path):
     assert (free_version("pets", tmp_path), free_version("cats", tmp_path)) == ("1.0.1", "1.0.0")
 
 
-def test_a_deploy_of_another_model_is_refused_with_the_command_to_serve_it(archive):
-    beside = r"GRADSERVE_HOME=\.gradserve-pets gradserve serve .*pets-1\.0\.0\.mar --port 8001"
+def test_a_deploy_of_another_model_is_refused_with_the_command_that_adds_it(archive):
+    beside = r"gradserve deploy .*pets-1\.0\.0\.mar --model pets"
     for what in ("1.0.0", str(archive)):
         plan = Plan(1, "cifar10", Release("0.8.0", "cifar10-0.8.0.mar", "0" * 64))
         with pytest.raises(ArchiveError, match=beside):

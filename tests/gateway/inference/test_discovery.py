@@ -106,14 +106,14 @@ def test_a_replica_that_left_is_polled_until_its_last_call_is_answered(
         upstream=slow,
     )
     call = stand.client.portal.start_task_soon(lambda: stand.client.http.post("/predict", content=b"x"))
-    stand.wait_until(lambda: agents["10.0.0.1"].heard["in_flight"] == {"1.0.0": 1})
+    stand.wait_until(lambda: agents["10.0.0.1"].heard["in_flight"] == {"cifar10/1.0.0": 1})
     names.hosts = ["10.0.0.2"]
     stand.wait_until(lambda: stand.client.get("/health").json()["replicas"] == {"known": 1, "seen": 1})
     agents["10.0.0.1"].heard = {}
-    stand.wait_until(lambda: agents["10.0.0.1"].heard.get("in_flight") == {"1.0.0": 1})
+    stand.wait_until(lambda: agents["10.0.0.1"].heard.get("in_flight") == {"cifar10/1.0.0": 1})
     stand.client.portal.call(finish.set)
     assert call.result(20).status_code == 200
-    stand.wait_until(lambda: agents["10.0.0.1"].heard.get("in_flight") == {"1.0.0": 1} and forgotten(stand))
+    stand.wait_until(lambda: agents["10.0.0.1"].heard.get("in_flight") == {"cifar10/1.0.0": 1} and forgotten(stand))
 
 
 def forgotten(stand: Stand) -> bool:

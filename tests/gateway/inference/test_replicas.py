@@ -72,7 +72,7 @@ def test_a_call_is_reported_from_its_choice_until_its_answer(make_stand: Callabl
         stand.client.portal.start_task_soon(partial(stand.client.http.post, route, content=b"x"))
         for route in ("/predict", "/predict", "/explain")
     ]
-    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"1.0.0": 3})
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"cifar10/1.0.0": 3})
     stand.client.portal.call(finish.set)
     assert [call.result(20).status_code for call in calls] == [200] * 3
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
@@ -82,7 +82,7 @@ def test_a_batch_is_reported_until_its_last_upstream_batch_is_answered(make_stan
     told = []
 
     async def note(request: httpx.Request) -> httpx.Response:
-        told.append(stand.app.state.gateway.agents.replicas[0].in_flight["1.0.0"])
+        told.append(stand.app.state.gateway.agents.replicas[0].in_flight["cifar10/1.0.0"])
         await asyncio.sleep(0)
         return stand.torchserve(request)
 

@@ -175,3 +175,59 @@ def test_a_replica_that_cannot_be_reached_is_set_aside_until_its_agent_shows_it_
     assert lost.replica.url not in {versions.choose("predict", None).replica.url for _ in range(20)}
     asyncio.run(versions._agents.poll_all(1))
     assert lost.replica.url in {versions.choose("predict", None).replica.url for _ in range(20)}
+
+
+PHOTOS = {"model": "photos", "stable": {"version": "1.0.0", "archive": "photos-1.0.0.mar", "sha256": "2" * 64}}
+
+
+@pytest.fixture
+def two_models(
+    make_stand: Callable[..., Stand],
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    make_plan: Callable[..., dict[str, Any]],
+) -> Stand:
+    """Return a gateway with the models cifar10, the default one, and photos, both in version 1.0.0."""
+    only = make_plan()
+    cifar10 = {name: only[name] for name in ("model", "stable")}
+    plan = {"schema": 3, "revision": 1, "default": "cifar10", "models": [cifar10, PHOTOS]}
+    return make_stand(agent=make_agent(versions=[make_version(), make_version(model="photos")]), plan=plan)
+
+
+@pytest.mark.parametrize("route", ["/predict", "/explain", "/predict/batch"])
+def test_a_call_gets_the_model_that_it_names_and_else_the_default_one(two_models: Stand, route: str) -> None:
+    def path(query: str) -> str:
+        two_models.torchserve.calls.clear()
+        assert two_models.client.post(route + query, files={"file": b"x"}).status_code == 200
+        (call,) = two_models.torchserve.calls
+        return call.url.path.split("/")[2].removesuffix("-explain")
+
+    assert [path(""), path("?model=photos"), path("?model=photos&version=1.0.0"), path("?model=cifar10")] == [
+        "cifar10",
+        "photos",
+        "photos",
+        "cifar10",
+    ]
+
+
+def test_each_models_name_stands_in_its_answers_and_an_unknown_one_is_404(two_models: Stand) -> None:
+    client = two_models.client
+    assert client.post("/predict?model=photos", content=b"x").json()["model"] == {"name": "photos", "version": "1.0.0"}
+    unknown = client.post("/predict?model=dogs", content=b"x")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "model_unknown")
+    refused = client.post("/predict?model=..%2Fx", content=b"x")
+    assert (refused.status_code, refused.json()["code"]) == (400, "bad_parameter")
+    assert client.get("/v2/models/photos").json()["versions"] == ["1.0.0"]
+    assert {version["model"] for version in client.get("/models").json()["versions"]} == {"cifar10", "photos"}
+
+
+def test_a_model_that_is_kept_unloaded_is_no_fault_and_its_calls_get_503(
+    make_stand: Callable[..., Stand], make_plan: Callable[..., dict[str, Any]]
+) -> None:
+    only = make_plan()
+    asleep = {**PHOTOS, "stable": {**PHOTOS["stable"], "workers": 0}}  # type: ignore[dict-item]
+    models = [{name: only[name] for name in ("model", "stable")}, asleep]
+    stand = make_stand(plan={"schema": 3, "revision": 1, "default": "cifar10", "models": models})
+    assert stand.client.get("/health").json()["status"] == "ok"
+    assert stand.client.post("/predict?model=photos", content=b"x").status_code == 503
+    assert stand.client.post("/predict", content=b"x").status_code == 200

@@ -272,7 +272,7 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
         gone = asyncio.create_task(stand.app(scope, receive, send))
         await asyncio.sleep(0.05)
         assert places.taken == 1
-        assert stand.app.state.gateway.agents.replicas[0].in_flight["1.0.0"] == 1, "and the agent is told of it"
+        assert stand.app.state.gateway.agents.replicas[0].in_flight["cifar10/1.0.0"] == 1, "and the agent is told of it"
         refused = await stand.client.http.post("/predict", content=b"y")
         assert refused.status_code == 503
         finish.set()

@@ -124,7 +124,7 @@ def test_a_shadow_that_hangs_does_not_delay_callers_and_gets_at_most_its_places(
         answer = stand.client.post("/predict", content=b"image-of-cat")
         assert (answer.status_code, answer.json()["model"]["version"]) == (200, "1.0.0")
     assert counted(stand) == {"dropped": 3}
-    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"2.0.0": MOST_MIRRORS})
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"cifar10/2.0.0": MOST_MIRRORS})
     stand.client.portal.call(finish.set)
     stand.wait_until(lambda: counted(stand).get("agree") == MOST_MIRRORS)
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
@@ -138,7 +138,7 @@ def test_copies_in_flight_are_cancelled_at_the_stop(shadowed: Callable[..., Stan
 
     stand = shadowed(upstream=hang, timeout_s=60)
     stand.client.post("/predict", content=b"image-of-cat")
-    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"2.0.0": 1})
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"cifar10/2.0.0": 1})
     stand.client.portal.call(stand.app.state.gateway.shadow.close)
     stand.wait_until(lambda: stand.agent.heard["in_flight"] == {})
     assert counted(stand) == {}, "nobody's failure"
@@ -155,7 +155,7 @@ def test_under_load_nothing_is_mirrored(shadowed: Callable[..., Stand]) -> None:
     stand = shadowed(upstream=slow_dogs, in_flight_predict=4)
     post = partial(stand.client.http.post, "/predict?version=2.0.0", content=b"image-of-dog")
     dogs = [stand.client.portal.start_task_soon(post) for _ in range(2)]
-    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"2.0.0": 2})
+    stand.wait_until(lambda: stand.agent.heard["in_flight"] == {"cifar10/2.0.0": 2})
     assert stand.client.post("/predict", content=b"image-of-cat").status_code == 200
     assert counted(stand) == {"dropped": 1}, "two of four places are taken"
     stand.client.portal.call(finish.set)
