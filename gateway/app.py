@@ -200,8 +200,8 @@ def refresh(state: AppState) -> None:
     """Re-read the plan and the keys, fit the places to the workers, sample their use, and report the refused calls."""
     state.router.refresh_plan()
     state.callers.refresh_keys()
-    if (plan := state.router.plan) is not None:
-        for_one = state.settings.places_predict(state.router.workers("predict", plan.stable.version))
+    if state.router.plans is not None:
+        for_one = state.settings.places_predict(state.router.stable_workers("predict"))
         state.service.predict_limiter.resize(for_all(for_one), for_one)
     state.metrics.sample("predict", state.service.predict_limiter)
     state.metrics.sample("explain", state.service.explain_limiter)

@@ -67,7 +67,9 @@ def stack(source: Path, **settings: str) -> Iterator[Stack]:
     try:
         with _running([*gradserve, "up", "--source", str(source.resolve())], environment, folder / "up.log") as process:
             wait_until_ok(f"http://127.0.0.1:{ports['PORT']}/health", process, folder / "up.log")
-            version = json.loads((folder / "home" / "plan.json").read_text(encoding="utf-8"))["stable"]["version"]
+            plans = json.loads((folder / "home" / "plan.json").read_text(encoding="utf-8"))
+            plan = plans["models"][0] if "models" in plans else plans  # another commit's plan may hold one model
+            version = plan["stable"]["version"]
             yield Stack(
                 ports["PORT"], ports["AGENT_INFERENCE_PORT"], key, version, folder / "home", process.pid, environment
             )

@@ -145,6 +145,11 @@ class Router:
         """Return the ready workers of the target's version on all replicas, at least one."""
         return max(1, sum(found.workers for found in self._targets(target.model, target.version, kind)))
 
+    def stable_workers(self, kind: Kind) -> int:
+        """Return the ready workers of the stable versions of all models on all replicas, at least one."""
+        stable = [(plan.model, plan.stable.version) for plan in self.plans.models] if self.plans is not None else []
+        return max(1, sum(found.workers for version in stable for found in self._targets(*version, kind)))
+
     def set_aside(self, target: Target, *, is_lost: bool) -> None:
         """Let a replica that did not answer get calls only where no other one is ready.
 

@@ -79,7 +79,7 @@ class Shadow:
     async def _begin(self, model: str, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         """Start sending the copy if there is room. It does not wait: the connection must take its next request."""
         if len(self._mirrors) >= MOST_MIRRORS or self._predict.taken > self._predict.limit // LOAD_DIVISOR:
-            self._metrics.count_mirrored(version, "dropped", len(pairs))
+            self._metrics.count_mirrored(model, version, "dropped", len(pairs))
             return
         mirror = asyncio.create_task(self._mirror(model, version, pairs, request_id))
         self._mirrors.add(mirror)
@@ -93,17 +93,17 @@ class Shadow:
                     target, images, carried=Options(request_id), deadline=Deadline(self._timeout_s), top_k=TOP_K
                 )
         except GatewayError:
-            self._metrics.count_mirrored(version, "failed", len(pairs))
+            self._metrics.count_mirrored(model, version, "failed", len(pairs))
             return
         for (_, stable), answer in zip(pairs, answers, strict=True):
-            self._compare(version, stable, answer)
+            self._compare(model, version, stable, answer)
 
-    def _compare(self, version: str, stable: Entry, answer: Entry) -> None:
+    def _compare(self, model: str, version: str, stable: Entry, answer: Entry) -> None:
         try:
             raise_for_error(answer)
             confidences = {entry["class"]: float(entry["confidence"]) for entry in answer["top"]}
         except (GatewayError, KeyError, TypeError, ValueError):  # the shadow's answer may have any form
-            self._metrics.count_mirrored(version, "failed")
+            self._metrics.count_mirrored(model, version, "failed")
             return
-        self._metrics.count_mirrored(version, "agree" if answer["class"] == stable["class"] else "disagree")
-        self._metrics.observe_shift(version, confidences.get(stable["class"], 0.0) - stable["confidence"])
+        self._metrics.count_mirrored(model, version, "agree" if answer["class"] == stable["class"] else "disagree")
+        self._metrics.observe_shift(model, version, confidences.get(stable["class"], 0.0) - stable["confidence"])

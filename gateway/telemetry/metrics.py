@@ -71,13 +71,13 @@ class Metrics:
         self._versions = Counter(
             "gateway_version_requests",
             "Requests by version and outcome: ok, or the problem's code.",
-            ("version", "kind", "outcome"),
+            ("model", "version", "kind", "outcome"),
             registry=registry,
         )
         self._model = Histogram(
             "gateway_model_seconds",
             "Seconds that a version took for requests with the outcome ok.",
-            ("version", "kind"),
+            ("model", "version", "kind"),
             buckets=MODEL_SECONDS,
             registry=registry,
         )
@@ -96,20 +96,20 @@ class Metrics:
         self._shadow = Counter(
             "gateway_shadow_images",
             "Images mirrored to a shadow: agree, disagree, failed (no answer), dropped (no room).",
-            ("version", "outcome"),
+            ("model", "version", "outcome"),
             registry=registry,
         )
         # Two sums, because a rate treats a falling sum as a restart: up - down is the shift, up + down its size.
         self._shift = Counter(
             "gateway_shadow_shift",
             "Sum of the confidences by which a shadow was above (up) or below (down) the stable version's.",
-            ("version", "direction"),
+            ("model", "version", "direction"),
             registry=registry,
         )
         self._confidence = Histogram(
             "gateway_confidence",
             "Confidence of the predicted class.",
-            ("version", "class"),
+            ("model", "version", "class"),
             buckets=CONFIDENCES,
             registry=registry,
         )
@@ -117,7 +117,7 @@ class Metrics:
         self._waiting = self._sum("gateway_waiting", "Calls that wait for a place, sampled.")
         self._capacity = self._sum("gateway_capacity", "Places, over all gateway processes.")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
-        self._classes: set[tuple[str, str]] = set()
+        self._classes: set[tuple[str, str, str]] = set()
         self._keys: set[tuple[str, str]] = set()
 
     def finish(self, method: str, context: RequestContext) -> None:
@@ -135,23 +135,23 @@ class Metrics:
             kind = KINDS.get(route, "batch")
             is_callers_fault = context.is_hurried and context.code == "deadline_passed"
             outcome = "caller_deadline" if is_callers_fault else context.code or "ok"
-            self._count(1, self._versions, context.version, kind, outcome)
+            self._count(1, self._versions, context.model, context.version, kind, outcome)
             if not context.code:
-                self._observe(context.stages["model"], self._model, context.version, kind)
+                self._observe(context.stages["model"], self._model, context.model, context.version, kind)
         if context.caller.name:
             self._count_usage(context)
         for entry in context.entries:
             if "class" in entry:
-                label = self._class_label(context.version, entry["class"])
-                self._observe(entry["confidence"], self._confidence, context.version, label)
+                label = self._class_label(context.model, context.version, entry["class"])
+                self._observe(entry["confidence"], self._confidence, context.model, context.version, label)
 
-    def count_mirrored(self, version: str, outcome: str, images: int = 1) -> None:
+    def count_mirrored(self, model: str, version: str, outcome: str, images: int = 1) -> None:
         """Count images of calls to be mirrored to the shadow `version`."""
-        self._count(images, self._shadow, version, outcome)
+        self._count(images, self._shadow, model, version, outcome)
 
-    def observe_shift(self, version: str, shift: float) -> None:
+    def observe_shift(self, model: str, version: str, shift: float) -> None:
         """Add the shadow's confidence minus the stable version's, from -1 to 1."""
-        self._count(abs(shift), self._shift, version, "up" if shift > 0 else "down")
+        self._count(abs(shift), self._shift, model, version, "up" if shift > 0 else "down")
 
     def sample(self, kind: str, places: ConcurrencyLimiter) -> None:
         """Set the gauges of one kind of call: its places, the calls that have one, and those that wait for one."""
@@ -183,11 +183,11 @@ class Metrics:
         if images:
             self._count(images, self._caller_images, caller)
 
-    def _class_label(self, version: str, name: str) -> str:
-        if (version, name) not in self._classes:
+    def _class_label(self, model: str, version: str, name: str) -> str:
+        if (model, version, name) not in self._classes:
             if len(self._classes) >= MAX_CLASS_LABELS:
                 return "other"
-            self._classes.add((version, name))
+            self._classes.add((model, version, name))
         return name
 
     def _count(self, amount: float, counter: Counter, *labels: str) -> None:

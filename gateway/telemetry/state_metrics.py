@@ -51,13 +51,13 @@ def _workers(router: Router) -> Iterable[Metric]:
     wanted, pending, capacity, fallback = ready.copy(), ready.copy(), ready.copy(), ready.copy()
     for _, _, seen in router.seen():
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
-            labels = (seen.version, seen.role, kind)
+            labels = (seen.model, seen.version, seen.role, kind)
             ready[labels] += pool.ready if seen.routable else 0
             wanted[labels] += pool.wanted
             fallback[labels] += pool.fallback
             pending[labels] += pool.pending or 0
             capacity[labels] += pool.capacity or 0
-    names = ("version", "role", "kind")
+    names = ("model", "version", "role", "kind")
     yield _gauge("gateway_workers_ready", "Workers that answer, of versions that are verified.", ready, names)
     yield _gauge("gateway_workers_wanted", "Workers that the plan wants.", wanted, names)
     yield _gauge("gateway_workers_fallback", "READY workers on the contract's fallback engine.", fallback, names)

@@ -96,7 +96,9 @@ class Stack:
 
     def plan(self) -> dict:
         """The traffic plan."""
-        return json.loads((self.home / "plan.json").read_text())
+        plans = json.loads((self.home / "plan.json").read_text())
+        (plan,) = plans["models"]
+        return {"revision": plans["revision"], **plan}
 
     def audit(self) -> list[dict]:
         """The audit log's entries."""

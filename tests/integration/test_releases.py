@@ -248,7 +248,7 @@ def test_kills_in_the_middle_are_healed(make_stack, model_source, second, image,
     stack = make_stack()
     stack.start(model_source)
     stack.wait_until_ready()
-    stable = json.loads((stack.home / "plan.json").read_text())["stable"]["version"]
+    stable = stack.plan()["stable"]["version"]
 
     # The command, between loading and routing: the version stays loaded, without traffic, and deploying goes on.
     deploy = subprocess.Popen(

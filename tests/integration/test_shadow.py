@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import httpx
 import pytest
@@ -33,7 +34,7 @@ def counted(gateway) -> dict[str, float]:
     """The gateway's `gateway_shadow_*` counters of the shadow, by the one label that varies."""
     lines = gateway.get("/metrics").text.splitlines()
     return {
-        line.split('"')[1]: float(line.rsplit(" ", 1)[1])
+        re.findall(r'(?:outcome|direction)="(\w+)"', line)[0]: float(line.rsplit(" ", 1)[1])
         for line in lines
         if line.startswith(("gateway_shadow_images_total{", "gateway_shadow_shift_total{"))
         and f'version="{SHADOW}"' in line
@@ -44,7 +45,7 @@ def test_mirrored_calls_are_compared_as_by_hand_and_callers_get_the_stable_versi
     stack, shadow, gateway, model_source, until
 ):
     images = [base64.b64decode(image) for image in json.loads((model_source / "reference.json").read_text())["images"]]
-    stable = json.loads((stack.home / "plan.json").read_text())["stable"]["version"]
+    stable = stack.plan()["stable"]["version"]
 
     def mirrored(count: int) -> bool:
         told = counted(gateway)

@@ -255,7 +255,7 @@ _model._load_engine = _load
     told = "9.30.0: 1 of 1 predict workers run the fallback engine"
     until(lambda: stack.health().json()["reasons"] == [told], 90)
     metrics = httpx.get(f"{stack.gateway}/metrics", timeout=10).text
-    assert 'gateway_workers_fallback{kind="predict",role="retained",version="9.30.0"} 1.0' in metrics
+    assert 'gateway_workers_fallback{kind="predict",model="cifar10",role="retained",version="9.30.0"} 1.0' in metrics
     flag.unlink()
     os.kill(stack_worker(stack, "9.30.0"), signal.SIGKILL)
     until(lambda: stack.health().json()["status"] == "ok", 90)

@@ -48,7 +48,7 @@ def test_workers_on_the_fallback_engine_are_reported_and_counted(stand: Stand) -
     reasons = ["1.0.0: 1 of 2 predict workers run the fallback engine"]
     stand.wait_until(lambda: health(stand) == (200, "degraded", reasons))
     assert stand.client.get("/health").json()["versions"][0]["workers"]["predict"]["fallback"] == 1
-    line = 'gateway_workers_fallback{kind="predict",role="stable",version="1.0.0"} 1.0'
+    line = 'gateway_workers_fallback{kind="predict",model="cifar10",role="stable",version="1.0.0"} 1.0'
     assert line in stand.client.get("/metrics").text.splitlines()
 
 

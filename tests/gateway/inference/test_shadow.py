@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def counted(stand: Stand) -> dict[str, float]:
     """Return the shadow's metrics by the one label that varies."""
     lines = stand.client.get("/metrics").text.splitlines()
     return {
-        line.split('"')[1]: float(line.rsplit(" ", 1)[1])
+        re.findall(r'(?:outcome|direction)="(\w+)"', line)[0]: float(line.rsplit(" ", 1)[1])
         for line in lines
         if line.startswith(("gateway_shadow_images_total{", "gateway_shadow_shift_total{"))
         and 'version="2.0.0"' in line

@@ -65,11 +65,11 @@ def test_metrics_have_replicas_workers_queues_places_plan_and_disks(
         "gateway_stable_ready 1.0",
         "gateway_plan_broken 1.0",
         "gateway_plan_revision 1.0",
-        'gateway_workers_ready{kind="predict",role="stable",version="1.0.0"} 2.0',
-        'gateway_workers_ready{kind="predict",role="canary",version="2.0.0"} 0.0',
-        'gateway_workers_wanted{kind="predict",role="canary",version="2.0.0"} 2.0',
-        'gateway_queue_depth{kind="predict",role="stable",version="1.0.0"} 7.0',
-        'gateway_queue_capacity{kind="predict",role="stable",version="1.0.0"} 100.0',
+        'gateway_workers_ready{kind="predict",model="cifar10",role="stable",version="1.0.0"} 2.0',
+        'gateway_workers_ready{kind="predict",model="cifar10",role="canary",version="2.0.0"} 0.0',
+        'gateway_workers_wanted{kind="predict",model="cifar10",role="canary",version="2.0.0"} 2.0',
+        'gateway_queue_depth{kind="predict",model="cifar10",role="stable",version="1.0.0"} 7.0',
+        'gateway_queue_capacity{kind="predict",model="cifar10",role="stable",version="1.0.0"} 100.0',
         'gateway_capacity{kind="predict"} 7.0',
         'gateway_waiting{kind="predict"} 0.0',
     } <= lines
@@ -167,7 +167,7 @@ def test_many_classes_share_a_label_and_hide_no_failure() -> None:
 
     def finish(name: str, code: str = "") -> None:
         context = RequestContext("a request")
-        context.route, context.version, context.code = "/predict", "1.0.0", code
+        context.route, context.model, context.version, context.code = "/predict", "cifar10", "1.0.0", code
         context.stages["model"] = 0.001
         context.entries = [] if code else [{"class": name, "confidence": 0.9}]
         metrics.finish("POST", context)
@@ -176,7 +176,10 @@ def test_many_classes_share_a_label_and_hide_no_failure() -> None:
         finish(f"c{number}")
     finish("", "handler_failed")
     lines = metrics.render().decode().splitlines()
-    assert 'gateway_confidence_count{class="c1999",version="1.0.0"} 1.0' in lines
-    assert 'gateway_confidence_count{class="other",version="1.0.0"} 100.0' in lines
-    assert 'gateway_version_requests_total{kind="predict",outcome="handler_failed",version="1.0.0"} 1.0' in lines
+    assert 'gateway_confidence_count{class="c1999",model="cifar10",version="1.0.0"} 1.0' in lines
+    assert 'gateway_confidence_count{class="other",model="cifar10",version="1.0.0"} 100.0' in lines
+    assert (
+        'gateway_version_requests_total{kind="predict",model="cifar10",outcome="handler_failed",version="1.0.0"} 1.0'
+        in lines
+    )
     assert 'gateway_refused_total{code="handler_failed"} 1.0' in lines
