@@ -72,7 +72,7 @@ format: $(STAMP) ## ruff: fix what it can, and format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 env-example: $(STAMP) ## write .env.example again from the settings
-	@$(BIN)/python -m control.cli.env_example > .env.example
+	@$(BIN)/python -m control.env_example > .env.example
 
 docs: .venv/docs ## build the documentation as a site in build/site (REPOSITORY_URL=… for links to the code)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"

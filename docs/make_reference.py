@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from control.cli.env_example import agent_settings
+from control.env_example import agent_settings
 from gateway.api.openapi.document import document
 from gateway.app import create_app
 from gateway.settings import Settings

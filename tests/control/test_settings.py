@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from control.cli.env_example import render
+from control.env_example import render
 from control.errors import BadSetting
 from control.settings import local_url, read_agent_settings
 
