@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -20,15 +20,21 @@ FILES = [("file", ("x", b"image-of-dog"))]
 CLASSES = [f"class-{number}" for number in range(20_000)]  # longer than what is compressed at once
 
 
-def sent(stand: Stand, method: str, path: str, accepted: str, **what: object) -> httpx.Response:
-    """Return the answer with the body as it was sent; httpx's own `content` is decompressed."""
+class Sent(NamedTuple):
+    """An answer with the body as it was sent; httpx's own `content` is decompressed."""
 
-    async def ask() -> httpx.Response:
+    status_code: int
+    headers: httpx.Headers
+    content: bytes
+
+
+def sent(stand: Stand, method: str, path: str, accepted: str, **what: object) -> Sent:
+    async def ask() -> Sent:
         async with stand.client.http.stream(method, path, headers={"accept-encoding": accepted}, **what) as answer:
-            answer._content = b"".join([chunk async for chunk in answer.aiter_raw()])
-            return answer
+            content = b"".join([chunk async for chunk in answer.aiter_raw()])
+            return Sent(answer.status_code, answer.headers, content)
 
-    answer: httpx.Response = stand.client.portal.call(ask)
+    answer: Sent = stand.client.portal.call(ask)
     assert int(answer.headers["content-length"]) == len(answer.content)
     return answer
 
