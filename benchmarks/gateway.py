@@ -61,6 +61,7 @@ def main() -> None:
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--seconds", type=float, default=5.0, help="of each measurement; the first second warms up")
+    options.add_argument("--warm-up", type=float, default=WARM_UP_S, help="seconds, of each server")
     options.add_argument("--output", type=Path, default=RESULT)
     options.add_argument("--image", type=Path, default=IMAGE)
     options.add_argument("--only", choices=("throughput", "overload"), help="run only one part")
@@ -75,9 +76,11 @@ def main() -> None:
             eager = eager_folder(chosen.folder, scratch / "eager")
             addresses = start_everything(running, released, chosen.folder, eager)
             alone = running.enter_context(engines(chosen.folder.resolve(), CORES))
-            report |= measure_throughput(addresses, released, alone, rounds=rounds, seconds=seconds)
+            report |= measure_throughput(
+                addresses, released, alone, rounds=rounds, seconds=seconds, warm_up_s=chosen.warm_up
+            )
         if chosen.only != "throughput":
-            report["overload"] = measure_overload(released, rounds, seconds)
+            report["overload"] = measure_overload(released, rounds, seconds, chosen.warm_up)
     report["wanted"] = compare(report)
     report |= {"model": model_of(chosen.folder), "rounds": rounds, "seconds": seconds, "cores": CORES}
     report |= {"load_average": os.getloadavg()[0], "took_s": round(time.monotonic() - began)}
@@ -117,23 +120,25 @@ def measure_throughput(
     *,
     rounds: int,
     seconds: float,
+    warm_up_s: float,
 ) -> dict[str, Any]:
     """Measure single images with CLIENTS clients and with one, and batches beside the engine alone, all in turn."""
     batches = Address(released.gateway, batch(released.key))
     for address in addresses.values():
-        closed_loop(address, CLIENTS, WARM_UP_S)
+        closed_loop(address, CLIENTS, warm_up_s)
     many = in_turn(addresses, rounds, lambda address: closed_loop(address, CLIENTS, seconds))
     # One client asks the gateway's own TorchServe: Java is as warm there as it is behind the gateway.
     behind = Address(released.inference, single(f"/predictions/cifar10/{released.version}"))
     quick = {GATEWAY: addresses[GATEWAY], PASS_THROUGH: addresses[PASS_THROUGH], TORCHSERVE: behind}
     quick[IN_PROCESS] = addresses[IN_PROCESS]
     one = in_turn(quick, rounds, lambda address: closed_loop(address, 1, seconds))
-    closed_loop(batches, BATCH_CLIENTS, WARM_UP_S)
+    closed_loop(batches, BATCH_CLIENTS, warm_up_s)
     pairs = [(closed_loop(batches, BATCH_CLIENTS, seconds), engine_rate(alone, seconds - 1)) for _ in range(rounds)]
     return {
         "clients": CLIENTS,
         "many_clients": {name: summary(measurements) for name, measurements in many.items()},
         "ratios": {name: ratio(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
+        "ratios_each": {name: ratios(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
         "one_client": {name: summary(measurements) for name, measurements in one.items()},
         "batch": {
             "images": BATCH_IMAGES,
@@ -148,7 +153,12 @@ def measure_throughput(
 
 def ratio(ours: Sequence[Measurement], its: Sequence[Measurement]) -> float:
     """Return our answers per second over the rival's: the median over the rounds."""
-    return round(statistics.median(a.rate() / max(b.rate(), 1e-9) for a, b in zip(ours, its, strict=True)), 3)
+    return round(statistics.median(ratios(ours, its)), 3)
+
+
+def ratios(ours: Sequence[Measurement], its: Sequence[Measurement]) -> list[float]:
+    """Return our answers per second over the rival's, of each round."""
+    return [round(a.rate() / max(b.rate(), 1e-9), 3) for a, b in zip(ours, its, strict=True)]
 
 
 def in_turn(
@@ -172,10 +182,10 @@ def engine_rate(processes: Sequence[subprocess.Popen[str]], seconds: float) -> f
     return sum(float(process.stdout.readline()) for process in processes if process.stdout is not None)
 
 
-def measure_overload(released: Stack, rounds: int, seconds: float) -> dict[str, Any]:
+def measure_overload(released: Stack, rounds: int, seconds: float, warm_up_s: float) -> dict[str, Any]:
     """Measure the open-loop curve, and a flood at FLOOD times the sustainable rate, which each round measures again."""
     address = Address(released.gateway, single("/predict", released.key))
-    closed_loop(address, CLIENTS, WARM_UP_S)
+    closed_loop(address, CLIENTS, warm_up_s)
     rates = []
     points: dict[float, list[Measurement]] = {factor: [] for factor in FACTORS}
     for _ in range(rounds):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +143,41 @@ def _gateway() -> str:
     report = _read("benchmarks/results/gateway.json")
     rows = []
     for name, found in report["many_clients"].items():
-        ratio = report["ratios"].get(name)
-        times = "" if ratio is None else f"{ratio:.2f}"
-        rows.append((name, f"{found['good_per_s']:,.0f}", f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times))
+        each, ratios = found["good_per_s_each"], report["ratios_each"].get(name)
+        rate = f"{found['good_per_s']:,.0f} ({min(each):,.0f}–{max(each):,.0f})"
+        times = f"{report['ratios'][name]:.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else ""
+        rows.append((name, rate, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times))
     return _table((f"requests/s at {report['clients']} clients", "", "p50 ms", "p99 ms", "the gateway is ×"), rows)
+
+
+def _mechanisms(label: str) -> str:
+    """Return each variant's answers per second relative to the gateway before, and its share of failed calls."""
+    summary = _read("benchmarks/results/mechanisms.json")[label]["summary"]
+    variants = [name for name in next(iter(summary.values())) if name != "before"]
+    rows = []
+    for name in ("before", *variants):
+        cells = []
+        for found in summary.values():
+            median, least, most = found[name]["times_good_per_s"]
+            failed = found[name]["failed_share"][0]
+            times = (
+                f"{found[name]['good_per_s'][0]:.0f}/s"
+                if name == "before"
+                else f"{median:.2f} ({least:.2f}–{most:.2f})"
+            )
+            cells.append(times + (f", {100 * failed:.0f} % failed" if failed >= 0.005 else ""))
+        rows.append((name, *cells))
+    return _table(("gateway", *summary), rows)
+
+
+def _hostile() -> str:
+    summary = _read("benchmarks/results/mechanisms.json")["hostile"]["summary"]
+    names = list(next(iter(summary.values())))
+    rows = [
+        (load, *(f"{found[name]['p50_ms'][0]:,.0f} / {found[name]['p99_ms'][0]:,.0f}" for name in names))
+        for load, found in summary.items()
+    ]
+    return _table(("p50 / p99 ms of a stranger beside", *names), rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -159,6 +191,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "gateway": _gateway,
+    "gateway before and after": partial(_mechanisms, "before_and_after"),
+    "mechanisms alone": partial(_mechanisms, "alone"),
+    "mechanisms together": partial(_mechanisms, "together"),
+    "mechanisms and hostile loads": _hostile,
     "reference of the HTTP API": make_reference.http,
     "reference of the commands": make_reference.cli,
     "settings of the gateway": settings_table,
