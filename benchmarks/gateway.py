@@ -83,6 +83,7 @@ def main() -> None:
             report["overload"] = measure_overload(released, rounds, seconds, chosen.warm_up)
     report["wanted"] = compare(report)
     report |= {"model": model_of(chosen.folder), "rounds": rounds, "seconds": seconds, "cores": CORES}
+    report["warm_up_s"] = chosen.warm_up
     report |= {"load_average": os.getloadavg()[0], "took_s": round(time.monotonic() - began)}
     report["environment"] = environment_facts()
     chosen.output.parent.mkdir(parents=True, exist_ok=True)

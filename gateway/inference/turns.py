@@ -1,7 +1,8 @@
 """Turns for requests that keep a worker busy for long: upstream batches of /predict/batch, and large images.
 
 A limited number is in flight; the others take turns in order of arrival. TorchServe works in order of arrival, so a
-single image is not delayed by requests that wait here.
+single image is not delayed by requests that wait here. Without turns, a flood of batches by one caller made another
+caller's single images wait for 2,400 ms at the median instead of 22 (benchmarks/results/mechanisms.json, `hostile`).
 """
 
 from __future__ import annotations

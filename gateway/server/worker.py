@@ -75,7 +75,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._start_clock()
         if len(self.connections) > self.max_connections and not self.close_one_idle():
             self.transport.close()
-        self._note_idle()
+        else:
+            self._note_idle()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""
