@@ -108,7 +108,11 @@ def measure_clients(
             before = cpu_seconds(pid)
             measured = closed_loop(Address(port, single("/predict", shared.key)), count, seconds, warm_up_s=0.5)
             used = cpu_seconds(pid) - before
-            yield f"{count} clients", name, {**figures_of(measured), "cpu_ms": 1000 * used / max(1, good(measured))}
+            yield (
+                f"{count} client{'s' * (count > 1)}",
+                name,
+                {**figures_of(measured), "cpu_ms": 1000 * used / max(1, good(measured))},
+            )
 
 
 def measure_batches(

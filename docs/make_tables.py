@@ -194,6 +194,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "gateway before and after": partial(_mechanisms, "before_and_after"),
     "mechanisms alone": partial(_mechanisms, "alone"),
     "mechanisms together": partial(_mechanisms, "together"),
+    "mechanisms and processes": partial(_mechanisms, "processes"),
+    "mechanisms and places": partial(_mechanisms, "rule"),
     "mechanisms and hostile loads": _hostile,
     "reference of the HTTP API": make_reference.http,
     "reference of the commands": make_reference.cli,
