@@ -55,13 +55,13 @@ async def operations(request: Request) -> Response:
 
 
 @router.get("/page/config.json")
-async def config(request: Request, state: State) -> dict[str, Any]:
+async def config(state: State) -> dict[str, Any]:
     """Return what the page must know before the first call: limits, and what this gateway offers."""
     settings = state.settings
     return {
         "asks_for_keys": settings.asks_for_keys,
         "explain_parameters": list(ExplainQuery.model_fields),
-        "takes_feedback": "/feedback" in request.app.openapi()["paths"],
+        "takes_feedback": state.recorder is not None,
         "max_batch_bytes": settings.max_batch_bytes,
         "max_batch_images": settings.max_batch_images,
     }

@@ -113,7 +113,7 @@ async function askEvidence(signal = asking.signal) {
   await whyNot.ask(signal);
 }
 
-const coverage = () => Number($("coverage").value) / 100;
+const coverage = () => Number(($("coverage").value / 100).toFixed(3));
 
 /** Return the query of /explain; parameters that this gateway does not know are left out. */
 async function evidenceQuery(target, more = {}) {
@@ -304,7 +304,7 @@ const whyNot = {
     const { a, b } = this.answers;
     if ($("why").hidden || !a || !b) return;
     const opacity = $("opacity").value / 100;
-    const strengths = [a.strength ?? 1, b.strength ?? 1];
+    const strengths = [a, b].map(({ strength }) => (typeof strength === "number" ? strength : 1));
     const heats = [a, b].map((answer) => decode(answer.heatmap));
     const names = [a, b].map(targetOf);
     ["a", "b"].forEach((side, index) => {
