@@ -193,3 +193,21 @@ def sure(page: Page) -> str:
     """Return the confidence that the page shows once image and heatmap are answered."""
     expect(page.locator("#hide-hot")).to_be_enabled()
     return page.locator("#sure").inner_text()
+
+
+def test_a_wrong_answer_can_be_reported_where_the_gateway_takes_feedback(
+    open_page: Callable[..., Page], start_gateway: Callable[..., tuple], tmp_path: Path
+) -> None:
+    base, _ = start_gateway(FEEDBACK_FILE=str(tmp_path / "feedback.db"))
+    page = open_page(base=base)
+    choose(page, CAT)
+    page.get_by_label("Wrong? It is").select_option("dog")
+    page.get_by_role("button", name="Send").click()
+    expect(page.locator("#feedback-sent")).to_contain_text("noted as dog")
+
+
+def test_feedback_is_not_offered_where_the_gateway_takes_none(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    sure(page)
+    expect(page.locator("#feedback")).to_be_hidden()
