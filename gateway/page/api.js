@@ -77,8 +77,8 @@ function stages(header) {
 const typeOf = (blob) => blob.type || "application/octet-stream";
 
 /** Ask for all classes of one image, best first. */
-export const predict = (blob, { version, signal } = {}) =>
-  call("predict", { query: { top_k: 1000, version }, body: blob, type: typeOf(blob), signal });
+export const predict = (blob, { model, version, signal } = {}) =>
+  call("predict", { query: { top_k: 1000, model, version }, body: blob, type: typeOf(blob), signal });
 
 /** Ask for the evidence about one class of an image. */
 export const explain = (blob, { signal, ...query } = {}) =>
@@ -88,8 +88,8 @@ export const explain = (blob, { signal, ...query } = {}) =>
  * Ask about many images; the answer has one entry for each, in order. They are sent without their types, because one
  * that is no image would refuse the whole call; without a type it gets an error of its own.
  */
-export function predictBatch(files, { version, signal } = {}) {
+export function predictBatch(files, { model, version } = {}) {
   const form = new FormData();
   for (const file of files) form.append("file", file.slice(0, file.size, "application/octet-stream"), file.name || "image");
-  return call("predict/batch", { query: { top_k: 2, version }, body: form, signal });
+  return call("predict/batch", { query: { top_k: 2, model, version }, body: form });
 }

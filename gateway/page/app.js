@@ -23,7 +23,7 @@ let asking = new AbortController();
 let now = null;
 
 const eraser = new Eraser($("stage"), { changed: latest(askEdited), ended: explainAgain, redraw });
-const gallery = new Gallery({ open: openFromGallery, version: () => $("version").value });
+const gallery = new Gallery({ open: openFromGallery, chosen });
 const compare = new Compare({ now: () => ({ ...now, view: () => eraser.view }), query: evidenceQuery, failed: say });
 
 // --- messages ---------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ async function openFile(file) {
 
 /** Ask for the answer, then for its evidence. */
 async function askAll(signal) {
-  const answered = await predict(now.blob, { version: $("version").value, signal });
+  const answered = await predict(now.blob, { ...chosen(), signal });
   now.before = answered.data;
   showTimings("predict", answered);
   showAnswer(answered.data);
@@ -109,16 +109,26 @@ async function askEvidence(signal = asking.signal) {
     redraw();
     throw error;
   }
-  showCode(now.name, { target: now.target, method: query.method, coverage: query.coverage, version: $("version").value });
+  showCode(now.name, { target: now.target, method: query.method, coverage: query.coverage, ...chosen() });
   await whyNot.ask(signal);
 }
 
 const coverage = () => Number(($("coverage").value / 100).toFixed(3));
 
+/** Return the model and the version that the person chose; an empty name leaves the choice to the gateway. */
+function chosen() {
+  const [model, version = ""] = $("version").value.split("/");
+  return { model, version };
+}
+
+/** Return the model and the version of an answer, so that its evidence comes from the same one. */
+const asked = (answer) => ({ model: isSeveral(models) ? answer.model.name : "", version: answer.model.version });
+const isSeveral = (answer) => new Set(answer?.versions.map(({ model }) => model)).size > 1;
+
 /** Return the query of /explain; parameters that this gateway does not know are left out. */
 async function evidenceQuery(target, more = {}) {
   const { explain_parameters: parameters } = await configured;
-  const query = { target, method: $("method").value, version: now.answer?.model.version, heatmap: "base64", ...more };
+  const query = { target, method: $("method").value, ...asked(now.answer), heatmap: "base64", ...more };
   const known = Object.entries(query).filter(([key]) => key === "signal" || parameters.includes(key));
   return Object.fromEntries(known);
 }
@@ -268,7 +278,7 @@ async function askEdited() {
   const opened = now;
   const blob = await eraser.blob();
   try {
-    const answered = await predict(blob, { version: opened.before.model.version, signal: asking.signal });
+    const answered = await predict(blob, { ...asked(opened.before), signal: asking.signal });
     if (now !== opened) return;
     now.blob = blob;
     showAnswer(answered.data);
@@ -332,11 +342,14 @@ async function readModels() {
     models = null; // the key lacks the scope `read`: the choices of version and method stay hidden
   }
   const versions = (models?.versions ?? []).filter((version) => version.routable);
-  fill($("version"), [["", "as the gateway chooses"], ...versions.map(({ version, role }) => [version, `${version} (${role})`])]);
+  const label = ({ model, version, role }) => `${isSeveral(models) ? `${model} ` : ""}${version} (${role})`;
+  const options = versions.map((entry) => [`${entry.model}/${entry.version}`, label(entry)]);
+  const others = isSeveral(models) ? [...new Set(versions.map(({ model }) => model))].filter((model) => model !== models.name) : [];
+  fill($("version"), [["", "as the gateway chooses"], ...others.map((model) => [model, `${model}, as the gateway chooses`]), ...options]);
   show($("version-label"), versions.length > 0);
-  fill($("compare-version"), [["", "none"], ...versions.map(({ version, role }) => [version, `${version} (${role})`])]);
+  fill($("compare-version"), [["", "none"], ...options]);
   show($("compare-version-label"), versions.length > 1);
-  const explained = versions.find(({ role }) => role === "stable")?.contract.explain;
+  const explained = versions.find(({ model, role }) => role === "stable" && model === models.name)?.contract.explain;
   fill($("method"), [["", explained?.method ?? ""], ...(explained?.methods ?? []).filter((name) => name !== explained.method).map((name) => [name, name])]);
   show($("method-label"), (explained?.methods ?? []).length > 1);
 }

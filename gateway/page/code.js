@@ -20,9 +20,9 @@ function write() {
   $("code").textContent = LANGUAGES[language()](shown.name, shown.query);
 }
 
-function curl(name, { version, ...query }) {
+function curl(name, { model, version, ...query }) {
   const key = apiKey() ? ' -H "x-api-key: $GRADSERVE_KEY"' : "";
-  const one = version ? { version } : {};
+  const one = pick({ model, version }, ["model", "version"]);
   return [
     `curl -f${key} -F file=@${name} \\\n  '${address("predict", { top_k: 5, ...one })}'`,
     `curl -f${key} -F file=@${name} -H 'accept: application/json' \\\n  '${address("explain", { ...query, ...one })}'`,
@@ -31,9 +31,7 @@ function curl(name, { version, ...query }) {
 }
 
 function python(name, query) {
-  const values = Object.entries(pick(query, ["target", "method", "coverage", "version"]));
-  const given = values.map(([key, value]) => `, ${key}=${typeof value === "number" ? value : JSON.stringify(value)}`).join("");
-  const version = query.version ? `, version=${JSON.stringify(query.version)}` : "";
+  const given = (names) => Object.entries(pick(query, names)).map(([key, value]) => `, ${key}=${JSON.stringify(value)}`).join("");
   const key = apiKey() ? ', key=os.environ["GRADSERVE_KEY"]' : "";
   return `${apiKey() ? "import os\n" : ""}from pathlib import Path
 
@@ -41,15 +39,15 @@ from gradserve import Client
 
 image = Path(${JSON.stringify(name)})
 with Client(${JSON.stringify(address("", {}).replace(/\/$/, ""))}${key}) as client:
-    answer = client.predict(image, top_k=5${version})
-    evidence = client.evidence(image${given})
+    answer = client.predict(image, top_k=5${given(["model", "version"])})
+    evidence = client.evidence(image${given(["target", "method", "coverage", "model", "version"])})
 print(answer.class_name, answer.confidence)
 evidence.heatmap.image().save("heatmap.png")`;
 }
 
-function javascript(name, { version, ...query }) {
+function javascript(name, { model, version, ...query }) {
   const headers = apiKey() ? '{ "x-api-key": key, accept: "application/json" }' : '{ accept: "application/json" }';
-  const one = version ? { version } : {};
+  const one = pick({ model, version }, ["model", "version"]);
   return `const body = await (await fetch(${JSON.stringify(name)})).blob();
 const headers = ${headers};
 const post = async (url) => (await fetch(url, { method: "POST", headers, body })).json();

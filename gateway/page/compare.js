@@ -26,25 +26,28 @@ export class Compare {
     show($("compare-pair"), false);
   }
 
-  async withVersion(version) {
-    if (!version) {
+  async withVersion(chosen) {
+    if (!chosen) {
       this.clear();
       return;
     }
-    const { blob, name } = this.now();
-    await this.#ask({ blob, name, version, view: this.now().view() }, () => this.withVersion(version));
+    const [model, version] = chosen.split("/");
+    const { blob, name, view } = this.now();
+    await this.#ask({ blob, name, model, version, view: view() }, () => this.withVersion(chosen));
   }
 
   async withImage(file) {
     $("compare-version").value = "";
     const view = await loadImage(file).catch(() => null);
-    await this.#ask({ blob: file, name: file.name || "image", version: this.now().answer.model.version, view }, () => this.withImage(file));
+    const { name: model, version } = this.now().answer.model;
+    await this.#ask({ blob: file, name: file.name || "image", model, version, view }, () => this.withImage(file));
   }
 
   async #ask(side, again) {
     try {
-      side.answer = (await predict(side.blob, { version: side.version })).data;
-      side.evidence = (await explain(side.blob, await this.query("", { version: side.version }))).data;
+      const { model, version } = side;
+      side.answer = (await predict(side.blob, { model, version })).data;
+      side.evidence = (await explain(side.blob, await this.query("", { model, version }))).data;
       this.other = side;
       this.show();
     } catch (error) {

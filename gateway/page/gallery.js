@@ -18,10 +18,10 @@ function certainty({ entry }) {
   return entry.confidence - (entry.familiar === false ? 1 : 0);
 }
 
-/** Shows images as tiles; `open(file)` opens one, `version()` is the version to ask. */
+/** Shows images as tiles; `open(file)` opens one, `chosen()` is the model and the version to ask. */
 export class Gallery {
-  constructor({ open, version }) {
-    Object.assign(this, { open, version, images: [] });
+  constructor({ open, chosen }) {
+    Object.assign(this, { open, chosen, images: [] });
     $("gallery-sort").addEventListener("change", () => this.#show());
   }
 
@@ -32,7 +32,7 @@ export class Gallery {
     show($("gallery"));
     this.#show();
     for (const part of parts([...this.images], config)) { // a copy: showing them sorts the list
-      const { data } = await predictBatch(part.map(({ file }) => file), { version: this.version() });
+      const { data } = await predictBatch(part.map(({ file }) => file), this.chosen());
       data.results.forEach((entry, index) => { part[index].entry = entry; });
       this.#show();
     }

@@ -52,13 +52,14 @@ function showVersions(versions, samples) {
   const workers = ({ ready, wanted, fallback }) => `${ready} of ${wanted}${fallback ? `, ${fallback} on the fallback engine` : ""}`;
   $("versions").replaceChildren(...versions.map((version) => {
     const { contract } = version;
+    const wanted = { model: version.model, version: version.version };
     const accuracy = contract.accepted?.figures?.held_out?.accuracy ?? contract.accepted?.figures?.validation_accuracy;
-    const depth = total(samples, "gateway_queue_depth", { version: version.version });
-    const room = total(samples, "gateway_queue_capacity", { version: version.version });
+    const depth = total(samples, "gateway_queue_depth", wanted);
+    const room = total(samples, "gateway_queue_capacity", wanted);
     return h(
       "tr",
       {},
-      h("th", { scope: "row", textContent: version.version }),
+      h("th", { scope: "row", textContent: `${version.model} ${version.version}` }),
       h("td", {}, h("span", { className: `role ${version.role}`, textContent: version.role })),
       h("td", { textContent: version.routable || version.state !== "ready" ? version.state : `${version.state}, not verified` }),
       h("td", { textContent: workers(version.workers.predict) }),
@@ -71,8 +72,8 @@ function showVersions(versions, samples) {
 }
 
 /** Return the figures of one version between two readings. */
-function figures(a, b, version) {
-  const wanted = { version };
+function figures(a, b, { model, version }) {
+  const wanted = { model, version };
   const span = b.at - a.at;
   const answers = growth(a.samples, b.samples, "gateway_version_requests_total", wanted);
   const good = growth(a.samples, b.samples, "gateway_version_requests_total", { ...wanted, outcome: "ok" });
@@ -92,11 +93,11 @@ const since = (at, span) => readings.find((reading) => at - reading.at <= span +
 
 function showCharts(versions, now) {
   const shown = versions.filter(({ role }) => role in KINDS);
-  $("legend").replaceChildren(...shown.map(({ version, role }) => h("span", { className: `key ${KINDS[role]}`, textContent: `${version} (${role})` })));
-  const lines = shown.map(({ version, role }) => ({
-    name: version,
+  $("legend").replaceChildren(...shown.map(({ model, version, role }) => h("span", { className: `key ${KINDS[role]}`, textContent: `${model} ${version} (${role})` })));
+  const lines = shown.map(({ model, version, role }) => ({
+    name: `${model} ${version}`,
     kind: KINDS[role],
-    figures: readings.slice(1).map((reading) => [now - reading.at, figures(since(reading.at, WINDOW_S), reading, version)]),
+    figures: readings.slice(1).map((reading) => [now - reading.at, figures(since(reading.at, WINDOW_S), reading, { model, version })]),
   }));
   $("charts").replaceChildren(...PANELS.map(([title, name, format]) => {
     const series = lines.map((line) => ({ ...line, points: line.figures.map(([ago, found]) => [ago, found[name]]) }));
@@ -106,13 +107,13 @@ function showCharts(versions, now) {
 }
 
 function showTrial(versions) {
-  const stable = versions.find(({ role }) => role === "stable");
   const canary = versions.find(({ role }) => role === "canary");
+  const stable = versions.find(({ model, role }) => role === "stable" && model === canary?.model);
   show($("trial"), Boolean(stable && canary && readings.length > 1));
   if ($("trial").hidden) return;
   const [first, last] = [readings[0], readings.at(-1)];
-  const a = figures(first, last, stable.version);
-  const b = figures(first, last, canary.version);
+  const a = figures(first, last, stable);
+  const b = figures(first, last, canary);
   const all = a.answers + b.answers;
   const rows = [
     ["Answers", String(a.answers), String(b.answers)],
@@ -137,9 +138,9 @@ function showPlaces(samples) {
     const waiting = total(samples, "gateway_waiting", { kind });
     return meter(`${kind}: calls in flight`, `${taken} of ${capacity}${waiting ? `, ${waiting} wait` : ""}`, taken / capacity);
   });
-  const queues = select(samples, "gateway_queue_depth").map(({ labels: { version, kind }, value }) => {
-    const room = total(samples, "gateway_queue_capacity", { version, kind });
-    return meter(`${version} ${kind}: TorchServe's queue`, room ? `${value} of ${room}` : String(value), room ? value / room : 0);
+  const queues = select(samples, "gateway_queue_depth").map(({ labels: { model, version, kind }, value }) => {
+    const room = total(samples, "gateway_queue_capacity", { model, version, kind });
+    return meter(`${model} ${version} ${kind}: queue`, room ? `${value} of ${room}` : String(value), room ? value / room : 0);
   });
   $("places").replaceChildren(...places, ...queues);
 }

@@ -35,10 +35,10 @@ def test_the_chosen_version_answers_and_stands_beside_the_other(
     stable = stack.plan()["stable"]["version"]
     page = open_page()
     choose(page, CAT)
-    page.locator("#version").select_option(canary)
+    page.locator("#version").select_option(label=f"{canary} (canary)")
     expect(page.locator("#served")).to_contain_text(canary)
     expect(answer(page)).to_have_text("cat")
-    page.get_by_label("with version").select_option(stable)
+    page.get_by_label("with version").select_option(label=f"{stable} (stable)")
     expect(page.locator("#compare-pair figcaption")).to_contain_text([canary, stable])
 
 
