@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from control.errors import ControlError, FeedbackUnusable, MissingExtra
 from gateway.feedback.store import FeedbackStore, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from gateway.feedback.store import Feedback, LoggedCall
@@ -50,17 +52,28 @@ def open_store(path: Path) -> FeedbackStore:
     return FeedbackStore(path)
 
 
+@contextmanager
+def reading(store: FeedbackStore) -> Iterator[None]:
+    """Translate the store's errors in the block.
+
+    Raises:
+        FeedbackUnusable: the store cannot be read.
+    """
+    try:
+        yield
+    except StoreError as error:
+        raise FeedbackUnusable(store.path, str(error)) from error
+
+
 def summarise(store: FeedbackStore) -> Summary:
     """Return the numbers of calls, images and corrections.
 
     Raises:
         FeedbackUnusable: the store cannot be read.
     """
-    try:
+    with reading(store):
         kept = [call.image is not None for call in store.calls()]
         pairs = Counter((call.class_name, said.class_name) for call, said in store.labelled())
-    except StoreError as error:
-        raise FeedbackUnusable(store.path, str(error)) from error
     wrong = sorted(((*pair, count) for pair, count in pairs.items() if pair[0] != pair[1]), key=lambda row: -row[2])
     confirmed = sum(count for (answered, right), count in pairs.items() if answered == right)
     return Summary(len(kept), sum(kept), pairs.total(), confirmed, tuple(wrong))

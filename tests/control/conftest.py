@@ -1,9 +1,14 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+
+from control.stack.stack import pack
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -112,3 +117,9 @@ def start_gateway():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def released_archive(tmp_path_factory):
+    """The released model, packed as `gradserve up` packs it."""
+    return pack(ROOT / "model_store" / "released", tmp_path_factory.mktemp("store"))

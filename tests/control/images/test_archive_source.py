@@ -10,7 +10,6 @@ from PIL import Image
 from control.errors import ArchiveError, ControlError
 from control.images.archive_source import ArchiveSource
 from control.images.sources import Explained, Question
-from control.stack.stack import pack
 from gradserve import Failed, Prediction
 
 ROOT = Path(__file__).parents[3]
@@ -18,13 +17,8 @@ CAT = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    return pack(ROOT / "model_store" / "released", tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def source(archive):
-    with closing(ArchiveSource(archive)) as source:
+def source(released_archive):
+    with closing(ArchiveSource(released_archive)) as source:
         yield source
 
 
@@ -56,8 +50,8 @@ def test_an_unknown_class_or_method_is_refused_with_those_that_exist(source, que
         source.explain(CAT, question)
 
 
-def test_a_damaged_archive_is_refused(archive, tmp_path):
+def test_a_damaged_archive_is_refused(released_archive, tmp_path):
     damaged = tmp_path / "cifar10.mar"
-    damaged.write_bytes(archive.read_bytes()[:1000])
+    damaged.write_bytes(released_archive.read_bytes()[:1000])
     with pytest.raises(ArchiveError):
         ArchiveSource(damaged)
