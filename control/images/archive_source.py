@@ -62,9 +62,17 @@ class ArchiveSource:
         Raises:
             ControlError: the model has no such class or method.
         """
-        if question.target is not None and question.target not in self._contract.classes:
-            raise ControlError(f"no class {question.target!r}; this model has {', '.join(self._contract.classes)}")
-        asked = wire.Options(target=question.target, method=question.method)
+        classes = self._contract.classes
+        if question.target is not None and question.target not in classes:
+            raise ControlError(f"no class {question.target!r}; this model has {', '.join(classes)}")
+        about = wire.ImageOptions(
+            explain=True,
+            target=None if question.target is None else classes.index(question.target),
+            method=question.method,
+            coverage=question.coverage,
+            test=question.test,
+        )
+        asked = wire.Options(images=(about,))
         answer = self._answer("explain", [image], asked._replace(format="json"))
         (found,) = parse_batch(self._named(answer), parse_evidence, 1)
         if isinstance(found, Failed):
@@ -92,8 +100,6 @@ class ArchiveSource:
 
 def _load(path: Path, folder: Path) -> ServedModel:
     try:
-        import torch  # noqa: PLC0415 - takes seconds
-
         from contracts.model import ContractError  # noqa: PLC0415 - as above
         from handlers.build import BrokenArchive  # noqa: PLC0415 - as above
         from handlers.errors import EngineError  # noqa: PLC0415 - as above
@@ -101,6 +107,6 @@ def _load(path: Path, folder: Path) -> ServedModel:
     except ImportError as error:
         raise NoServing(error.name or str(error)) from error
     try:
-        return load_model(folder, device=torch.device("cpu"), explains=False)
+        return load_model(folder, device="cpu", explains=False)
     except (BrokenArchive, ContractError, EngineError) as error:
         raise ArchiveError(path, str(error)) from error

@@ -10,7 +10,7 @@ from PIL import Image
 from control.errors import ArchiveError, ControlError
 from control.images.archive_source import ArchiveSource
 from control.images.sources import Explained, Question
-from gradserve import Failed, Prediction
+from gradserve import AnswerSet, Failed, Prediction, RegionTest, Unavailable
 
 ROOT = Path(__file__).parents[3]
 CAT = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
@@ -35,6 +35,14 @@ def test_an_explanation_has_evidence_about_the_target_and_an_overlay_of_the_size
     assert isinstance(found, Explained)
     assert (found.evidence.class_name, found.evidence.target.class_name) == ("cat", "dog")
     assert Image.open(io.BytesIO(found.overlay)).size == (64, 64)
+
+
+def test_parts_that_were_asked_for_are_answered_or_say_why_not(source):
+    evidence = source.explain(CAT, Question(coverage=0.9, test=True)).evidence
+    assert isinstance(evidence.test, RegionTest)
+    assert isinstance(evidence.answer_set, AnswerSet | Unavailable)
+    assert evidence.target.confidence == pytest.approx(evidence.confidence)
+    assert evidence.heatmap.array().max() == pytest.approx(1)
 
 
 def test_an_image_that_cannot_be_read_fails_alone(source):
