@@ -67,8 +67,9 @@ def _parse(body: bytes) -> FeedbackCall:
 
 
 def _classes(state: AppState, call: LoggedCall) -> tuple[str, ...]:
-    """Return the classes of the version that answered; of any loaded version, if that one is loaded no more."""
-    contracts = {found.version: found.contract for _, _, found in state.router.seen() if found.contract is not None}
+    """Return the classes of the version that answered; of another of that model, if it is loaded no more."""
+    seen = [found for _, _, found in state.router.seen() if found.model == call.model]
+    contracts = {found.version: found.contract for found in seen if found.contract is not None}
     found = contracts.get(call.version) or next(iter(contracts.values()), None)
     if found is None:
         raise Unavailable("not_ready")
