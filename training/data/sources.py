@@ -166,7 +166,7 @@ def _continue_download(url: str, part: Path) -> None:
     headers = {"Range": f"bytes={start}-"} if start else {}
     timeout = httpx.Timeout(30, connect=10)
     with httpx.stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-        if response.status_code == 416:  # nothing is left to fetch; the digest will tell whether it is whole
+        if response.status_code == 416:  # nothing is left to fetch; the check of the digest finds a damaged file
             return
         response.raise_for_status()
         resumed = response.status_code == 206

@@ -96,7 +96,7 @@ def plot_explanation(report: dict[str, Any], path: Path) -> None:
 
 
 def draw_samples(rows: Sequence[Sequence[Sample]], path: Path) -> None:
-    """Draws rows of images with captions above and heatmaps below into the PNG `path`."""
+    """Draw rows of images with captions above and heatmaps below into the PNG `path`."""
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(1.5 * columns, 3.5 * len(rows)), layout="constrained")
     grid = figure.subplots(2 * len(rows), columns, squeeze=False)

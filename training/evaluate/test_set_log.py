@@ -1,7 +1,7 @@
-"""A log of the looks at test images: one line each, added and never changed.
+"""A log of the evaluations on test images: one line each, added and never changed.
 
-A test set tells the truth about a model once. Whoever looks again and again, and keeps what did best, has chosen on it;
-how often it was looked at belongs to a figure as much as the number of images.
+A test set measures a model without bias once. Anyone who evaluates often and keeps the best model has chosen on it, so a
+figure needs the number of evaluations as much as the number of images.
 """
 
 from __future__ import annotations
