@@ -1,7 +1,7 @@
 """A log of the evaluations on test images: one line each, added and never changed.
 
-A test set measures a model without bias once. Anyone who evaluates often and keeps the best model has chosen on it, so a
-figure needs the number of evaluations as much as the number of images.
+A test set measures a model without bias once. Anyone who evaluates often and keeps the best model has chosen on it, so
+a figure needs the number of evaluations as much as the number of images.
 """
 
 from __future__ import annotations
