@@ -131,7 +131,7 @@ class Load:
         return Counter(answer.status_code for answer in self.answers.values())
 
     def _call(self, number: int) -> None:
-        picture = IMAGE.read_bytes()
+        image = IMAGE.read_bytes()
         with httpx.Client(timeout=20) as client:
             for count in itertools.count():
                 if self._stop.is_set():
@@ -139,7 +139,7 @@ class Load:
                 name, began = f"load-{number}-{count}", time.monotonic()
                 headers = {"content-type": "image/png", "x-request-id": name}
                 try:
-                    self.answers[name] = client.post(f"{self.url}/predict", content=picture, headers=headers)
+                    self.answers[name] = client.post(f"{self.url}/predict", content=image, headers=headers)
                 except httpx.HTTPError as error:
                     self.failures[name] = repr(error)
                 self.times[name] = (began, time.monotonic())
@@ -197,12 +197,12 @@ def project(started):
 def test_up_returns_when_everything_answers(started):
     project, _ = started
     # At once: `up` says that it is ready.
-    picture = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
-    predicted = httpx.post(f"{project.gateway}/predict", **picture, timeout=10)
+    call = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
+    predicted = httpx.post(f"{project.gateway}/predict", **call, timeout=10)
     assert predicted.status_code == 200, predicted.text
     assert set(predicted.json()) >= {"class", "confidence", "model", "request_id"}
     wait_until(lambda: project.health()["status"] == "ok", 120)
-    explained = httpx.post(f"{project.gateway}/explain", **picture, timeout=10)
+    explained = httpx.post(f"{project.gateway}/explain", **call, timeout=10)
     assert explained.headers["content-type"] == "image/png"
     assert explained.content.startswith(b"\x89PNG")
     assert "gateway_requests_total" in httpx.get(f"{project.gateway}/metrics", timeout=10).text
@@ -285,8 +285,8 @@ def test_a_killed_torchserve_container_comes_back_and_nothing_hangs_meanwhile(pr
 
 
 def test_a_training_in_a_container_is_recorded_and_served(project):
-    pictures = ("-v", f"{SAMPLES}:/images:ro")
-    run = ("run", "--rm", "-T", *pictures, "training")
+    volume = ("-v", f"{SAMPLES}:/images:ro")
+    run = ("run", "--rm", "-T", *volume, "training")
     options = ("--epochs", "1", "--batch-size", "16", "--validation", "0.4", "--workers", "1", "--name", "cifar10")
     said = project.compose(
         *run, "train", "--data", "imagefolder:/images", *options, "--output", "runs/first", timeout_s=480
@@ -298,8 +298,8 @@ def test_a_training_in_a_container_is_recorded_and_served(project):
     operator = ("run", "--rm", "-T", "gradserve")
     # By its number in MLflow's registry, which packing has given the archive.
     project.compose(*operator, "deploy", "cifar10/1", "--yes", timeout_s=400)
-    picture = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
-    answer = httpx.post(f"{project.gateway}/predict?version={version}", **picture, timeout=10)
+    call = {"content": IMAGE.read_bytes(), "headers": {"content-type": "image/png"}}
+    answer = httpx.post(f"{project.gateway}/predict?version={version}", **call, timeout=10)
     assert answer.json()["model"]["version"] == version
     project.compose(*operator, "promote", version, timeout_s=200)
     champion = httpx.get(

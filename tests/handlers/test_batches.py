@@ -22,7 +22,7 @@ from handlers.image_handler import ImageHandler
 FAR, PAST = 4_000_000_000_000, 1
 
 
-def picture(seed: int, name: str = "PNG") -> bytes:
+def encoded(seed: int, name: str = "PNG") -> bytes:
     rng = np.random.default_rng(seed)
     height, width = rng.integers(1, 60, 2)
     file = io.BytesIO()
@@ -30,7 +30,7 @@ def picture(seed: int, name: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-GOOD = tuple(picture(seed, name) for seed, name in enumerate(["PNG", "JPEG", "WEBP", "BMP", "GIF"]))
+GOOD = tuple(encoded(seed, name) for seed, name in enumerate(["PNG", "JPEG", "WEBP", "BMP", "GIF"]))
 BAD = (b"", b"text", b"<svg/>", GOOD[0][:60], GOOD[1][: len(GOOD[1]) // 2], b"\x89PNG\r\n\x1a\n", bytes(500))
 images = st.sampled_from(GOOD) | st.sampled_from(BAD)
 deadlines = st.sampled_from([None, FAR, PAST])
@@ -102,8 +102,8 @@ def hold(row, content_type, body, contract, expected) -> None:
     code = row_error(row, contract)
     if row["kind"] == "explain" and code is None and row["images"][0] in expected and row["format"] == "png":
         assert content_type == "image/png"
-        picture, overlay = (Image.open(io.BytesIO(data)) for data in (row["images"][0], body))
-        assert max(overlay.size) == (row["size"] or max(picture.size))
+        original, overlay = (Image.open(io.BytesIO(data)) for data in (row["images"][0], body))
+        assert max(overlay.size) == (row["size"] or max(original.size))
         return
     assert content_type == "application/json"
     results = json.loads(body)["results"]

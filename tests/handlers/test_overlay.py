@@ -23,7 +23,7 @@ def lightness(pixels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("picture", "asked", "size"),
+    ("image", "asked", "size"),
     [
         ((32, 32), None, (32, 32)),
         ((4000, 3000), None, (1024, 768)),
@@ -33,8 +33,8 @@ def lightness(pixels: np.ndarray) -> np.ndarray:
         ((1, 1), None, (1, 1)),
     ],
 )
-def test_the_overlay_has_the_images_proportions(picture, asked, size):
-    assert overlay_size(picture, asked) == size
+def test_the_overlay_has_the_images_proportions(image, asked, size):
+    assert overlay_size(image, asked) == size
 
 
 @pytest.mark.parametrize("size", [(300, 100), (100, 300), (24, 16), (1024, 341)])

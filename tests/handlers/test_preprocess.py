@@ -44,9 +44,9 @@ def png(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_is_decoded_by_its_bytes(name, noise, encode):
-    picture = decode_image(encode(noise, name))
-    assert picture.image.mode == "RGB"
-    assert picture.image.size == picture.size == (40, 30)
+    decoded = decode_image(encode(noise, name))
+    assert decoded.image.mode == "RGB"
+    assert decoded.image.size == decoded.size == (40, 30)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -146,8 +146,8 @@ def test_images_without_pixels_are_unreadable(size):
 
 @pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000)])
 def test_extreme_sizes_are_prepared(size, encode):
-    picture = decode_for_network(encode(Image.new("RGB", size, RED)), SIZE)
-    pixels = prepare(picture.image, SIZE)
+    decoded = decode_for_network(encode(Image.new("RGB", size, RED)), SIZE)
+    pixels = prepare(decoded.image, SIZE)
     assert pixels.shape == (32, 32, 3)
     assert (pixels == RED).all()
 
@@ -271,9 +271,9 @@ def test_exif_orientation_is_honoured(orientation, at_least, encode):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = decode_image(encode(stored, "JPEG", exif=exif, quality=95), at_least=at_least)
-    assert picture.size == (96, 64)
-    pixels = np.asarray(picture.image.resize((3, 2), Image.Resampling.BOX)).astype(int)
+    decoded = decode_image(encode(stored, "JPEG", exif=exif, quality=95), at_least=at_least)
+    assert decoded.size == (96, 64)
+    pixels = np.asarray(decoded.image.resize((3, 2), Image.Resampling.BOX)).astype(int)
     assert abs(pixels[0, 0] - RED).max() < 30
     assert pixels.reshape(-1, 3)[1:].min() > 220
 
@@ -284,9 +284,9 @@ def test_broken_exif_does_not_make_a_image_unreadable(noise, encode):
 
 def test_large_jpegs_are_decoded_at_a_fraction_but_keep_their_size(encode):
     data = encode(Image.new("RGB", (1600, 1200), RED), "JPEG")
-    picture = decode_for_network(data, SIZE)
-    assert picture.size == (1600, 1200)
-    assert picture.image.size == (200, 150)
+    decoded = decode_for_network(data, SIZE)
+    assert decoded.size == (1600, 1200)
+    assert decoded.image.size == (200, 150)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])

@@ -53,14 +53,14 @@ def test_answer_says_class_confidence_model_and_request_id(client):
 
 
 def test_explanation_is_a_png_of_the_images_proportions_with_a_visible_heatmap(client):
-    picture = Image.open(CAT).convert("RGB").resize((90, 60))
-    answer = client.post("/explain", content=encode(picture))
+    image = Image.open(CAT).convert("RGB").resize((90, 60))
+    answer = client.post("/explain", content=encode(image))
     assert answer.headers["content-type"] == "image/png"
     overlay = Image.open(io.BytesIO(answer.content)).convert("RGB")
     assert overlay.size == (90, 60)
-    difference = np.abs(np.asarray(overlay, np.int16) - np.asarray(picture, np.int16)).max(axis=2)
+    difference = np.abs(np.asarray(overlay, np.int16) - np.asarray(image, np.int16)).max(axis=2)
     assert np.median(difference) > 20
-    numbers = client.post("/explain", content=encode(picture), headers={"accept": "application/json"})
+    numbers = client.post("/explain", content=encode(image), headers={"accept": "application/json"})
     assert numbers.headers["content-encoding"] == "gzip"
     told = [answer.headers[f"x-{name}"] for name in ("class", "target", "method", "model-version")]
     entry = numbers.json()
@@ -106,9 +106,9 @@ def odd_images() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", sorted(odd_images()))
 def test_odd_images_are_answered_and_explained(client, kind):
-    picture = odd_images()[kind]
-    assert client.post("/predict", content=picture).status_code == 200
-    assert client.post("/explain", content=picture).status_code == 200
+    image = odd_images()[kind]
+    assert client.post("/predict", content=image).status_code == 200
+    assert client.post("/explain", content=image).status_code == 200
 
 
 BAD = {
@@ -163,13 +163,13 @@ def predict(client: httpx.Client, url: str, row: bytes) -> dict:
 def test_predictions_and_explanations_in_one_batch_get_their_own_kind_of_answer(stack):
     """Both kinds sent to one TorchServe entry, which mixes them in its batches; the gateway itself keeps them apart."""
     version = stack.versions()[0]["version"]
-    picture = CAT.read_bytes()
+    image = CAT.read_bytes()
 
     def send(number: int) -> httpx.Response:
         route = "explanations" if number % 2 else "predictions"
         return client.post(
             f"{stack.inference}/{route}/cifar10/{version}",
-            content=picture,
+            content=image,
             headers={"content-type": "application/octet-stream", "x-gradserve": json.dumps({"size": 32 + number})},
         )
 
@@ -188,7 +188,7 @@ def test_many_images_in_one_row_are_answered_in_order(stack):
     paths = sorted(SAMPLES.glob("*/0.png"))
     images = [path.read_bytes() for path in paths]
     images.insert(3, b"no image")
-    body = b"".join(struct.pack(">I", len(picture)) + picture for picture in images)
+    body = b"".join(struct.pack(">I", len(image)) + image for image in images)
     answer = httpx.post(
         f"{stack.inference}/predictions/cifar10/{version}",
         content=body,
@@ -219,10 +219,10 @@ def test_readme_shows_the_first_answer_before_line_25():
 
 
 def test_service_answers_while_images_keep_coming_in_bad_shape(client):
-    picture = CAT.read_bytes()
-    for cut in range(0, len(picture), 200):
-        assert client.post("/predict", content=picture[:cut] or b"x").status_code in {200, 422}
-    assert client.post("/predict", content=picture).status_code == 200
+    image = CAT.read_bytes()
+    for cut in range(0, len(image), 200):
+        assert client.post("/predict", content=image[:cut] or b"x").status_code in {200, 422}
+    assert client.post("/predict", content=image).status_code == 200
 
 
 def test_torchserves_metrics_tell_the_handlers_seconds_by_stage(client, stack):

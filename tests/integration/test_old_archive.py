@@ -136,8 +136,8 @@ def predict(client: httpx.Client, image: bytes, version: str) -> dict:
 
 def explain(client: httpx.Client, version: str) -> tuple[str, list[list[float]]]:
     """The class and the rounded heatmap of the first image; and an overlay of the size that was asked for."""
-    picture = client.post("/explain", params={"version": version, "size": 48}, content=IMAGES[0])
-    assert picture.headers["content-type"] == "image/png", picture.text
+    overlay = client.post("/explain", params={"version": version, "size": 48}, content=IMAGES[0])
+    assert overlay.headers["content-type"] == "image/png", overlay.text
     told = client.post(
         "/explain", params={"version": version}, content=IMAGES[0], headers={"accept": "application/json"}
     ).json()

@@ -233,8 +233,8 @@ def test_a_large_image_is_sent_alone(run: Run) -> None:
 
     async def scene() -> None:
         shared = upstream.shared()
-        pictures = [b"first", b"small-1", b"small-2", b"large" * (MAX_SHARED_BYTES // 5 + 1), b"small-3"]
-        await asyncio.gather(*(predict(shared, picture) for picture in pictures))
+        images = [b"first", b"small-1", b"small-2", b"large" * (MAX_SHARED_BYTES // 5 + 1), b"small-3"]
+        await asyncio.gather(*(predict(shared, image) for image in images))
 
     run(scene())
     assert images_of(upstream) == [["first"], ["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]

@@ -53,8 +53,8 @@ def of_one_colour(labels: np.ndarray) -> Images:
 def test_mixed_images_have_of_each_class_the_share_that_their_label_says():
     images = of_one_colour(IMAGES.labels)
     loader, _ = training_loader(images, CIFAR10_INPUT, Augmentation(0, cutmix=1.0), batch_size=64, workers=0, seed=0)
-    pictures, labels = next(iter(loader))
-    classes = (pictures[:, 0] * CIFAR10_INPUT.std[0] + CIFAR10_INPUT.mean[0]).mul(255 / 20).round().long()
+    pixels, labels = next(iter(loader))
+    classes = (pixels[:, 0] * CIFAR10_INPUT.std[0] + CIFAR10_INPUT.mean[0]).mul(255 / 20).round().long()
     shares = torch.stack([(classes == label).float().mean((1, 2)) for label in range(10)], dim=1)
     torch.testing.assert_close(labels, shares)
     assert len(labels[labels > 0]) > 64

@@ -328,11 +328,11 @@ def test_version_that_no_plan_takes_is_refused(run, tmp_path, cache, version):
 
 
 def test_images_that_were_added_since_do_not_make_learnt_ones_held_out_or_test(tmp_path, cache):
-    pictures = tmp_path / "pictures"
-    shutil.copytree(SAMPLES, pictures)
-    recipe = Recipe(data=f"imagefolder:{pictures}", epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0)
+    images = tmp_path / "images"
+    shutil.copytree(SAMPLES, images)
+    recipe = Recipe(data=f"imagefolder:{images}", epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0)
     trained = train(recipe, tmp_path / "run", cache, registers=False)
-    shutil.copyfile(SAMPLES / "cat" / "0.png", pictures / "dog" / "another.png")
+    shutil.copyfile(SAMPLES / "cat" / "0.png", images / "dog" / "another.png")
     with pytest.raises(DataError, match="not those that the model was trained with"):
         package(str(trained), "1", tmp_path / "store", tmp_path / "files", cache)
     report = evaluate(str(trained), recipe.data, cache, tmp_path, looks=tmp_path / "looks.jsonl", explained=0)

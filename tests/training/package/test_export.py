@@ -43,7 +43,7 @@ print(json.dumps({"prediction": answers[0].decode(), "png": answers[1][:4].hex()
 
 
 @pytest.fixture(scope="module")
-def picture() -> bytes:
+def image() -> bytes:
     return png(0)
 
 
@@ -78,9 +78,9 @@ def archive(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "niceness"), [("tiny", 0), ("tiny-explain", 10)])
-def test_the_archive_works_alone_through_torchserves_own_loader(archive, picture, tmp_path, name, niceness):
+def test_the_archive_works_alone_through_torchserves_own_loader(archive, image, tmp_path, name, niceness):
     zipfile.ZipFile(archive).extractall(tmp_path / "model")
-    (tmp_path / "image.png").write_bytes(picture)
+    (tmp_path / "image.png").write_bytes(image)
     command = [sys.executable, "-c", LOADER, str(tmp_path / "model"), name, str(tmp_path / "image.png")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -30,8 +30,8 @@ with ApiClient(Configuration(host=sys.argv[1])) as client:
     told["version"] = [answer.model.name, answer.model.version]
     batch = predictions.predict_batch([b"image-of-cat", b"bad:image_unreadable"])
     told["batch"] = [batch.results[0].actual_instance.var_class, batch.results[1].actual_instance.error.code]
-    picture = {"Accept": "image/png"}  # the generator would prefer JSON
-    overlay = predictions.explain_with_http_info(b"image-of-dog", target="frog", _headers=picture)
+    as_image = {"Accept": "image/png"}  # the generator would prefer JSON
+    overlay = predictions.explain_with_http_info(b"image-of-dog", target="frog", _headers=as_image)
     told["explain"] = [overlay.data[:4].decode("latin-1"), overlay.headers["x-target"]]
     told["health"] = state.health().status
     told["models"] = state.models().versions[0].contract["classes"]
