@@ -232,6 +232,12 @@ def package(  # noqa: PLR0917 - every option is an argument
             max=1,
         ),
     ] = 0.5,
+    thumbnails: Annotated[  # noqa: FBT002 - a flag
+        bool,
+        typer.Option(
+            help="Store small copies of some training images in the archive, to show images similar to a caller's."
+        ),
+    ] = True,
     sign: Annotated[
         Path | None, typer.Option(help="Sign the archive with this private key (gradserve archive sign).")
     ] = None,
@@ -263,6 +269,7 @@ def package(  # noqa: PLR0917 - every option is an argument
             max_drop=max_drop / 100,
             explain_images=explain_images,
             max_alike=max_alike,
+            thumbnails=thumbnails,
             sign=partial(sign_with, sign) if sign else None,
         )
     if (measured := made.contract.accepted.figures.held_out) is not None:

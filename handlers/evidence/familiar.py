@@ -125,3 +125,12 @@ METHODS: dict[str, Method] = {
     "vim": _vim,
 }
 """By the contract's names; functions take store, k, probabilities (N, K) and features (N, D)."""
+
+TENSORS = {
+    "knn": ("features",),
+    "max_probability": (),
+    "energy": ("head_weight", "head_bias"),
+    "mahalanobis": ("whitening", "whitened_means"),
+    "vim": ("head_weight", "head_bias", "vim_origin", "vim_principal", "vim_scale"),
+}
+"""The store's tensors that each method needs."""

@@ -1,21 +1,25 @@
-"""Logits of many images in memory, preprocessed as serving does it; used to validate, evaluate and calibrate."""
+"""Outputs for many images in memory, preprocessed as serving does it; used to validate, evaluate and calibrate."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from handlers.engines import run_all
 from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from contracts.model import Input
+    from handlers.engines import Engine
+
+_CHUNK = 256  # images normalised at a time
 
 
 def predict_logits(
@@ -54,3 +58,16 @@ def compute_logits(
     network.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         return torch.cat([network(batch).float().cpu() for batch in batches])
+
+
+def run_engine(
+    engine: Engine, images: NDArray[np.uint8], size: Input
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return probabilities (N, K) and pooled features (N, D) of `images` (N, H, W, 3) uint8; None if it gives none."""
+    probabilities, features = [], []
+    for start in range(0, len(images), _CHUNK):
+        outputs = run_all(engine, normalise(images[start : start + _CHUNK], size))
+        probabilities.append(outputs.probabilities)
+        features.append(outputs.features)  # the maps are let go: of many classes they fill the memory
+    pooled = [part for part in features if part is not None]
+    return np.concatenate(probabilities), np.concatenate(pooled) if pooled else None

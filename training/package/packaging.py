@@ -31,8 +31,9 @@ from training.data.images import divide, load_training_images
 from training.errors import DataError, ExportError, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.explanations import MAX_ALIKE, SIMILARITY_IMAGES, check_classes_differ, choose_explanation
-from training.evaluate.inference import predict_logits
+from training.evaluate.inference import predict_logits, run_engine
 from training.package.artifacts import find_model, read_model
+from training.package.evidence import FAMILIARITY, linear_head, write_evidence
 from training.package.export import REFERENCE_IMAGES, REFUSED, package_directory, write_reference
 from training.package.quantise import GATE, MAX_DROP, GateRefused, add_engine, remove_engines
 from training.recipe import Recipe, recipe_from_dict
@@ -80,6 +81,7 @@ def package(
     max_drop: float = MAX_DROP,
     explain_images: int = 0,
     max_alike: float = MAX_ALIKE,
+    thumbnails: bool = True,
     sign: Callable[[Path], None] | None = None,
 ) -> Package:
     """Writes the version's files to `folder` and its archive to `store`.
@@ -96,6 +98,7 @@ def package(
         max_drop: the loss of held-out accuracy, as a share, above which OpenVINO's engine is refused.
         explain_images: how many held-out images choose the heatmaps' layer and method; 0 keeps the model's.
         max_alike: the rank correlation of heatmaps for the first two classes above which the version is refused.
+        thumbnails: whether the archive holds small copies of training images, to show similar ones.
         sign: called with the archive before it is registered; puts its signature beside it, as `<archive>.sig`.
 
     Raises:
@@ -127,12 +130,13 @@ def package(
                 max_drop=max_drop,
                 explain_images=explain_images,
                 max_alike=max_alike,
+                thumbnails=thumbnails,
             )
         except GateRefused:
             (Path(scratch) / GATE).replace(folder / REFUSED)
             raise
         remove_engines(folder)
-        for name in (EXPLANATIONS, REFUSED):
+        for name in (EXPLANATIONS, FAMILIARITY, REFUSED):
             (folder / name).unlink(missing_ok=True)
         for path in Path(scratch).iterdir():
             path.replace(folder / path.name)
@@ -172,6 +176,7 @@ def _write_version(
     max_drop: float,
     explain_images: int,
     max_alike: float,
+    thumbnails: bool,
 ) -> Contract:
     """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
@@ -213,6 +218,7 @@ def _write_version(
         contract = _choose_explanation(contract, network, folder, held_out.sample(explain_images), max_alike)
         alike = _class_correlation(contract, network, held_out, logits, max_alike)
     contract = _with_figures(contract, replace(contract.accepted.figures, explain_class_correlation=alike))
+    contract = _add_evidence(contract, network, folder, training, held_out, thumbnails=thumbnails)
     model_contract.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
     return contract
@@ -252,6 +258,21 @@ def _choose_explanation(
     (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     figures = replace(contract.accepted.figures, explain_images=len(images))
     return _with_figures(replace(contract, explain=choice), figures)
+
+
+def _add_evidence(
+    contract: Contract, network: nn.Module, folder: Path, training: Images, held_out: Images, *, thumbnails: bool
+) -> Contract:
+    """Return the contract with the settings of `evidence.safetensors`, which is written to `folder`."""
+    layer = contract.explain.sharp_layer
+    engine = build_engine(contract.engine, network, directory=folder, device="cpu", sharp_layer=layer)
+
+    def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        return run_engine(engine, images, contract.input)
+
+    evidence, areas = write_evidence(folder, answer, linear_head(network), training, held_out, thumbnails=thumbnails)
+    figures = replace(contract.accepted.figures, familiarity=areas)
+    return _with_figures(replace(contract, evidence=evidence), figures)
 
 
 def _with_figures(contract: Contract, figures: Figures) -> Contract:
