@@ -14,13 +14,14 @@ import torch
 from mlflow.entities import Metric
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from handlers.engines import build_engine, predict_all, softmax
+from handlers.engines import build_engine, softmax
 from handlers.preprocess import normalise
 from training.data.images import divide, has_test_part, load_test_images, load_training_images
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, reliability
 from training.evaluate.card import write_card
 from training.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from training.evaluate.evidence import MeasuredEvidence, measure_familiar
 from training.evaluate.explanations import explain, measure_explanation
 from training.evaluate.figures import (
     SAMPLES,
@@ -30,6 +31,7 @@ from training.evaluate.figures import (
     plot_confusion,
     plot_explanation,
 )
+from training.evaluate.inference import run_engine
 from training.evaluate.test_set_log import record_look
 from training.package.artifacts import find_model, read_model, weights_sha256
 from training.recipe import recipe_from_dict
@@ -134,16 +136,15 @@ def evaluate(
             "pass --data with images of the model's classes"
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = build_engine(contract.engine, network, directory=folder, device=device)
-    parts = [
-        predict_all(engine, normalise(images.images[start : start + 1000], contract.input))
-        for start in range(0, len(images), 1000)
-    ]
-    probabilities = np.concatenate(parts)
+    layer = contract.explain.sharp_layer
+    engine = build_engine(contract.engine, network, directory=folder, device=device, sharp_layer=layer)
+    evidence = MeasuredEvidence(folder, contract)
+    probabilities, features = run_engine(engine, images.images, contract.input)
     identity = _identity(folder, contract, images, data, part)
     if part == TRAINING:
         logger.warning("the model learnt from these very images: what it makes of them says nothing about others")
     report = identity | _figures(probabilities, images.labels, contract)
+    report |= _measure_evidence(evidence, probabilities, features, images.labels)
     record_look(
         looks,
         "gradserve evaluate",
@@ -160,7 +161,7 @@ def evaluate(
     _draw(probabilities, images, contract, network.to(device), output)
     explanation = _measure_explanation(network, contract, engine, images, explained) if explained else {}
     if corrupted:
-        report["corrupted"] = measure_corrupted(engine, images.sample(corrupted), contract)
+        report["corrupted"] = measure_corrupted(engine, images.sample(corrupted), contract, evidence)
     report["seconds"] = round(time.perf_counter() - started, 1)
     _write(output / "metrics.json", report)
     if explanation:
@@ -174,21 +175,64 @@ def evaluate(
     return report
 
 
-def measure_corrupted(engine: Engine, images: Images, contract: Contract) -> dict[str, Any]:
-    """Return accuracy and calibration error on `images` corrupted in 15 kinds and five severities, mean and by kind."""
-    kinds: dict[str, dict[str, float]] = {}
+def _measure_evidence(
+    evidence: MeasuredEvidence,
+    probabilities: NDArray[np.float32],
+    features: NDArray[np.float32] | None,
+    labels: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Return the figures of familiarity and answer sets, of those that the version has."""
+    figures: dict[str, Any] = {}
+    familiar = evidence.familiar(probabilities, features)
+    if familiar is not None:
+        figures["familiarity"] = measure_familiar(familiar, probabilities.argmax(axis=1) == labels)
+    if sets := evidence.measure_sets(probabilities, labels):
+        figures["answer_sets"] = sets
+    return figures
+
+
+def measure_corrupted(engine: Engine, images: Images, contract: Contract, evidence: MeasuredEvidence) -> dict[str, Any]:
+    """Return figures on `images` corrupted in 15 kinds and five severities: mean, by severity, and by kind.
+
+    Each kind has `severities`, five objects of accuracy, calibration error and, if the version can tell, the share of
+    `familiar` images. The answer sets' figures are those on all corrupted images together.
+    """
+    kinds: dict[str, dict[str, Any]] = {}
+    answers = []
     for kind in CORRUPTIONS:
         found = []
         for severity in SEVERITIES:
             pixels = corrupt(images.images, kind, severity)
-            probabilities = predict_all(engine, normalise(pixels, contract.input))
-            error = expected_calibration_error(probabilities, images.labels)
-            found.append((float((probabilities.argmax(axis=1) == images.labels).mean()), error))
-        accuracy, error = np.mean(found, axis=0).round(4).tolist()
-        kinds[kind] = {"accuracy": accuracy, "expected_calibration_error": error}
-        logger.info("%s: accuracy %.3f, calibration error %.3f", kind, accuracy, error)
-    means = {name: round(float(np.mean([of_kind[name] for of_kind in kinds.values()])), 4) for name in kinds["fog"]}
-    return {"images": len(images), **means, "kinds": kinds}
+            probabilities, features = run_engine(engine, pixels, contract.input)
+            answers.append(probabilities)
+            found.append(_robustness(evidence, probabilities, features, images.labels))
+        kinds[kind] = _means(found) | {"severities": found}
+        logger.info("%s: accuracy %.3f", kind, kinds[kind]["accuracy"])
+    by_severity = [_means([row["severities"][place] for row in kinds.values()]) for place in range(len(SEVERITIES))]
+    report = {"images": len(images), **_means(by_severity), "severities": by_severity, "kinds": kinds}
+    if sets := evidence.measure_sets(np.concatenate(answers), np.tile(images.labels, len(answers))):
+        report["answer_sets"] = sets
+    return report
+
+
+def _robustness(
+    evidence: MeasuredEvidence,
+    probabilities: NDArray[np.float32],
+    features: NDArray[np.float32] | None,
+    labels: NDArray[np.int64],
+) -> dict[str, float]:
+    row = {
+        "accuracy": round(float((probabilities.argmax(axis=1) == labels).mean()), 4),
+        "expected_calibration_error": round(expected_calibration_error(probabilities, labels), 4),
+    }
+    familiar = evidence.familiar(probabilities, features)
+    return row if familiar is None else row | {"familiar": round(float(familiar.mean()), 4)}
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the means of the numbers in `rows`, by name."""
+    names = [name for name, value in rows[0].items() if isinstance(value, float)]
+    return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in names}
 
 
 def _choose_images(contract: Contract, data: str, cache: Path) -> tuple[Images, str]:

@@ -1,10 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from contracts.evidence import AnswerSet, Evidence, Familiar
 from contracts.model import Contract, Engine
+from handlers.engines import Outputs
+from handlers.evidence.store import EVIDENCE
 from training.data.images import CIFAR10_INPUT, Images
 from training.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from training.evaluate.evaluate import measure_corrupted
+from training.evaluate.evidence import MeasuredEvidence
 
 
 def smooth(count: int = 8) -> np.ndarray:
@@ -59,21 +66,30 @@ def test_blurs_keep_an_even_image_as_it_is():
         assert np.abs(corrupt(grey, kind, 5).astype(int) - 100).max() <= 1, kind
 
 
-def test_report_has_each_kinds_mean_over_severities_and_the_mean_over_kinds():
+def test_report_has_each_kind_and_severity_with_their_means(tmp_path):
     class Bright:
         """Answers class 1, surely, where an image's mean is above the middle."""
 
-        def predict(self, images):
+        def run(self, images):
             right = (images.mean(axis=(1, 2, 3)) > 0).astype(np.float32)
-            return np.stack([1 - right, right], axis=1)
+            return Outputs(np.stack([1 - right, right], axis=1), features=images.mean(axis=(2, 3)))
 
     dark, bright = np.full((2, 16, 32, 32, 3), [[[[[60]]]], [[[[140]]]]], np.uint8)
     images = Images(np.concatenate([dark, bright]), np.arange(32) // 16, ("dark", "bright"))
     contract = Contract("x", "1", images.classes, CIFAR10_INPUT, "resnet18_small", engine=Engine())
-    report = measure_corrupted(Bright(), images, contract)
+    familiar = Familiar("max_probability", neighbours=0, images=4)
+    contract = replace(contract, evidence=Evidence(familiar, answer_set=AnswerSet(4)))
+    scores = {"familiarity_scores": np.full(4, 0.9, np.float32), "answer_set_scores": np.zeros(4, np.float32)}
+    save_file(scores, tmp_path / EVIDENCE)
+    report = measure_corrupted(Bright(), images, contract, MeasuredEvidence(tmp_path, contract))
     assert report["images"] == 32
     assert set(report["kinds"]) == set(CORRUPTIONS)
-    assert report["kinds"]["gaussian_noise"] == {"accuracy": 1.0, "expected_calibration_error": 0.0}
+    surely_right = {"accuracy": 1.0, "expected_calibration_error": 0.0, "familiar": 1.0}
+    assert report["kinds"]["gaussian_noise"] == surely_right | {"severities": [surely_right] * 5}
     # The highest severity makes the dark ones bright.
     assert report["kinds"]["brightness"]["accuracy"] == pytest.approx(0.9)
+    assert [row["accuracy"] for row in report["kinds"]["brightness"]["severities"]] == [1, 1, 1, 1, 0.5]
+    assert report["severities"][4]["accuracy"] < report["severities"][0]["accuracy"] == 1
+    half = report["answer_sets"][0]
+    assert (half["asked"], half["mean_size"], half["coverage"]) == (0.8, 1, pytest.approx(report["accuracy"], abs=1e-3))
     assert report["accuracy"] == pytest.approx(np.mean([row["accuracy"] for row in report["kinds"].values()]), abs=1e-4)

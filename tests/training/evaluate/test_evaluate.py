@@ -178,7 +178,9 @@ def test_explanations_are_measured_for_file_and_card(run, evaluation):
     card = (evaluation.folder / "card.md").read_text()
     assert f"accuracy **{report['accuracy']:.2%}**" in card
     assert "| training images | `80` |" in card
-    assert f"| frost | {report['corrupted']['kinds']['frost']['accuracy']:.3f} |" in card
+    frost = report["corrupted"]["kinds"]["frost"]
+    assert f"| frost | {frost['severities'][0]['accuracy']:.3f} (" in card
+    assert f"| {frost['accuracy']:.3f} ({frost['expected_calibration_error']:.3f}) |" in card
     (where,) = json.loads((run / "contract.json").read_text())["accepted"]["provenance"]["environments"]
     assert f"| git commit | `{where['git_commit']}` |" in card
     assert f"| heatmaps | {report['explanation']['deletion_area']:.3f} |" in card
