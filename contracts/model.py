@@ -70,13 +70,16 @@ class Explanation:
     """Source of heatmaps: CAM layer, default method and the methods a caller may ask for.
 
     `layer` is a module path in the network, or several joined by `+`, whose heatmaps are averaged. `sharp_layer` is the
-    one whose activations sharpen heatmaps made in the forward pass; None for a network that gives none.
+    one whose activations sharpen heatmaps made in the forward pass; None for a network that gives none. `forward` has
+    the methods that the engine makes in the forward pass of a prediction: the gateway sends these to the entry that
+    predicts, the others to the one that explains.
     """
 
     layer: str = "layer4"  # the most faithful of a well-trained network; docs/explanation/training.md
     method: str = "gradcam"
     methods: tuple[str, ...] = ("gradcam", "gradcam++", "layercam", "eigencam")
     sharp_layer: str | None = None
+    forward: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def dump(contract: Contract) -> dict[str, Any]:
     if contract.schema == 2:
         _remove_figures_of_3(data["accepted"])
     if contract.schema < 3:
-        del data["evidence"], data["explain"]["sharp_layer"]
+        del data["evidence"], data["explain"]["sharp_layer"], data["explain"]["forward"]
     return {"schema": data.pop("schema"), **data}
 
 
@@ -304,6 +307,7 @@ def _explanation(fields: Fields | None) -> Explanation:
         method=fields.maybe("method", fields.text) or default.method,
         methods=fields.maybe("methods", partial(fields.texts, most_items=100)) or default.methods,
         sharp_layer=fields.maybe("sharp_layer", fields.text),
+        forward=fields.maybe("forward", partial(fields.texts, most_items=100)) or default.forward,
     )
     fields.end()
     return read

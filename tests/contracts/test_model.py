@@ -42,7 +42,7 @@ HEAT = HeatmapFigures(0.96, 1.0, 0.92, 0.99, -0.4, 0.2, (("fc", 0.2), ("layer4",
 NEWEST = replace(
     CONTRACT,
     schema=3,
-    explain=replace(CONTRACT.explain, sharp_layer="layer3"),
+    explain=replace(CONTRACT.explain, sharp_layer="layer3", forward=("gradcam",)),
     evidence=Evidence(Familiar("knn", 10, 5000), Similar(5000, True, 0.97), AnswerSet(5000), (("similar", "too few"),)),
     accepted=replace(
         FIRST,
@@ -87,7 +87,8 @@ def test_a_contract_of_schema_2_is_dumped_without_what_schema_3_brought():
     released = json.loads(RELEASED.read_text(encoding="utf-8"))
     assert model.dump(replace(model.parse(released), schema=2)).keys() == released.keys() - {"evidence"}
     second = json.dumps(model.dump(replace(NEWEST, schema=2)))
-    new = ("evidence", "sharp_layer", "explanations", "random_heat", '"familiarity"', "engine_heatmap_correlation")
+    figures = ("explanations", "random_heat", '"familiarity"', "engine_heatmap_correlation")
+    new = ("evidence", "sharp_layer", '"forward"', *figures)
     assert not [name for name in new if name in second]
     assert model.parse(json.loads(second)).accepted.figures == FIRST.figures
 

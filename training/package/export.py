@@ -135,9 +135,10 @@ def _stage(source: Path, stage: Path) -> str:
             raise ExportError(f"{path} has a name that the archive needs for itself: rename it")
         shutil.copyfile(path, stage / path.name)
     for package in _CODE:
-        (stage / package.name).mkdir()
-        for path in sorted(package.glob("*.py")):
-            shutil.copyfile(path, stage / package.name / path.name)
+        for path in sorted(package.rglob("*.py")):
+            copy = stage / package.name / path.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     (stage / _CONFIG_NAME).write_text(MODEL_CONFIG, encoding="utf-8")
     # TorchServe imports the entry as a top-level module: the archiver wants it there too.
     shutil.copyfile(_HANDLERS / _ENTRY_NAME, stage / _ENTRY_NAME)

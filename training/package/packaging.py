@@ -25,7 +25,9 @@ from contracts.model import Figures, Measured
 from contracts.names import VERSION
 from handlers.build import digest
 from handlers.engines import OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.engines.with_evidence import gives_evidence
 from handlers.errors import EngineError
+from handlers.evidence.heatmaps import FORWARD_METHODS
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.data.images import divide, load_training_images
 from training.errors import DataError, ExportError, ModelError
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from contracts.model import Accepted, Contract
+    from contracts.model import Accepted, Contract, Explanation
     from handlers.engines import Engine
     from training.data.images import Images
     from training.package.quantise import GateReport
@@ -54,6 +56,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPLANATIONS = "explanations.json"
+
+SHARP_LAYER = "layer3"
+"""The layer whose activations sharpen heatmaps; docs/explanation/explanations.md has the measurements."""
+
+FORWARD_DEFAULT = "contrastcam"
+"""The default method of a model for which held-out images have chosen none; docs/explanation/explanations.md."""
 
 # By how much a probability may be off on another machine: far above what other vector instructions and the order of
 # operations change in each precision, far below what a wrong weight or transform changes.
@@ -180,6 +188,7 @@ def _write_version(
 ) -> Contract:
     """Writes all of the version's files to the empty `folder` and returns its contract."""
     _save_half(network, folder / "weights.safetensors")
+    contract = replace(contract, explain=_with_forward_methods(contract, network), evidence=None)
     training, held_out = _split_again(contract.accepted, cache)
     logits = predict_logits(network, held_out.images, contract.input).numpy()
     if not explain_images:  # refused before an engine is quantised, which takes minutes
@@ -222,6 +231,25 @@ def _write_version(
     model_contract.save(contract, folder / "contract.json")
     _write_reference(contract, network, folder, held_out)
     return contract
+
+
+def _with_forward_methods(contract: Contract, network: nn.Module) -> Explanation:
+    """Return the contract's heatmaps with the methods that `network` gives in the forward pass, first.
+
+    One of them is the default unless held-out images once chose another.
+    """
+    explain = contract.explain
+    sharp_layer = explain.sharp_layer or SHARP_LAYER
+    if not gives_evidence(network, sharp_layer):
+        return replace(explain, sharp_layer=None, forward=())
+    was_chosen = contract.accepted.figures.explain_images > 0
+    return replace(
+        explain,
+        method=explain.method if was_chosen else FORWARD_DEFAULT,
+        methods=(*FORWARD_METHODS, *(method for method in explain.methods if method not in FORWARD_METHODS)),
+        sharp_layer=sharp_layer,
+        forward=FORWARD_METHODS,
+    )
 
 
 def _register(made: Package) -> None:
@@ -325,6 +353,7 @@ def _with_engine(figures: Figures, report: GateReport) -> Figures:
         figures,
         served=Measured(measured.accuracy, measured.calibration_error_before, measured.calibration_error),
         engine_agreement=report.agreement,
+        engine_heatmap_correlation=report.heatmap_correlation,
         # Heatmaps are the full-precision network's, which may hold the image for something else than was answered.
         explainer_disagreement=round(1 - report.agreement, 6),
     )

@@ -1,7 +1,8 @@
 """Makes a version's engine files, OpenVINO's graph whole or in 8-bit integers, and decides whether they may be used.
 
-The gate compares the engine with the full-precision network on the held-out images and refuses it when accuracy falls
-by more than a bound. What it saw is written to `gate.json`, which travels with the archive.
+The gate compares the engine with the full-precision network on the held-out images. It refuses the engine when accuracy
+falls by more than a bound, or when its heatmaps are others. What it saw is written to `gate.json`, which travels with
+the archive.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ import numpy as np
 import torch
 
 from contracts.model import Engine
-from handlers.engines import OPENVINO_FILES, build_engine, predict_all, softmax
+from handlers.engines import OPENVINO_FILES, build_engine, predict_all, run_all, softmax
 from handlers.engines.with_evidence import OUTPUTS, WithEvidence
 from handlers.errors import EngineError
+from handlers.evidence.heatmaps import FORWARD_METHODS, heatmap
 from handlers.preprocess import normalise
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
+from training.evaluate.explanations import rank_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from contracts.model import Contract
+    from handlers.engines import Engine as RunningEngine
     from training.data.images import Images
 
 CALIBRATION_IMAGES = 1024
@@ -42,15 +46,27 @@ CALIBRATION_IMAGES = 1024
 MAX_DROP = 0.003
 """The largest loss of held-out accuracy, as a share: 0.3 points."""
 
+MIN_HEATMAP_CORRELATION = 0.95
+"""The smallest median rank correlation of the engine's heatmaps with full precision's."""
+
+HEATMAP_IMAGES = 200
+
 GATE = "gate.json"
 
 
 class GateRefused(ModelError):
-    """The engine loses more accuracy than allowed; the report is written all the same."""
+    """The engine loses more accuracy, or changes heatmaps more, than allowed; the report is written all the same."""
 
     def __init__(self, report: GateReport) -> None:
+        engine = f"{report.engine.name} {report.engine.precision}"
+        if report.drop <= report.max_drop:
+            super().__init__(
+                f"the heatmaps of {engine} have a median rank correlation of {report.heatmap_correlation} with those "
+                f"of full precision, less than {MIN_HEATMAP_CORRELATION}: package with another precision"
+            )
+            return
         super().__init__(
-            f"{report.engine.name} {report.engine.precision} loses {report.drop * 100:.2f} points of held-out accuracy "
+            f"{engine} loses {report.drop * 100:.2f} points of held-out accuracy "
             f"({report.reference.accuracy:.2%} to {report.measured.accuracy:.2%}), more than "
             f"{report.max_drop * 100:.2f}: package with another precision, or raise the bound knowingly"
         )
@@ -71,6 +87,8 @@ class GateReport:
     """The comparison of an engine with the full-precision network on the held-out images.
 
     `agreement` is the share of images on which both give the same class, over all and by the class of full precision.
+    `heatmap_correlation` is the median rank correlation of their heatmaps, for the method of the forward pass that
+    agrees least; None if the engine makes none.
     """
 
     engine: Engine
@@ -83,11 +101,13 @@ class GateReport:
     drop: float
     max_drop: float
     versions: dict[str, str]
+    heatmap_correlation: float | None = None
 
     @property
     def passed(self) -> bool:
         """Return True if the engine may be used."""
-        return self.drop <= self.max_drop
+        alike = self.heatmap_correlation
+        return self.drop <= self.max_drop and (alike is None or alike >= MIN_HEATMAP_CORRELATION)
 
 
 def add_engine(
@@ -105,7 +125,7 @@ def add_engine(
 
     Args:
         network: full precision, with the weights that the version keeps.
-        contract: the version's; its engine is not looked at.
+        contract: the version's; its engine is not looked at. With `explain.sharp_layer`, the engine makes heatmaps.
         folder: the version's.
         precision: `fp32`, `bf16` or `int8`.
         training: images to calibrate `int8` with.
@@ -117,7 +137,7 @@ def add_engine(
         The report; its `engine` is the contract's, temperature included.
 
     Raises:
-        GateRefused: the loss is larger.
+        GateRefused: the loss is larger, or the heatmaps differ.
         EngineError: the precision is unknown, or OpenVINO cannot run here.
     """
     if precision not in OPENVINO_FILES:
@@ -125,9 +145,17 @@ def add_engine(
     network = network.to("cpu").eval()
     path = folder / OPENVINO_FILES[precision]
     chosen = training.images[_evenly(len(training), CALIBRATION_IMAGES)] if precision == "int8" else training.images[:0]
-    write_graph(network, path, normalise(chosen, contract.input), (contract.input.height, contract.input.width))
+    size, sharp_layer = (contract.input.height, contract.input.width), contract.explain.sharp_layer
+    write_graph(network, path, normalise(chosen, contract.input), size, sharp_layer=sharp_layer)
     other = _log_probabilities(Engine("openvino", precision), contract, folder, held_out)
     report = _compare(logits, other, held_out, precision=precision, calibration_images=len(chosen), max_drop=max_drop)
+    if sharp_layer is not None:
+        engines = (
+            build_engine(choice, network, directory=folder, device="cpu", sharp_layer=sharp_layer)
+            for choice in (Engine(), report.engine)
+        )
+        images = normalise(held_out.sample(HEATMAP_IMAGES).images, contract.input)
+        report = replace(report, heatmap_correlation=_compare_heatmaps(*engines, images))
     text = json.dumps({"schema": 1, "passed": report.passed, **asdict(report)}, indent=2)
     (folder / GATE).write_text(text + "\n", encoding="utf-8")
     if not report.passed:
@@ -164,6 +192,18 @@ def _compare(
         max_drop=max_drop,
         versions={name: version(name) for name in ("openvino", "nncf", "torch")},
     )
+
+
+def _compare_heatmaps(whole: RunningEngine, other: RunningEngine, images: NDArray[np.float32]) -> float:
+    """Return the median rank correlation of two engines' heatmaps for the classes of `whole`, by the worst method."""
+    expected, found = run_all(whole, images), run_all(other, images)
+    targets = expected.probabilities.argmax(axis=1)
+    size = (images.shape[2], images.shape[3])
+    medians = [
+        np.median(rank_correlation(*(heatmap(outputs, targets, method, size)[0] for outputs in (expected, found))))
+        for method in FORWARD_METHODS
+    ]
+    return round(float(min(medians)), 4)
 
 
 def remove_engines(folder: Path) -> None:
