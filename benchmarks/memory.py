@@ -1,4 +1,7 @@
-"""Measure a handler's resident memory over thousands of explanations, and its slope: explaining must not leak.
+"""Measure a handler's resident memory over thousands of explanations of every kind, and its slope: none may leak.
+
+Kinds: each method of the contract as numbers and as an overlay, with answer set, similar images and the test, and the
+thumbnails of examples.
 
 python benchmarks/memory.py [MODEL_FOLDER] [--explanations 5000]
 """
@@ -12,21 +15,26 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 import argparse
 import io
 import json
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from contracts import model as model_contract
-from contracts.model import Engine
-from contracts.wire import Options
+from contracts.wire import ImageOptions, Options
 from handlers.archive import load_network
 from handlers.engines import build_engine
-from handlers.explain import METHODS, Explainer
+from handlers.evidence.archive_evidence import load_evidence
+from handlers.explain import Explainer
 from handlers.model import ServedModel
 from handlers.wire import Row
 from training.tracking.store import environment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 STEP = 50
 FLAT = 1024  # bytes per explanation; a graph that is kept would add a million
@@ -45,8 +53,9 @@ def main() -> None:
     network, device = load_network(chosen.folder, contract), torch.device("cpu")
     model = ServedModel(
         contract,
-        build_engine(Engine(), network, directory=chosen.folder, device=device),
+        build_engine(contract.engine, network, directory=chosen.folder, device=device),
         lambda: Explainer(network, contract.explain, device=device),
+        load_evidence(chosen.folder, contract),
     )
     resident = explain(model, chosen.explanations)
     report = summarise(resident, contract)
@@ -60,19 +69,33 @@ def main() -> None:
 
 
 def explain(model: ServedModel, count: int) -> list[int]:
-    """Return the resident bytes after every `STEP` explanations, with methods, formats and sizes in turn."""
+    """Return the resident bytes after every `STEP` explanations, with kinds and sizes in turn."""
     rng = np.random.default_rng(0)
-    methods = [method for method in METHODS if method in model.contract.explain.methods]
+    kinds = [*all_kinds(model)]
     resident = []
     for number in range(count):
-        image = rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8)
-        choice = Options(method=methods[number % len(methods)], format="json" if number % 7 == 0 else "png")
-        (answer,) = model.answer([Row("explain", choice, [encode(image)])])
+        image = encode(rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8))
+        (answer,) = model.answer([kinds[number % len(kinds)](image)])
         if answer.body.startswith(b'{"results":[{"error'):
             raise SystemExit(f"an explanation failed: {answer.body!r}")
         if (number + 1) % STEP == 0:
             resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     return resident
+
+
+def all_kinds(model: ServedModel) -> Iterator[Callable[[bytes], Row]]:
+    """Yield a function from an image to the row that asks for it, for each kind of explanation."""
+    for method in model.contract.explain.methods:
+        for form in ("json", "png"):
+            asked = ImageOptions(explain=True, method=method, coverage=0.95, test=True)
+            yield partial(_row, Options(images=(asked,), format=form))
+    evidence = model.contract.evidence
+    if evidence is not None and evidence.similar is not None and evidence.similar.thumbnails:
+        yield lambda _: Row("example", Options(example=0))
+
+
+def _row(options: Options, image: bytes) -> Row:
+    return Row("predict", options, [image])
 
 
 def summarise(resident: list[int], contract: model_contract.Contract) -> dict:

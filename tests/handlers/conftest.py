@@ -84,7 +84,7 @@ def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest
 
 @pytest.fixture(scope="session")
 def evident(model: ServedModel) -> ServedModel:
-    """The model with the evidence of 40 images; all but one of the held-out ones are more familiar than noise."""
+    """The model with the evidence of 40 images; every image is less familiar than all held-out ones."""
     size = model.contract.input
     pixels = np.random.default_rng(7).integers(0, 256, (40, size.height, size.width, 3), dtype=np.uint8)
     features = model.engine.run(normalise(pixels, size)).features
@@ -95,8 +95,8 @@ def evident(model: ServedModel) -> ServedModel:
     store = {
         "features": unit_vectors(features),
         "labels": np.repeat(np.arange(10), 4).astype(np.int32),
-        "familiarity_scores": np.linspace(0.99999, 1, 100, dtype=np.float32),
-        "answer_set_scores": np.linspace(0, 1, 99, dtype=np.float32),
+        "familiarity_scores": np.linspace(2, 3, 100, dtype=np.float32),
+        "answer_set_scores": np.full(99, 0.5, dtype=np.float32),
         "thumbnails": np.frombuffer(b"".join(file.getvalue() for file in files), dtype=np.uint8),
         "thumbnail_ends": np.cumsum([len(file.getvalue()) for file in files]),
     }
