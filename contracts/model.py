@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SCHEMA = 2
+SCHEMA = 3
 READABLE = (1, 2, 3)
 MAX_BYTES = 16_000_000
 MAX_CLASSES = 100_000

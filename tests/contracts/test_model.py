@@ -124,7 +124,7 @@ def test_an_ancestor_in_a_checkpoint_of_the_first_release_is_read():
     ("changes", "sentence"),
     [
         ({"schema": 4}, "contract field schema is 4, expected 1 or 2 or 3"),
-        ({"evidence": {}}, "evidence is {}, expected no such field"),
+        ({"schema": 2, "evidence": {}}, "evidence is {}, expected no such field"),
         ({"schema": 1.0}, "schema is 1.0"),
         ({"schema": True}, "schema is True"),
         ({"name": "../x"}, "name is '../x', expected a text that matches"),
