@@ -1,6 +1,7 @@
-"""Measure all layers and methods for heatmaps on held-out images, as `package` does before it chooses.
+"""Measure the candidates for heatmaps on held-out images, as `package --explain-images` does before it chooses.
 
-The script writes the figures, and an image that shows the layers side by side.
+The script writes the figures, and an image that shows the methods side by side: for the classes of images of two
+things, for right and wrong answers, and for images of something else.
 
     python benchmarks/explanations.py [MODEL_FOLDER] [--images 500]
 """
@@ -26,8 +27,9 @@ from matplotlib.figure import Figure
 
 from handlers.engines import build_engine, predict_all
 from handlers.preprocess import normalise
-from training.evaluate.explanations import LAYERS, choose_explanation, explain
 from training.evaluate.figures import overlay
+from training.evaluate.heatmaps.choice import CANDIDATES, choose_explanation
+from training.evaluate.heatmaps.passes import explain, run
 from training.package.artifacts import read_model, weights_sha256
 from training.package.packaging import split_images
 from training.recipe import recipe_from_dict
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from contracts.model import Contract
     from training.data.images import Images
 
-RIGHT, WRONG = 5, 3  # images in the contact sheet
+SHOWN = tuple(row for row in CANDIDATES if row[0] in {"contrastcam", "sharpcam", "cam"} or "+" in row[1])[::-1]
+COLUMNS = ("0.8.0's default", "cam = Grad-CAM, layer4", "sharpcam", "contrastcam")
+TWO, RIGHT, WRONG = 2, 2, 2  # images in the contact sheet; each of the first two has two rows
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "explanations.json"
 IMAGE = Path(__file__).parents[1] / "docs" / "heatmap-layers.png"
@@ -58,7 +62,7 @@ def main() -> None:
     engine = build_engine(contract.engine, network, directory=chosen.folder, device=torch.device("cpu"))
     draw(contract, network, shown, predict_all(engine, images).argmax(axis=1), chosen.image)
     started = time.perf_counter()
-    _, measured = choose_explanation(network, contract, engine, images)
+    _, measured = choose_explanation(network, contract, engine, images, shown.labels, max_alike=1)
     report = {
         "model": f"{contract.name} {contract.version}",
         "weights_sha256": weights_sha256(chosen.folder),
@@ -74,41 +78,73 @@ def main() -> None:
 
 
 def draw(contract: Contract, network: torch.nn.Module, shown: Images, answers: np.ndarray, path: Path) -> None:
-    """Draw a row for each image, right answers first, and a column for each layer, by the contract's first method."""
-    right = answers == shown.labels
-    rows = [*np.flatnonzero(right)[:RIGHT], *np.flatnonzero(~right)[:WRONG]]
-    images = normalise(shown.images[rows], contract.input)
-    method = contract.explain.methods[0]
-    heatmaps = [
-        explain(network, replace(contract.explain, layer=layer, method=method), images, answers[rows])
-        for layer in LAYERS
+    """Draw a row for each image and class asked for, and a column for each method."""
+    rows = [*two_things(contract, shown, answers), *answered(contract, shown, answers), *unfamiliar(contract, network)]
+    pixels, targets = np.stack([row[0] for row in rows]), np.array([row[1] for row in rows])
+    images = normalise(pixels, contract.input)
+    choices = [
+        replace(contract.explain, method=method, layer=layer, sharp_layer=sharp) for method, layer, sharp in SHOWN
     ]
-    figure = Figure(figsize=(1.6 * (len(LAYERS) + 1), 1.75 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), len(LAYERS) + 1)
+    heatmaps = [explain(network, choice, images, targets) for choice in choices]
+    figure = Figure(figsize=(1.6 * (len(COLUMNS) + 1), 1.75 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(COLUMNS) + 1)
     for axes in grid.flat:
         axes.axis("off")
-    for number, index in enumerate(rows):
-        grid[number, 0].imshow(shown.images[index])
-        answer, label = contract.classes[answers[index]], contract.classes[shown.labels[index]]
-        grid[number, 0].set_title(answer if answer == label else f"{answer} (is: {label})", fontsize=8)
-        for column, layer in enumerate(LAYERS, 1):
-            grid[number, column].imshow(overlay(shown.images[index], heatmaps[column - 1][number]))
+    for number, (image, _, title) in enumerate(rows):
+        grid[number, 0].imshow(image)
+        grid[number, 0].set_title(title, fontsize=8)
+        for column, name in enumerate(COLUMNS, 1):
+            grid[number, column].imshow(overlay(image, heatmaps[column - 1][number]))
             if number == 0:
-                grid[number, column].set_title(f"{method}, {layer}", fontsize=8)
+                grid[number, column].set_title(name, fontsize=8)
     figure.savefig(path, dpi=90)
+
+
+def two_things(contract: Contract, shown: Images, answers: np.ndarray) -> list[tuple[np.ndarray, int, str]]:
+    """Return images of two things, the middle halves of two images side by side, once for each of the two classes."""
+    right = np.flatnonzero(answers == shown.labels)
+    width = shown.images.shape[2]
+    rows = []
+    for pair in range(TWO):
+        left = right[pair]
+        other = next(index for index in right[TWO + pair :] if shown.labels[index] != shown.labels[left])
+        middle = slice(width // 4, width // 4 + width // 2)
+        both = np.concatenate([shown.images[index][:, middle] for index in (left, other)], axis=1)
+        rows += [(both, int(shown.labels[i]), f"asked: {contract.classes[shown.labels[i]]}") for i in (left, other)]
+    return rows
+
+
+def answered(contract: Contract, shown: Images, answers: np.ndarray) -> list[tuple[np.ndarray, int, str]]:
+    """Return images with the right answer, then some with a wrong one: as answered, and as it should be."""
+    right = answers == shown.labels
+    rows = [
+        (shown.images[index], int(answers[index]), f"right: {contract.classes[answers[index]]}")
+        for index in np.flatnonzero(right)[10 : 10 + RIGHT]
+    ]
+    for index in np.flatnonzero(~right)[:WRONG]:
+        for kind, target in (("wrong", answers[index]), ("should be", shown.labels[index])):
+            rows.append((shown.images[index], int(target), f"{kind}: {contract.classes[target]}"))
+    return rows
+
+
+def unfamiliar(contract: Contract, network: torch.nn.Module) -> list[tuple[np.ndarray, int, str]]:
+    """Return an image of nothing that was learnt, noise, as answered."""
+    size = (1, contract.input.height, contract.input.width, 3)
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    answer = int(run(network, normalise(noise, contract.input)).logits.argmax())
+    return [(noise[0], answer, f"noise: {contract.classes[answer]}")]
 
 
 def show(report: dict) -> None:
     """Print the table."""
     print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s")
-    print(
-        f"{'layer':14s} {'method':10s} {'score':>6s} {'deletion':>9s} {'insertion':>9s}  like random weights' heatmaps"
-    )
-    for row in report["candidates"]:
-        areas = f"{row['score']:6.3f} {row['deletion_area']:9.3f} {row['insertion_area']:9.3f}"
-        print(f"{row['layer']:14s} {row['method']:10s} {areas}  {row['similarity']:.2f}")
-    row = report["random"]
-    print(f"{'random order':25s} {row['score']:6.3f} {row['deletion_area']:9.3f} {row['insertion_area']:9.3f}")
+    names = (
+        "quarter", "quarter_peak", "half", "half_peak", "class_correlation", "random_head_correlation", "score", "road"
+    )  # fmt: skip
+    print(f"{'':26s}", *(f"{name[:8]:>8s}" for name in names))
+    for row in [*report["candidates"], {"method": "random heat", "layer": ""} | report["random_heat"]]:
+        values = ("" if row[name] is None else f"{row[name]:.3f}" for name in names)
+        print(f"{row['method']:11s} {row['layer']:14s}", *(f"{value:>8s}" for value in values), row.get("admitted", ""))
     print(f"chosen: {report['chosen']['method']} on {report['chosen']['layer']}")
 
 

@@ -45,35 +45,27 @@ def renewed(text: str) -> str:
 
 
 def _candidates() -> str:
-    report = _read("benchmarks/results/heatmap_candidates.json")  # of the last version that chose among candidates
-    facts = ("score", "deletion_area", "insertion_area")
+    report = _read("benchmarks/results/explanations.json")
+    facts = (
+        "quarter", "quarter_peak", "half", "half_peak", "class_correlation", "random_head_correlation", "insertion",
+        "deletion", "score", "road",
+    )  # fmt: skip
+    named = [(f"`{row['method']}`, {row['layer']}", row) for row in report["candidates"]]
     rows = [
-        (
-            row["layer"], row["method"], *(f"{row[fact]:.3f}" for fact in facts),
-            f"{row['similarity']:.2f}", f"{row['class_similarity']:.2f}" if "class_similarity" in row else "",
-        )
-        for row in report["candidates"]
-    ]  # fmt: skip
-    rows.append(("random order", "", *(f"{report['random'][fact]:.3f}" for fact in facts), "", ""))
-    head = ("layer", "method", "score", "deletion", "insertion", "like random weights'", "second class like the first")
-    return f"cifar10 0.8.1, {report['images']} held-out images:\n\n{_table(head, rows, left=2)}"
+        (name, *("" if row[fact] is None else f"{row[fact]:.2f}" for fact in facts), _randomised(row["randomised"]))
+        for name, row in (*named, ("random heat", report["random_heat"]))
+    ]
+    head = (
+        "heatmap", "quarter", "peak in it", "half", "peak in it", "class correlation", "random head", "insertion",
+        "deletion", "ins - del", "ROAD", "random down to layer4 … layer1",
+    )  # fmt: skip
+    chosen = report["chosen"]["method"]
+    about = f"{report['model']}, {report['images']} held-out images; chosen: `{chosen}`"
+    return f"{about}:\n\n{_table(head, rows)}"
 
 
-def _faithfulness() -> str:
-    report = _read("results/explanations.json")["explanation"]
-    orders = {"heatmaps": report, "heatmap of another image": report["stranger"], "random order": report["random"]}
-    facts = ("deletion_area", "insertion_area", "score")
-    rows = [(name, *(f"{row[fact]:.3f}" for fact in facts)) for name, row in orders.items()]
-    return _table(("pixels in the order of", "deletion", "insertion", "score"), rows)
-
-
-def _sanity() -> str:
-    report = _read("results/explanations.json")["explanation"]
-    rows = [(f"random from the head down to {name}", f"{value:.2f}") for name, value in report["randomised"].items()]
-    rows.append(("of another image", f"{report['stranger_similarity']:.2f}"))
-    if "class_similarity" in report:  # reports of earlier code have none
-        rows.append(("for the image's second class", f"{report['class_similarity']:.2f}"))
-    return _table(("heatmaps of a network, or", "rank correlation with the heatmaps"), rows)
+def _randomised(found: dict[str, float]) -> str:
+    return ", ".join(f"{found[name]:.2f}" for name in ("layer4", "layer3", "layer2", "layer1"))
 
 
 def _transfer() -> str:
@@ -182,8 +174,6 @@ def _hostile() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "candidates for heatmaps": _candidates,
-    "heatmaps on test images": _faithfulness,
-    "sanity of heatmaps": _sanity,
     "transfer": _transfer,
     "training speed": _training_speed,
     "engines": _engines,

@@ -186,7 +186,7 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     if heat := report.get("explanation"):
         console.print(
             f"heatmaps ({heat['method']}, {heat['layer']}) on {heat['images']} images: "
-            f"insertion {heat['insertion_area']:.3f}, deletion {heat['deletion_area']:.3f}; random order: "
+            f"insertion {heat['insertion']:.3f}, deletion {heat['deletion']:.3f}; random order: "
             f"{heat['random']['insertion_area']:.3f}, {heat['random']['deletion_area']:.3f}"
         )
     if rough := report.get("corrupted"):
@@ -287,7 +287,7 @@ def pack_run(run: Path, version: str, store: Path, cache: Path) -> Path:
         ControlError: the run cannot be packed; the text says why.
     """
     _use_all_cores()
-    from training.evaluate.explanations import MAX_ALIKE  # noqa: PLC0415 - imports torch
+    from training.evaluate.heatmaps.choice import MAX_ALIKE  # noqa: PLC0415 - imports torch
     from training.package.packaging import package as pack  # noqa: PLC0415 - imports torch
 
     _show_progress()

@@ -6,9 +6,14 @@ gradient of that logit is `w_ck / hw` at every place, so Grad-CAM at the last la
 Source: Zhou et al. 2016, section 2, https://arxiv.org/abs/1512.04150; Selvaraju et al. 2017, section 3.1,
 https://arxiv.org/abs/1610.02391
 
-`cam` is that map. `sharpcam` multiplies it by the sharpness of an earlier layer, which has more places but knows no
-class. `contrastcam` multiplies it also by the class's share against all other classes at each place: the softmax over
-classes of the class maps, divided by a quarter of their standard deviation.
+`cam` is that map. `sharpcam` multiplies it, resized to the places of an earlier layer, by that layer's sharpness `S`:
+that has more places, but knows no class. `contrastcam` multiplies it also by the class's share against all other
+classes at each of these places:
+
+    heat_c = ReLU(M_c) · softmax_c(M / τ) · S
+
+with `τ` a quarter of the standard deviation of the image's class maps. docs/explanation/explanations.md has the
+measurements, and what such a map does not tell.
 """
 
 from __future__ import annotations
@@ -61,15 +66,25 @@ def heatmap(
     """
     if method not in FORWARD_METHODS:
         raise ValueError(f"unknown heatmap method {method!r}: use one of {', '.join(FORWARD_METHODS)}")
-    if outputs.maps is None or outputs.sharpness is None:
-        raise ValueError(f"this network has no class maps, which {method} needs: use a method with a backward pass")
-    support = np.maximum(_of_targets(outputs.maps, targets), 0)
-    if method == "contrastcam":
-        support *= _of_targets(class_shares(outputs.maps), targets)
-    heat = resize(support, size)
-    if method != "cam":
-        heat *= resize(_scaled(outputs.sharpness), size)
+    if outputs.maps is None or (outputs.sharpness is None and method != "cam"):
+        raise ValueError(f"this network gives no {method}: use a method with a backward pass")
+    if method == "cam" or outputs.sharpness is None:
+        heat = resize(_support(outputs.maps, targets), size)
+    else:
+        heat = resize(_sharp_support(outputs.maps, outputs.sharpness, targets, contrast=method == "contrastcam"), size)
     return _scaled(heat), heat.max(axis=(1, 2))
+
+
+def _sharp_support(
+    maps: NDArray[np.float32], sharpness: NDArray[np.float32], targets: NDArray[np.intp], *, contrast: bool
+) -> NDArray[np.float32]:
+    """Return the support for each target at the places of `sharpness`, (N, h', w')."""
+    places = (sharpness.shape[1], sharpness.shape[2])
+    if not contrast:
+        return resize(_support(maps, targets), places) * _scaled(sharpness)
+    # Resized first: the border between two classes then runs where their maps cross, not along the coarse places.
+    fine = resize(maps, places)
+    return _support(fine, targets) * _of_targets(class_shares(fine), targets) * _scaled(sharpness)
 
 
 def class_shares(maps: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -82,11 +97,11 @@ def class_shares(maps: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def resize(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return maps (N, h, w) at (height, width) `size` by bilinear interpolation between the centres of their places.
+    """Return maps (…, h, w) at (height, width) `size` by bilinear interpolation between the centres of their places.
 
     Beyond the outermost centres the outermost values go on, as in OpenCV's `resize` and PyTorch's `interpolate`.
     """
-    down, across = _weights(maps.shape[1], size[0]), _weights(maps.shape[2], size[1])
+    down, across = _weights(maps.shape[-2], size[0]), _weights(maps.shape[-1], size[1])
     return np.asarray(down @ maps @ across.T, dtype=np.float32)
 
 
@@ -96,6 +111,10 @@ def _weights(places: int, pixels: int) -> NDArray[np.float32]:
     centres = np.clip((np.arange(pixels) + 0.5) * places / pixels - 0.5, 0, places - 1)
     weights: NDArray[np.float32] = np.maximum(1 - np.abs(centres[:, None] - np.arange(places)), 0).astype(np.float32)
     return weights
+
+
+def _support(maps: NDArray[np.float32], targets: NDArray[np.intp]) -> NDArray[np.float32]:
+    return np.maximum(_of_targets(maps, targets), 0)
 
 
 def _of_targets(maps: NDArray[np.float32], targets: NDArray[np.intp]) -> NDArray[np.float32]:

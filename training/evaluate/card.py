@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from contracts.evidence import HeatmapFigures
+
 if TYPE_CHECKING:
     from contracts.evidence import Familiar
     from contracts.model import Accepted, Contract, Figures, Measured, Provenance
@@ -201,6 +203,8 @@ def _explanations(contract: Contract, report: dict[str, Any]) -> str:
         parts[0] += (
             f" Both were chosen on {figures.explain_images} held-out images, among the candidates in explanations.json."
         )
+    if figures.explanations is not None:
+        parts.append(_heatmap_figures(figures.explanations, figures.random_heat or HeatmapFigures()))
     if figures.explain_class_correlation is not None:
         parts[0] += (
             " The heatmaps for an image's first and second class have a rank correlation of "
@@ -219,11 +223,34 @@ def _explanations(contract: Contract, report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _heatmap_figures(own: HeatmapFigures, random: HeatmapFigures) -> str:
+    """Return a table of all figures on held-out images, for the version's heatmaps and for random heat."""
+    names = {
+        "quarter": "heat in the class's quarter of a mosaic of four classes",
+        "quarter_peak": "hottest pixel in it",
+        "half": "heat in the class's half of a half-and-half image",
+        "half_peak": "hottest pixel in it",
+        "class_correlation": "rank correlation of the heatmaps for the first and second class",
+        "random_head_correlation": "rank correlation with the heatmaps of random heads",
+        "insertion": "confidence as the hottest pixels come back",
+        "deletion": "confidence as the hottest pixels go",
+        "road": "ROAD",
+    }
+    rows = "\n".join(
+        f"| {text} | {_figure(getattr(own, name))} | {_figure(getattr(random, name))} |" for name, text in names.items()
+    )
+    return f"On held-out images:\n\n| | heatmaps | random heat |\n|---|---:|---:|\n{rows}"
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3f}"
+
+
 def _measured_explanation(measured: dict[str, Any], part: str) -> str:
     rows = "\n".join(
         f"| {name} | {row['deletion_area']:.3f} | {row['insertion_area']:.3f} | {row['score']:.3f} |"
         for name, row in (
-            ("heatmaps", measured),
+            ("heatmaps", measured["curves"]),
             ("heatmap of another image", measured["stranger"]),
             ("random order", measured["random"]),
         )
@@ -237,7 +264,7 @@ def _measured_explanation(measured: dict[str, Any], part: str) -> str:
         "Rank correlation with the heatmaps of a network whose weights are random from the head down to a layer "
         f"([Adebayo et al. 2018](https://arxiv.org/abs/1810.03292)): {randomised}. Heatmaps of different images: "
         f"{measured['stranger_similarity']:.2f}; of an image's first and second class: "
-        f"{measured['class_similarity']:.2f}."
+        f"{measured['class_correlation']:.2f}."
     )
 
 

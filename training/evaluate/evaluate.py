@@ -22,7 +22,6 @@ from training.evaluate.calibration import expected_calibration_error, reliabilit
 from training.evaluate.card import write_card
 from training.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from training.evaluate.evidence import MeasuredEvidence, measure_familiar
-from training.evaluate.explanations import explain, measure_explanation
 from training.evaluate.figures import (
     SAMPLES,
     Sample,
@@ -31,6 +30,8 @@ from training.evaluate.figures import (
     plot_confusion,
     plot_explanation,
 )
+from training.evaluate.heatmaps.choice import AT_LEAST, AT_MOST, measure_explanation
+from training.evaluate.heatmaps.passes import explain
 from training.evaluate.inference import run_engine
 from training.evaluate.test_set_log import record_look
 from training.package.artifacts import find_model, read_model, weights_sha256
@@ -298,7 +299,8 @@ def _measure_explanation(
     network: nn.Module, contract: Contract, engine: Engine, images: Images, count: int
 ) -> dict[str, Any]:
     shown = images.sample(count)
-    return measure_explanation(network, contract, engine, normalise(shown.images, contract.input))
+    pixels = normalise(shown.images, contract.input)
+    return measure_explanation(network, contract, engine, pixels, shown.labels)
 
 
 def _draw(
@@ -350,8 +352,9 @@ def _log(report: dict[str, Any], images: Images, data: str, output: Path) -> Non
     for name in ("accuracy", "expected_calibration_error", "expected_calibration_error_before"):
         metrics[f"{prefix}_{name}"] = report[name]
     if "explanation" in report:
-        for name in ("score", "deletion_area", "insertion_area"):
-            metrics[f"{prefix}_explanation_{name}"] = report["explanation"][name]
+        for name in ("score", "deletion", "insertion", "road", *AT_LEAST, *AT_MOST):
+            if report["explanation"][name] is not None:
+                metrics[f"{prefix}_explanation_{name}"] = report["explanation"][name]
     if "corrupted" in report:
         for name in ("accuracy", "expected_calibration_error"):
             metrics[f"{prefix}_corrupted_{name}"] = report["corrupted"][name]

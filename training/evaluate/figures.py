@@ -78,7 +78,7 @@ def plot_explanation(report: dict[str, Any], path: Path) -> None:
     """Draws the deletion and insertion curves of `measure_explanation`'s report into the PNG `path`."""
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     curves = {
-        f"{report['method']}, {report['layer']}": report,
+        f"{report['method']}, {report['layer']}": report["curves"],
         "another image's heatmap": report["stranger"],
         "random order": report["random"],
     }

@@ -32,7 +32,13 @@ from handlers.preprocess import decode_for_network, normalise, prepare
 from training.data.images import divide, load_training_images
 from training.errors import DataError, ExportError, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
-from training.evaluate.explanations import MAX_ALIKE, SIMILARITY_IMAGES, check_classes_differ, choose_explanation
+from training.evaluate.heatmaps.choice import (
+    MAX_ALIKE,
+    check_classes_differ,
+    choose_explanation,
+    figures_of,
+)
+from training.evaluate.heatmaps.measures import CORRELATED
 from training.evaluate.inference import predict_logits, run_engine
 from training.package.artifacts import find_model, read_model
 from training.package.evidence import FAMILIARITY, linear_head, write_evidence
@@ -282,9 +288,12 @@ def _choose_explanation(
     """Return the contract with the layer and method that do best on `images`; writes `explanations.json`."""
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
     pixels = normalise(images.images, contract.input)
-    choice, report = choose_explanation(network, contract, engine, pixels, max_alike=max_alike)
+    choice, report = choose_explanation(network, contract, engine, pixels, images.labels, max_alike=max_alike)
     (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    figures = replace(contract.accepted.figures, explain_images=len(images))
+    chosen, random_heat = figures_of(report)
+    figures = replace(
+        contract.accepted.figures, explain_images=len(images), explanations=chosen, random_heat=random_heat
+    )
     return _with_figures(replace(contract, explain=choice), figures)
 
 
@@ -316,7 +325,7 @@ def _split_again(accepted: Accepted, cache: Path) -> tuple[Images, Images]:
 def _class_correlation(
     contract: Contract, network: nn.Module, held_out: Images, logits: NDArray[np.float32], max_alike: float
 ) -> float:
-    shown = held_out.sample_indices(SIMILARITY_IMAGES)
+    shown = held_out.sample_indices(CORRELATED)
     pixels = normalise(held_out.images[shown], contract.input)
     return round(check_classes_differ(network, contract.explain, pixels, logits[shown], max_alike), 4)
 

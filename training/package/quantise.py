@@ -27,7 +27,7 @@ from handlers.evidence.heatmaps import FORWARD_METHODS, heatmap
 from handlers.preprocess import normalise
 from training.errors import ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
-from training.evaluate.explanations import rank_correlation
+from training.evaluate.heatmaps.sensitivity import rank_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

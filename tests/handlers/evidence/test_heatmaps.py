@@ -134,8 +134,11 @@ def test_resize_is_bilinear_as_pytorchs(size, outputs):
 def test_unknown_methods_and_networks_without_class_maps_are_refused(outputs):
     with pytest.raises(ValueError, match="use one of cam, sharpcam, contrastcam"):
         heatmap(outputs, np.array([0, 1, 2]), "gradcam", SIZE)
-    with pytest.raises(ValueError, match="no class maps"):
+    with pytest.raises(ValueError, match="with a backward pass"):
         heatmap(Outputs(None, None), np.array([0]), "cam", SIZE)
+    with pytest.raises(ValueError, match="gives no sharpcam"):
+        heatmap(outputs._replace(sharpness=None), np.array([0, 1, 2]), "sharpcam", SIZE)
+    assert heatmap(outputs._replace(sharpness=None), np.array([0, 1, 2]), "cam", SIZE)[0].any()
 
 
 def test_the_module_needs_numpy_alone():

@@ -183,7 +183,7 @@ def test_explanations_are_measured_for_file_and_card(run, evaluation):
     assert f"| {frost['accuracy']:.3f} ({frost['expected_calibration_error']:.3f}) |" in card
     (where,) = json.loads((run / "contract.json").read_text())["accepted"]["provenance"]["environments"]
     assert f"| git commit | `{where['git_commit']}` |" in card
-    assert f"| heatmaps | {report['explanation']['deletion_area']:.3f} |" in card
+    assert f"| heatmaps | {report['explanation']['curves']['deletion_area']:.3f} |" in card
 
 
 def test_run_is_evaluated_from_mlflow_as_from_its_folder(evaluation, tmp_path, cache):
