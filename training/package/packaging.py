@@ -39,6 +39,7 @@ from training.evaluate.heatmaps.choice import (
     figures_of,
 )
 from training.evaluate.heatmaps.measures import CORRELATED
+from training.evaluate.heatmaps.passes import SHARP_LAYER
 from training.evaluate.inference import predict_logits, run_engine
 from training.package.artifacts import find_model, read_model
 from training.package.evidence import FAMILIARITY, linear_head, write_evidence
@@ -62,9 +63,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPLANATIONS = "explanations.json"
-
-SHARP_LAYER = "layer3"
-"""The layer whose activations sharpen heatmaps; docs/explanation/explanations.md has the measurements."""
 
 FORWARD_DEFAULT = "contrastcam"
 """The default method of a model for which held-out images have chosen none; docs/explanation/explanations.md."""
