@@ -101,7 +101,8 @@ def evident(model: ServedModel) -> ServedModel:
         "thumbnail_ends": np.cumsum([len(file.getvalue()) for file in files]),
     }
     evidence = Evidence(Familiar("knn", 3, 100), Similar(40, thumbnails=True, accuracy_kept=1.0), AnswerSet(99))
-    contract = replace(model.contract, evidence=evidence, schema=3)
+    explain = replace(model.contract.explain, method="sharpcam")
+    contract = replace(model.contract, evidence=evidence, explain=explain)
     return ServedModel(contract, model.engine, model.load_explainer, ArchiveEvidence(contract, store))
 
 
