@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from contracts.model import Contract, Engine, Input
+from contracts.model import Contract, Engine, Explanation, Input
 from handlers.engines import build_engine
 from handlers.errors import EngineError
 from handlers.network import build_network
@@ -80,6 +81,36 @@ def test_the_gate_refuses_what_loses_more_than_the_bound():
     assert not report.passed
     assert "loses 0.40 points" in str(GateRefused(report))
     assert _compare(right, worse, data, precision="int8", calibration_images=0, max_drop=0.0041).passed
+
+
+def test_the_gate_refuses_an_engine_whose_heatmaps_differ():
+    labels = np.arange(30) % 3
+    logits = np.eye(3, dtype=np.float32)[labels]
+    data = Images(np.zeros((30, 1, 1, 3), dtype=np.uint8), labels, CLASSES)
+    report = _compare(logits, logits, data, precision="int8", calibration_images=0, max_drop=0.003)
+    assert report.passed
+    assert replace(report, heatmap_correlation=0.95).passed
+    other = replace(report, heatmap_correlation=0.9)
+    assert not other.passed
+    assert "median rank correlation of 0.9 " in str(GateRefused(other))
+
+
+def test_an_engine_with_evidence_is_compared_by_its_heatmaps(network, contract, images, tmp_path):
+    report = add_engine(
+        network,
+        replace(contract, explain=Explanation(sharp_layer="layer3")),
+        tmp_path,
+        precision="fp32",
+        training=images,
+        held_out=images,
+        logits=predict_logits(network, images.images, contract.input).numpy(),
+    )
+    assert report.heatmap_correlation > 0.99
+    assert json.loads((tmp_path / GATE).read_text())["heatmap_correlation"] == report.heatmap_correlation
+    outputs = build_engine(report.engine, None, directory=tmp_path, device=CPU).run(
+        normalise(images.images[:2], contract.input)
+    )
+    assert outputs.maps.shape[:2] == (2, 3)
 
 
 def test_a_refused_engine_leaves_its_report(network, contract, images, tmp_path):
