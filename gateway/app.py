@@ -15,16 +15,18 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from gateway.api import feedback, health, playground, predictions, v2
+from gateway.api import explanations, feedback, health, playground, predictions
 from gateway.api.middleware import RequestMiddleware
 from gateway.api.openapi import document, page
 from gateway.api.problems import from_exception, problem_response
+from gateway.api.v2 import routes as v2
 from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
 from gateway.feedback.recorder import Recorder
 from gateway.feedback.store import FeedbackStore, StoreError
 from gateway.inference.admission import BodyBudget, ConcurrencyLimiter, PixelBudget
 from gateway.inference.discovery import Discovery, Resolve, resolve_host
+from gateway.inference.examples import Examples
 from gateway.inference.replicas import Agents
 from gateway.inference.routing import Router
 from gateway.inference.service import InferenceService
@@ -55,9 +57,9 @@ EXPOSED = (
     "ratelimit",
     "ratelimit-policy",
     "x-model-version",
-    *(f"x-{name}" for name in predictions.OVERLAY_FACTS),
+    *(f"x-{name}" for name in explanations.OVERLAY_FACTS),
 )
-ROUTERS = (predictions.router, health.router, v2.router, page.router, playground.router)
+ROUTERS = (predictions.router, explanations.router, health.router, v2.router, page.router, playground.router)
 
 
 def create_app(
@@ -80,11 +82,13 @@ def create_app(
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
     predict = limiter(settings.places_predict(workers=settings.workers), settings)
+    explain = limiter(settings.places_explain(workers=settings.workers), settings)
     service = InferenceService(
         router,
         torchserve,
         predict=predict,
-        explain=limiter(settings.in_flight_explain, settings),
+        explain=explain,
+        backward=limiter(settings.in_flight_backward, settings),
         chunk_images=settings.chunk_images,
         timeout_s=settings.timeout_s,
         processes=settings.workers,
@@ -101,6 +105,7 @@ def create_app(
         # new worker, because Gunicorn would then stop the gateway.
         Callers(settings, waits_for_file=True),
         metrics,
+        Examples(router, torchserve, explain),
         Shadow(
             router,
             torchserve,
@@ -201,10 +206,15 @@ def refresh(state: AppState) -> None:
     state.router.refresh_plan()
     state.callers.refresh_keys()
     if state.router.plans is not None:
-        for_one = state.settings.places_predict(state.router.stable_workers("predict"))
-        state.service.predict_limiter.resize(for_all(for_one), for_one)
+        workers, service = state.router.stable_workers("predict"), state.service
+        for places, for_one in (
+            (service.predict_limiter, state.settings.places_predict(workers)),
+            (service.explain_limiter, state.settings.places_explain(workers)),
+        ):
+            places.resize(for_all(for_one), for_one)
     state.metrics.sample("predict", state.service.predict_limiter)
     state.metrics.sample("explain", state.service.explain_limiter)
+    state.metrics.sample("backward", state.service.backward_limiter)
     report_refused(state)
 
 

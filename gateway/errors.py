@@ -10,6 +10,7 @@
     ├── VersionUnknown          404  version_unknown
     ├── RequestUnknown          404  request_unknown
     ├── ModelUnknown            404  model_unknown
+    ├── ExampleUnknown          404  unknown_example
     ├── MethodNotAllowed        405  method_not_allowed
     ├── BodyTooSlow             408  body_too_slow
     ├── BodyTooLarge            413  body_too_large

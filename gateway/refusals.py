@@ -198,6 +198,31 @@ class ModelUnknown(GatewayError):
         super().__init__(f"The model {model[:64]!r} is not served; GET /models names the one that is.")
 
 
+class ExampleUnknown(GatewayError):
+    """404: the version has no thumbnail with this number."""
+
+    status = 404
+    code = "unknown_example"
+
+    def __init__(self, example: int, version: str, examples: int) -> None:
+        remedy = f"use a number below {examples}" if examples else "it was packed without thumbnails"
+        super().__init__(f"Version {version} has no example {example}: {remedy}.", examples=examples)
+
+
+class HeatmapsTooLarge(BadRequest):
+    """400: the heatmaps of one call have more numbers than are written as rows."""
+
+    code = "bad_parameter"
+
+    def __init__(self, numbers: int, limit: int) -> None:
+        super().__init__(
+            f"The heatmaps have {numbers} numbers, more than {limit}: ask for heatmap=base64 or heatmap=none, or send "
+            "the images in several calls.",
+            parameter="heatmap",
+            limit=limit,
+        )
+
+
 class MethodNotAllowed(GatewayError):
     """405: the route does not take this method."""
 

@@ -58,8 +58,12 @@ class Settings(BaseSettings):
     """Predictions that one caller (by key, else by address) may have in flight in one gateway process; all callers
     together may have a quarter more. Further calls wait briefly, then get 503. By default two upstream batches
     (`GATEWAY_CHUNK_IMAGES`) for each worker in the process's share of the version's workers."""
-    in_flight_explain: int = Field(default=4, ge=1)
-    """Explanations that one caller may have in flight in one gateway process; otherwise as for predictions."""
+    in_flight_explain: int | None = Field(default=None, ge=1)
+    """Explanations made in the forward pass that one caller may have in flight in one gateway process; otherwise as for
+    predictions. By default half of `GATEWAY_IN_FLIGHT_PREDICT`."""
+    in_flight_backward: int = Field(default=4, ge=1)
+    """Explanations that need a backward pass, or come from a version packed before there were others, that one caller
+    may have in flight in one gateway process; otherwise as for predictions."""
     admission_wait_s: float = Field(default=0.25, ge=0)
     """Seconds that a request may wait for a place before it gets 503. Under lasting overload most get 503 at once."""
 
@@ -172,6 +176,14 @@ class Settings(BaseSettings):
         """
         share = math.ceil(workers / self.workers)
         return 2 * self.chunk_images * share if self.in_flight_predict is None else self.in_flight_predict
+
+    def places_explain(self, workers: int) -> int:
+        """Return the explanations in the forward pass that one caller may have in flight in one process.
+
+        Unless it is set, half of the predictions, so that these two never fill the workers' queue with explanations.
+        """
+        half = math.ceil(self.places_predict(workers) / 2)
+        return half if self.in_flight_explain is None else self.in_flight_explain
 
     @property
     def asks_for_keys(self) -> bool:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gateway.auth.callers import Callers
     from gateway.feedback.recorder import Recorder
     from gateway.inference.admission import BodyBudget
+    from gateway.inference.examples import Examples
     from gateway.inference.replicas import Agents
     from gateway.inference.routing import Router
     from gateway.inference.service import InferenceService
@@ -35,6 +36,7 @@ class AppState:
     body_budget: BodyBudget
     callers: Callers
     metrics: Metrics
+    examples: Examples
     shadow: Shadow
     tracer: Tracer | None = None
     recorder: Recorder | None = None

@@ -38,7 +38,8 @@ class RequestMiddleware:
         self._app = app
         self._state = state
         predict, explain = state.service.predict_limiter, state.service.explain_limiter
-        self._limiters = {"/predict": predict, "/predict/batch": predict, "/explain": explain}
+        self._limiters = dict.fromkeys(("/predict", "/predict/batch"), predict)
+        self._limiters |= dict.fromkeys(("/explain", "/explain/batch"), explain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an exception from the application becomes a problem document."""

@@ -6,20 +6,25 @@ that names it, before the body is read.
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Header
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from starlette.requests import Request
 
 from contracts.names import NAME, VERSION
-from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE, Options
+from contracts.wire import DEFAULTS, MAX_OVERLAY_SIDE
+from gateway.inference.questions import Overlay, Question
 from gateway.refusals import BadParameter, UnknownParameter
 
 MAX_TOP_K = 1000
 MAX_NAME_CHARACTERS = 200
 MAX_TIMEOUT_MS = 10**9
+LEAST_COVERAGE, MOST_COVERAGE = 0.5, 0.999
+DEFAULT_SIMILAR, MAX_SIMILAR = 3, 10
+MAX_EXAMPLE = 10**7
 
 
 def whole_number(name: str, least: int, most: int, value: str) -> int:
@@ -34,19 +39,30 @@ def whole_number(name: str, least: int, most: int, value: str) -> int:
     raise BadParameter(name, value, f"a whole number from {least} to {most}")
 
 
-def check_fraction(name: str, value: str) -> float:
-    """Return the number from 0 to 1 that `value` writes.
+def check_number(name: str, least: float, most: float, value: str) -> float:
+    """Return the number from `least` to `most` that `value` writes.
 
     Raises:
         BadParameter: `value` is no such number.
     """
     try:
-        number = float(value) if value.isascii() and "_" not in value else -1.0
+        number = float(value) if value.isascii() and "_" not in value else math.nan
     except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise BadParameter(name, value, "a number from 0 to 1")
+        number = math.nan
+    if not least <= number <= most:
+        raise BadParameter(name, value, f"a number from {least:g} to {most:g}")
     return number
+
+
+def check_choice(name: str, choices: tuple[str, ...], value: str) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        BadParameter: it is none of them.
+    """
+    if value not in choices:
+        raise BadParameter(name, value, " or ".join(choices))
+    return value
 
 
 def check_name(name: str, value: str) -> str:
@@ -87,7 +103,17 @@ TopK = Annotated[int, Field(ge=1, le=MAX_TOP_K), BeforeValidator(partial(whole_n
 Size = Annotated[
     int, Field(ge=1, le=MAX_OVERLAY_SIDE), BeforeValidator(partial(whole_number, "size", 1, MAX_OVERLAY_SIDE))
 ]
-Alpha = Annotated[float, Field(ge=0, le=1), BeforeValidator(partial(check_fraction, "alpha"))]
+Alpha = Annotated[float, Field(ge=0, le=1), BeforeValidator(partial(check_number, "alpha", 0, 1))]
+Coverage = Annotated[
+    float,
+    Field(ge=LEAST_COVERAGE, le=MOST_COVERAGE),
+    BeforeValidator(partial(check_number, "coverage", LEAST_COVERAGE, MOST_COVERAGE)),
+]
+Similar = Annotated[int, Field(ge=0, le=MAX_SIMILAR), BeforeValidator(partial(whole_number, "similar", 0, MAX_SIMILAR))]
+Test = Annotated[bool, BeforeValidator(partial(check_choice, "test", ("true", "false")))]
+HeatmapForm = Literal["rows", "base64", "none"]
+Heatmap = Annotated[HeatmapForm, BeforeValidator(partial(check_choice, "heatmap", ("rows", "base64", "none")))]
+Example = Annotated[int, Field(ge=0, le=MAX_EXAMPLE), BeforeValidator(partial(whole_number, "example", 0, MAX_EXAMPLE))]
 _Length = Field(min_length=1, max_length=MAX_NAME_CHARACTERS)
 Target = Annotated[str, _Length, BeforeValidator(partial(check_name, "target"))]
 Method = Annotated[str, _Length, BeforeValidator(partial(check_name, "method"))]
@@ -124,31 +150,45 @@ class PredictQuery(_Query):
     """Model to ask; by default the plan's default model. GET /models lists them."""
 
 
-class ExplainQuery(_Query):
-    """Options of an explanation."""
+class EvidenceQuery(_Query):
+    """Options of the explanation of one image of many."""
 
     target: Target | None = None
     """Class to explain; default: the predicted one."""
     method: Method | None = None
-    """CAM method; GET /models lists them."""
-    alpha: Alpha | None = None
-    """Opacity of the heatmap over the image, from 0 to 1."""
-    size: Size | None = None
-    """Pixels of the overlay's longer side."""
+    """Heatmap method; GET /models lists them."""
+    coverage: Coverage | None = None
+    """Adds `classes`: the smallest set of classes that holds the right one in this share of images."""
+    test: Test = False
+    """Adds `test`: the class's confidence with only the hottest quarter of the image kept, and with it blurred."""
+    similar: Similar = DEFAULT_SIMILAR
+    """Number of nearest training images, of the class and of the second best class each."""
+    heatmap: Heatmap = "rows"
+    """Form of the heatmap in JSON: rows of numbers, one byte per pixel in base64, or none."""
     version: Version | None = None
     """Version to ask; by default the gateway chooses."""
     model: Model | None = None
     """Model to ask; by default the plan's default model. GET /models lists them."""
 
-    def options(self, *, as_json: bool) -> Options:
-        """Return the options for the handler."""
-        return Options(
-            target=self.target,
-            method=self.method,
-            alpha=DEFAULTS.alpha if self.alpha is None else self.alpha,
-            size=self.size,
-            format="json" if as_json else "png",
+    def question(self) -> Question:
+        """Return what the query asks about each image."""
+        return Question(
+            target=self.target, method=self.method, coverage=self.coverage, test=self.test, similar=self.similar
         )
+
+
+class ExplainQuery(EvidenceQuery):
+    """Options of the explanation of one image."""
+
+    alpha: Alpha | None = None
+    """Opacity of the heatmap over the image, from 0 to 1."""
+    size: Size | None = None
+    """Pixels of the overlay's longer side."""
+
+    def overlay_question(self) -> Question:
+        """Return what the query asks for an overlay, which shows none of the similar images, `classes` and `test`."""
+        alpha = DEFAULTS.alpha if self.alpha is None else self.alpha
+        return Question(target=self.target, method=self.method, similar=0, overlay=Overlay(alpha, self.size))
 
 
 def refuse_repeated(request: Request) -> None:

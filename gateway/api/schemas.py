@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.params import MAX_NAME_CHARACTERS, MAX_TOP_K
+from gateway.api.params import LEAST_COVERAGE, MAX_NAME_CHARACTERS, MAX_TOP_K, MOST_COVERAGE
 
 
 class _Answer(BaseModel):
@@ -31,6 +31,8 @@ class ImagePrediction(ClassConfidence):
     """The best class of one image, and the `top_k` best, best first."""
 
     top: list[ClassConfidence]
+    familiar: bool | None = None
+    """The image is like the training images; missing if the version's archive cannot tell."""
 
 
 class Prediction(ImagePrediction):
@@ -64,13 +66,82 @@ class BatchPrediction(_Answer):
     request_id: str
 
 
-class Explanation(ClassConfidence):
-    """The answer of /explain as numbers; the heatmap has the model's input size, rows of values from 0 to 1."""
+class Unavailable(_Answer):
+    """Evidence that cannot be given, and the reason."""
 
-    target: str
+    unavailable: str
+
+
+class TargetClass(_Answer):
+    """The class that the heatmap is about, and the model's confidence in it (null: the version does not tell it)."""
+
+    name: str = Field(alias="class")
+    confidence: float | None = Field(ge=0, le=1)
+
+
+class CompactHeatmap(_Answer):
+    """A heatmap of `height` x `width` bytes, row by row, 255 for the hottest pixel."""
+
+    height: int
+    width: int
+    values: str = Field(json_schema_extra={"contentEncoding": "base64"})
+
+
+class SimilarImage(_Answer):
+    """A training image: its class, the cosine similarity to the image, and the path of its thumbnail."""
+
+    id: int
+    name: str = Field(alias="class")
+    similarity: float
+    image: str | None = None
+    """Missing if the version was packed without thumbnails."""
+
+
+class HeatmapTest(_Answer):
+    """The target's confidence with only the hottest quarter of the image kept (the rest blurred), and with it blurred.
+
+    `verdict` says in words what this means for the heatmap.
+    """
+
+    kept: float
+    removed: float
+    verdict: str
+
+
+class ImageExplanation(ClassConfidence):
+    """The class of one image and the evidence for it."""
+
+    target: TargetClass
     method: str
-    layer: str
-    heatmap: list[list[float]]
+    """Name of the heatmap's method."""
+    heatmap: list[list[float]] | CompactHeatmap | None = None
+    """Rows of numbers from 0 to 1 at the model's input size, or the form that the call asks for."""
+    strength: float | Unavailable
+    """Maximum of the heatmap before it was scaled to 1, comparable between the classes of one image; 0 if nothing in
+    the image supports the class."""
+    familiar: bool | Unavailable
+    """The image is like the training images."""
+    familiarity: float | Unavailable
+    """Share of held-out images that are less familiar than this image."""
+    similar: list[SimilarImage] | Unavailable
+    """Nearest training images of the class and of the second best class, by falling similarity."""
+    classes: list[ClassConfidence] | Unavailable | None = None
+    """With `coverage`: the smallest set that holds the right class in this share of images, best first."""
+    test: HeatmapTest | Unavailable | None = None
+    """With `test=true`: what the heatmap claims, tried on this image."""
+
+
+class Explanation(ImageExplanation):
+    """The answer of /explain as JSON."""
+
+    model: ModelName
+    request_id: str
+
+
+class BatchExplanation(_Answer):
+    """The answer of /explain/batch: one entry per image, in order."""
+
+    results: list[ImageExplanation | FailedImage]
     model: ModelName
     request_id: str
 
@@ -185,13 +256,14 @@ class InferTensor(_Answer):
 class InferOutput(BaseModel):
     """An output that a V2 call asks for."""
 
-    name: Literal["class", "confidence"]
+    name: Literal["class", "confidence", "familiar", "familiarity", "classes"]
 
 
 class InferOptions(BaseModel):
     """The parameters of a V2 call."""
 
     top_k: int = Field(default=1, ge=1, le=MAX_TOP_K)
+    coverage: float = Field(default=0.95, ge=LEAST_COVERAGE, le=MOST_COVERAGE)
 
 
 class InferCall(BaseModel):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from contracts.model import Contract
     from contracts.wire import Entry, Options
     from gateway.errors import GatewayError
     from gateway.inference.torchserve import Deadline
@@ -46,13 +47,15 @@ class Answer:
     Attributes:
         model: the model's name; empty if no version was chosen.
         version: its version.
-        entries: one per image, in order, as a caller gets them; empty if there is an overlay or an error.
+        entries: one per image, in order, as the handler gave them, errors as a caller gets them; empty if there is an
+            overlay or an error.
         overlay: the PNG bytes of an explanation, if the caller wanted an image.
         error: the reason why there is no answer.
         timings: the seconds spent in each stage: `wait` (for a place) and `model`.
         batch_id: the request id that the upstream batch was sent under, if it is another call's.
         is_hurried: True if the caller left less than half of the usual time: a missed deadline is not the version's
             fault.
+        contract: the version's contract; None if it is not known.
     """
 
     model: str = ""
@@ -63,6 +66,7 @@ class Answer:
     timings: Mapping[str, float] = field(default_factory=dict)
     batch_id: str = ""
     is_hurried: bool = False
+    contract: Contract | None = None
 
     @property
     def code(self) -> str:
@@ -76,12 +80,13 @@ class Answer:
 class Progress:
     """A call on its way: the version chosen for it, and its timings so far."""
 
-    __slots__ = ("batch_id", "call", "is_hurried", "model", "timings", "version")
+    __slots__ = ("batch_id", "call", "contract", "is_hurried", "model", "timings", "version")
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.model = self.version = self.batch_id = ""
         self.is_hurried = False
+        self.contract: Contract | None = None
         self.timings: dict[str, float] = {}
 
     def stage(self, name: str) -> Stage:
@@ -92,7 +97,17 @@ class Progress:
         self, entries: Sequence[Entry] = (), overlay: bytes | None = None, error: GatewayError | None = None
     ) -> Answer:
         """Return the call's answer."""
-        return Answer(self.model, self.version, entries, overlay, error, self.timings, self.batch_id, self.is_hurried)
+        return Answer(
+            self.model,
+            self.version,
+            entries,
+            overlay,
+            error,
+            self.timings,
+            self.batch_id,
+            self.is_hurried,
+            self.contract,
+        )
 
 
 class Stage:

@@ -6,30 +6,38 @@ import logging
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from contracts import plan as traffic_plan
 from contracts.report import counter
 from contracts.watched_file import WatchedFile
 from gateway.errors import Unavailable
+from gateway.inference.questions import explaining_entry
 from gateway.refusals import ModelUnknown, VersionUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from contracts.model import Contract
     from contracts.status import AgentStatus, VersionStatus
+    from gateway.inference.questions import Kind
     from gateway.inference.replicas import Agents, Replica
+
+    EntryOf: TypeAlias = Callable[[Contract | None], Kind]
+    """The TorchServe entry that answers a call, by the contract of the version."""
 
 logger = logging.getLogger(__name__)
 AVOID_S = 1.0
-Kind = Literal["predict", "explain"]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """The destination of one call: a version of a model on one replica's TorchServe, and its ready workers there.
+
+    `entry` is the TorchServe entry of these workers; `contract` is the version's, None if the agent does not know it.
 
     It is a context manager, entered from the choice to the last answer of the call, which counts the call as in flight.
     The reports to the agent have this count, so that it knows when no call needs a version any more.
@@ -40,6 +48,8 @@ class Target:
     model: str
     version: str
     workers: int
+    entry: Kind = "predict"
+    contract: Contract | None = None
 
     def __enter__(self) -> Self:
         self.replica.in_flight[counter(self.model, self.version)] += 1
@@ -112,15 +122,26 @@ class Router:
     def is_ready(self) -> bool:
         """Return True if replicas that are not draining have READY workers of the default model's stable version.
 
-        It needs workers of both kinds, because /readyz covers /predict and /explain.
+        /readyz covers /predict and /explain with the version's default method. If that method needs a backward pass,
+        or the version was packed before there were others, workers of the explain entry are needed too.
         """
         if self.plan is None:
             return False
-        model, version = self.plan.model, self.plan.stable.version
-        return bool(self._targets(model, version, "predict")) and bool(self._targets(model, version, "explain"))
+        version = (self.plan.model, self.plan.stable.version)
+        return all(self._targets(*version, entry_of(kind)) for kind in ("predict", "explain"))
 
-    def choose(self, kind: Kind, version: str | None, caller: str = "", model: str | None = None) -> Target:
+    def choose(
+        self,
+        kind: Kind,
+        version: str | None,
+        caller: str = "",
+        model: str | None = None,
+        *,
+        method: str | None = None,
+    ) -> Target:
         """Return the target for a call; without `version` the shares of the model's plan choose the version.
+
+        An explanation by `method` (None: the version's default) goes to the entry that has this method.
 
         Of the replicas with ready workers it is the one with the fewest calls of this process in flight for each
         worker; chance breaks ties.
@@ -132,23 +153,24 @@ class Router:
         """
         plan = self.plan_of(model)
         if version is None:
-            targets = self._choose_side(plan, kind, caller)
+            targets = self._choose_side(plan, entry_of(kind, method), caller)
         elif any(release.version == version for release in plan.releases()):
-            targets = self._targets(plan.model, version, kind)
+            targets = self._targets(plan.model, version, entry_of(kind, method))
         else:
             raise VersionUnknown(version)
         if not targets:
             raise Unavailable("not_ready")
         return self._least_loaded(targets)
 
-    def workers(self, kind: Kind, target: Target) -> int:
-        """Return the ready workers of the target's version on all replicas, at least one."""
-        return max(1, sum(found.workers for found in self._targets(target.model, target.version, kind)))
+    def workers(self, target: Target) -> int:
+        """Return the ready workers of the target's entry on all replicas, at least one."""
+        same = self._targets(target.model, target.version, lambda _contract: target.entry)
+        return max(1, sum(found.workers for found in same))
 
     def stable_workers(self, kind: Kind) -> int:
         """Return the ready workers of the stable versions of all models on all replicas, at least one."""
         stable = [(plan.model, plan.stable.version) for plan in self.plans.models] if self.plans is not None else []
-        return max(1, sum(found.workers for version in stable for found in self._targets(*version, kind)))
+        return max(1, sum(found.workers for version in stable for found in self._targets(*version, entry_of(kind))))
 
     def set_aside(self, target: Target, *, is_lost: bool) -> None:
         """Let a replica that did not answer get calls only where no other one is ready.
@@ -161,23 +183,20 @@ class Router:
         else:
             target.replica.avoid_until = time.monotonic() + AVOID_S
 
-    def choose_another(self, kind: Kind, refused: Target) -> Target | None:
+    def choose_another(self, refused: Target) -> Target | None:
         """Return a target on another replica for a call that `refused` did not begin; None if there is none."""
-        others = [
-            target
-            for target in self._targets(refused.model, refused.version, kind)
-            if target.replica is not refused.replica
-        ]
+        targets = self._targets(refused.model, refused.version, lambda _contract: refused.entry)
+        others = [target for target in targets if target.replica is not refused.replica]
         return self._least_loaded(others) if others else None
 
-    def _choose_side(self, plan: traffic_plan.Plan, kind: Kind, caller: str) -> list[Target]:
+    def _choose_side(self, plan: traffic_plan.Plan, entry_of: EntryOf, caller: str) -> list[Target]:
         """Return the targets of the canary or of the stable version, by the canary's share."""
         canary = plan.canary
         if canary is not None and (canary_position(caller, canary) if caller else self._chance() * 100) < canary.share:
-            targets = self._targets(plan.model, canary.version, kind)
+            targets = self._targets(plan.model, canary.version, entry_of)
             if targets:
                 return targets
-        return self._targets(plan.model, plan.stable.version, kind)
+        return self._targets(plan.model, plan.stable.version, entry_of)
 
     def _least_loaded(self, targets: list[Target]) -> Target:
         """Return the target with the fewest of our calls in flight for each worker; those set aside come last."""
@@ -191,14 +210,23 @@ class Router:
 
         return min(targets, key=rank)
 
-    def _targets(self, model: str, version: str, kind: Kind) -> list[Target]:
+    def _targets(self, model: str, version: str, entry_of: EntryOf) -> list[Target]:
         targets = []
         for replica, status, seen in self.seen():
-            ready = seen.predict.ready if kind == "predict" else seen.explain.ready
-            is_wanted = (seen.model, seen.version) == (model, version)
-            if is_wanted and seen.routable and ready and not status.draining:
-                targets.append(Target(replica, status.torchserve.inference_url, seen.model, seen.version, ready))
+            if (seen.model, seen.version) != (model, version) or not seen.routable or status.draining:
+                continue
+            entry = entry_of(seen.contract)
+            if ready := (seen.predict if entry == "predict" else seen.explain).ready:
+                url = status.torchserve.inference_url
+                targets.append(Target(replica, url, model, version, ready, entry, seen.contract))
         return targets
+
+
+def entry_of(kind: Kind, method: str | None = None) -> EntryOf:
+    """Return the function from a version's contract to the entry that answers a call."""
+    if kind == "predict":
+        return lambda _contract: "predict"
+    return partial(explaining_entry, method)
 
 
 def canary_position(caller: str, canary: traffic_plan.Canary) -> float:

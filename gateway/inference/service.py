@@ -9,13 +9,21 @@ import asyncio
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from contracts import wire
+from contracts.wire import Options
 from gateway.errors import DeadlinePassed, EngineBroke, GatewayError, Unavailable
 from gateway.inference.answer import Answer, Call, Progress
-from gateway.inference.batching import DynamicBatcher
+from gateway.inference.batching import DynamicBatcher, images_that_fit
 from gateway.inference.image_header import LARGE_PIXELS, count_pixels
+from gateway.inference.questions import (
+    check_question,
+    share_of,
+    wants_overlay,
+    wire_options,
+    wire_options_in_forward,
+)
 from gateway.inference.torchserve import raise_for_error, translate_entry
 from gateway.inference.turns import Turns
 from gateway.refusals import ImageTooLarge
@@ -23,9 +31,10 @@ from gateway.refusals import ImageTooLarge
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from contracts.wire import Entry, Options
+    from contracts.wire import Entry
     from gateway.inference.admission import ConcurrencyLimiter, PixelBudget
-    from gateway.inference.routing import Kind, Router, Target
+    from gateway.inference.questions import Kind, Question
+    from gateway.inference.routing import Router, Target
     from gateway.inference.torchserve import TorchServe
 
 Received = TypeVar("Received")
@@ -40,8 +49,18 @@ SINGLES_LAST_S = 2
 MOST_LARGE_WAITING = 4
 
 
+class Work(NamedTuple):
+    """The work on each image of a call: its options, and the limiter whose places the call takes."""
+
+    options: Options
+    limiter: ConcurrencyLimiter
+
+
 class InferenceService:
     """Predictions and explanations, each kind with its own places.
+
+    An explanation that the version makes in the forward pass of a prediction goes to the same workers, in the same
+    upstream batches. One that needs a backward pass goes alone to the explain entry; these have their own places.
 
     A call gives its place back only when TorchServe has answered or the deadline has passed, even if the caller has
     disconnected: until then TorchServe works on it.
@@ -54,6 +73,7 @@ class InferenceService:
         *,
         predict: ConcurrencyLimiter,
         explain: ConcurrencyLimiter,
+        backward: ConcurrencyLimiter,
         chunk_images: int,
         timeout_s: float,
         processes: int,
@@ -62,6 +82,7 @@ class InferenceService:
     ) -> None:
         self.predict_limiter = predict
         self.explain_limiter = explain
+        self.backward_limiter = backward
         self._router = router
         self._upstream = upstream
         self._chunk_images = chunk_images
@@ -80,50 +101,110 @@ class InferenceService:
         """Return the prediction for one image: `class`, `confidence` and `top` in its only entry; or its error."""
         progress = Progress(call)
         try:
-            return progress.answer((await self._predict(image, top_k, progress),))
+            pixels = count_pixels(image, self._max_pixels)
+            with self._choose("predict", progress) as target:
+                work = Work(Options(top_k=top_k), self.predict_limiter)
+                received = await self._answer_one(target, image, pixels, work, progress)
         except GatewayError as error:
             return progress.answer(error=error)
+        return answer_of_one(received, progress)
 
-    async def _predict(self, image: bytes, top_k: int, progress: Progress) -> Entry:
-        call = progress.call
-        pixels = count_pixels(image, self._max_pixels)
-        with self._choose("predict", progress) as target, self._pixels.hold(pixels, call.caller):
-            with progress.stage("wait"):
-                await self.predict_limiter.take(call.caller)
-            try:
-                with progress.stage("model"):
-                    if pixels > LARGE_PIXELS:
-                        (entry,) = await self._send_in_turn(target, [image], pixels, top_k, call)
-                    else:
-                        entry = await self._predict_shared(target, image, pixels, top_k, progress)
-            finally:
-                self.predict_limiter.give_back(1, call.caller)
-        raise_for_error(entry)
-        return entry
+    async def explain(self, image: bytes, question: Question, *, call: Call) -> Answer:
+        """Return the overlay that the question asks for, or the explanation in the only entry; or the call's error."""
+        progress = Progress(call)
+        try:
+            pixels = count_pixels(image, self._max_pixels)
+            with self._choose("explain", progress, question.method) as target:
+                work = self._explaining(target, question)
+                received = await self._answer_one(target, image, pixels, work, progress)
+        except GatewayError as error:
+            return progress.answer(error=error)
+        return answer_of_one(received, progress)
 
-    async def _predict_shared(self, target: Target, image: bytes, pixels: int, top_k: int, progress: Progress) -> Entry:
-        self._last_single = time.monotonic()
-
-        async def send(to: Target) -> Entry:
-            progress.batch_id = ""  # at a second try that of the first
-            return await self._batcher.predict(to, image, pixels=pixels, top_k=top_k, progress=progress)
-
-        return await self._send("predict", target, send)
-
-    async def predict_batch(self, images: Sequence[bytes], *, top_k: int, call: Call) -> Answer:
+    async def predict_batch(
+        self, images: Sequence[bytes], *, top_k: int, call: Call, question: Question | None = None
+    ) -> Answer:
         """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
-        The images are sent in several upstream batches that keep all ready workers busy. If one of these fails, only
-        its own images have an error; an image that is too large is the only one that has an error. The answer has an
-        error if no upstream batch was answered, or if the images together have too many pixels.
+        With a `question` the entries are explanations by a method of the forward pass. The images are sent in several
+        upstream batches that keep all ready workers busy. If one of these fails, only its own images have an error; an
+        image that is too large is the only one that has an error. The answer has an error if no upstream batch was
+        answered, if the images together have too many pixels, or if the version has no method of the forward pass.
         """
         progress = Progress(call)
         try:
-            return progress.answer(await self._predict_images(images, top_k, progress))
+            with self._choose("predict", progress) as target:
+                options = Options(top_k=top_k)
+                if question is not None:
+                    options = wire_options_in_forward(question, target.contract)
+                work = Work(options, self.predict_limiter)
+                return progress.answer(await self._answer_all(target, images, work, progress))
         except GatewayError as error:
             return progress.answer(error=error)
 
-    async def _predict_images(self, images: Sequence[bytes], top_k: int, progress: Progress) -> Sequence[Entry]:
+    async def explain_batch(self, images: Sequence[bytes], question: Question, *, call: Call) -> Answer:
+        """Return one entry per image, in order: an explanation, or `{"error": {…}}` as a caller gets it.
+
+        The images are sent as by `predict_batch`; by a method that needs a backward pass, one after the other.
+        """
+        progress = Progress(call)
+        try:
+            with self._choose("explain", progress, question.method) as target:
+                work = self._explaining(target, question)
+                return progress.answer(await self._answer_all(target, images, work, progress))
+        except GatewayError as error:
+            return progress.answer(error=error)
+
+    def _explaining(self, target: Target, question: Question) -> Work:
+        check_question(question, target.contract)
+        limiter = self.explain_limiter if target.entry == "predict" else self.backward_limiter
+        return Work(wire_options(question, target.contract), limiter)
+
+    async def _answer_one(
+        self, target: Target, image: bytes, pixels: int, work: Work, progress: Progress
+    ) -> Entry | bytes:
+        """Return the image's entry, or its overlay.
+
+        Raises:
+            GatewayError: the image was refused, or the call failed.
+        """
+        caller = progress.call.caller
+        with self._pixels.hold(pixels, caller):
+            with progress.stage("wait"):
+                await work.limiter.take(caller)
+            try:
+                with progress.stage("model"):
+                    if pixels > LARGE_PIXELS:
+                        most = partial(self._most_in_flight, target, 1)
+                        async with self._large_turns[target.entry].turn(most, progress.call.deadline):
+                            received = await self._send_one(target, image, work, progress.call)
+                    else:
+                        received = await self._send_small(target, image, pixels, work, progress)
+            finally:
+                work.limiter.give_back(1, caller)
+        if isinstance(received, dict):
+            raise_for_error(received)
+        return received
+
+    async def _send_small(
+        self, target: Target, image: bytes, pixels: int, work: Work, progress: Progress
+    ) -> Entry | bytes:
+        """Send an image in an upstream batch with images of other callers, if it can be, else alone."""
+        if target.entry == "explain":
+            return await self._send_one(target, image, work, progress.call)
+        self._last_single = time.monotonic()
+        if wants_overlay(work.options):
+            return await self._send_one(target, image, work, progress.call)
+
+        async def send(to: Target) -> Entry:
+            progress.batch_id = ""  # at a second try that of the first
+            return await self._batcher.answer(to, image, pixels=pixels, options=work.options, progress=progress)
+
+        return await self._send(target, send)
+
+    async def _answer_all(
+        self, target: Target, images: Sequence[bytes], work: Work, progress: Progress
+    ) -> Sequence[Entry]:
         entries: list[Entry] = [{}] * len(images)
         pixels: dict[int, int] = {}
         for index, image in enumerate(images):
@@ -131,20 +212,19 @@ class InferenceService:
                 pixels[index] = count_pixels(image, self._max_pixels)
             except ImageTooLarge as error:
                 entries[index] = error_entry(error)
-        with self._choose("predict", progress) as target:
-            if pixels:
-                with self._pixels.hold(sum(pixels.values()), progress.call.caller):
-                    sent = [images[index] for index in pixels]
-                    answers = await self._predict_batch(target, sent, list(pixels.values()), top_k, progress)
-                for index, answer in zip(pixels, answers, strict=True):
-                    entries[index] = answer
+        if pixels:
+            with self._pixels.hold(sum(pixels.values()), progress.call.caller):
+                sent = [images[index] for index in pixels]
+                answers = await self._answer_in_batches(target, sent, list(pixels.values()), work, progress)
+            for index, answer in zip(pixels, answers, strict=True):
+                entries[index] = answer
         return entries
 
-    async def _predict_batch(
-        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], top_k: int, progress: Progress
+    async def _answer_in_batches(
+        self, target: Target, images: Sequence[bytes], pixels: Sequence[int], work: Work, progress: Progress
     ) -> list[Entry]:
         call = progress.call
-        batches = list(split_images(images, pixels, self._images_per_batch(len(images), target)))
+        batches = list(split_images(images, pixels, self._images_per_batch(len(images), target, work.options)))
         entries: list[Entry] = [{}] * len(images)
         failures: list[GatewayError] = []
         waiting = iter(batches)
@@ -152,89 +232,69 @@ class InferenceService:
         async def send_batches() -> None:
             for first, last in waiting:
                 try:
-                    answers = await self._send_in_turn(target, images[first:last], sum(pixels[first:last]), top_k, call)
+                    answers = await self._send_batch(target, images[first:last], sum(pixels[first:last]), work, call)
                     entries[first:last] = [publish(answer) for answer in answers]
                 except GatewayError as error:
                     failures.append(error)
                     entries[first:last] = [error_entry(error)] * (last - first)
 
         with progress.stage("wait"):
-            await self.predict_limiter.take(call.caller)
+            await work.limiter.take(call.caller)
         # Several at once only if places are free now: a call does not wait for places after some of its work is done.
-        most = min(target.workers * BATCHES_PER_WORKER, len(batches))
-        places = 1 + self.predict_limiter.take_free(most - 1, call.caller)
+        per_worker = BATCHES_PER_WORKER if target.entry == "predict" else 1
+        most = min(target.workers * per_worker, len(batches))
+        places = 1 + work.limiter.take_free(most - 1, call.caller)
         try:
             with progress.stage("model"):
                 await asyncio.gather(*(send_batches() for _ in range(places)))
         finally:
-            self.predict_limiter.give_back(places, call.caller)
+            work.limiter.give_back(places, call.caller)
         if len(failures) == len(batches):
             raise failures[0]
         return entries
 
-    async def explain(self, image: bytes, *, options: Options, call: Call) -> Answer:
-        """Return the overlay, or with the option `format: json` the heatmap's entry; or the call's error."""
-        progress = Progress(call)
-        try:
-            received = await self._explain(image, options, progress)
-        except GatewayError as error:
-            return progress.answer(error=error)
-        return progress.answer(overlay=received) if isinstance(received, bytes) else progress.answer((received,))
-
-    async def _explain(self, image: bytes, options: Options, progress: Progress) -> bytes | Entry:
-        call = progress.call
-        pixels = count_pixels(image, self._max_pixels)
-        send = partial(
-            self._upstream.explain, image=image, carried=call.carried, deadline=call.deadline, options=options
-        )
-        with self._choose("explain", progress) as target, self._pixels.hold(pixels, call.caller):
-            with progress.stage("wait"):
-                await self.explain_limiter.take(call.caller)
-            try:
-                with progress.stage("model"):
-                    if pixels <= LARGE_PIXELS:
-                        return await self._send("explain", target, send)
-                    workers = partial(self._router.workers, "explain", target)
-                    async with self._large_turns["explain"].turn(lambda: max(1, workers() - 1), call.deadline):
-                        return await self._send("explain", target, send)
-            finally:
-                self.explain_limiter.give_back(1, call.caller)
-
-    def _choose(self, kind: Kind, progress: Progress) -> Target:
+    def _choose(self, kind: Kind, progress: Progress, method: str | None = None) -> Target:
         call = progress.call
         left_s = call.deadline.left_s()
         if left_s <= 0:
             raise DeadlinePassed(call.deadline.timeout_s)
         progress.is_hurried = left_s < self._timeout_s / 2
-        target = self._router.choose(kind, call.version, call.key_name, call.model)
-        progress.model, progress.version = target.model, target.version
+        target = self._router.choose(kind, call.version, call.key_name, call.model, method=method)
+        progress.model, progress.version, progress.contract = target.model, target.version, target.contract
         return target
 
-    async def _send_in_turn(
-        self, target: Target, images: Sequence[bytes], pixels: int, top_k: int, call: Call
+    async def _send_one(self, target: Target, image: bytes, work: Work, call: Call) -> Entry | bytes:
+        """Send an image alone, and return its entry or its overlay."""
+        send = partial(
+            self._upstream.ask, image=image, carried=call.carried, deadline=call.deadline, options=work.options
+        )
+        return await self._send(target, send)
+
+    async def _send_batch(
+        self, target: Target, images: Sequence[bytes], pixels: int, work: Work, call: Call
     ) -> list[Entry]:
-        """Wait for a turn, then send an upstream batch of /predict/batch, or a large image."""
+        """Wait for a turn, then send images of one call together; to the explain entry one image, without a turn."""
+        # The target is counted in flight once per upstream batch, so that the least loaded replica is found.
+        if target.entry == "explain":
+            with target:
+                entry = await self._send_one(target, images[0], work, call)
+            return [entry] if isinstance(entry, dict) else []
+        send = partial(
+            self._upstream.predict,
+            images=images,
+            carried=call.carried,
+            deadline=call.deadline,
+            top_k=work.options.top_k,
+            each=work.options.images * len(images),
+        )
         is_large = pixels > LARGE_PIXELS
         turns = self._large_turns["predict"] if is_large else self._batch_turns
         most = partial(self._most_in_flight, target, 1 if is_large else BATCHES_PER_WORKER)
         async with turns.turn(most, call.deadline):
-            return await self._send_batch(target, images, top_k, call)
+            with target:
+                return await self._send(target, send)
 
-    def _most_in_flight(self, target: Target, per_worker: int) -> int:
-        """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
-        workers = self._router.workers("predict", target)
-        return max(1, workers - 1) if self._singles_arrive() else workers * per_worker
-
-    def _singles_arrive(self) -> bool:
-        """Return True if a single image, which is not large, came in the last `SINGLES_LAST_S`."""
-        return time.monotonic() - self._last_single < SINGLES_LAST_S
-
-    async def _send_batch(self, target: Target, images: Sequence[bytes], top_k: int, call: Call) -> list[Entry]:
-        send = partial(self._upstream.predict, images=images, carried=call.carried, deadline=call.deadline, top_k=top_k)
-        with target:  # counted in flight once per upstream batch, so that the least loaded replica is found
-            return await self._send("predict", target, send)
-
-    async def _send(self, kind: Kind, target: Target, send: Callable[[Target], Awaitable[Received]]) -> Received:
+    async def _send(self, target: Target, send: Callable[[Target], Awaitable[Received]]) -> Received:
         """Return the result of `send` for `target`, or for another replica if `target` refused before any work began.
 
         Raises:
@@ -247,17 +307,37 @@ class InferenceService:
             raise
         except Unavailable as error:
             self._router.set_aside(target, is_lost=error.code == "not_ready")
-            another = self._router.choose_another(kind, target)
+            another = self._router.choose_another(target)
             if another is None:
                 raise
         with another:
             return await send(another)
 
-    def _images_per_batch(self, count: int, target: Target) -> int:
+    def _most_in_flight(self, target: Target, per_worker: int) -> int:
+        """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
+        workers = self._router.workers(target)
+        if target.entry == "explain" or self._singles_arrive():
+            return max(1, workers - 1)
+        return workers * per_worker
+
+    def _singles_arrive(self) -> bool:
+        """Return True if a single image, which is not large, came in the last `SINGLES_LAST_S`."""
+        return time.monotonic() - self._last_single < SINGLES_LAST_S
+
+    def _images_per_batch(self, count: int, target: Target, options: Options) -> int:
         """Return the images per upstream batch that give each free worker one; busy workers get one long batch."""
-        free = max(1, target.workers - self.predict_limiter.taken)
+        if target.entry == "explain":
+            return 1
+        free = max(1, target.workers - self.predict_limiter.taken - self.explain_limiter.taken)
         most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive() else self._chunk_images
+        if options.images:
+            most = min(most, images_that_fit(share_of(options.images[0], target.contract), self._chunk_images))
         return min(most, math.ceil(count / free))
+
+
+def answer_of_one(received: Entry | bytes, progress: Progress) -> Answer:
+    """Return the answer to a call with one image: its overlay, or its entry."""
+    return progress.answer(overlay=received) if isinstance(received, bytes) else progress.answer((received,))
 
 
 def split_images(images: Sequence[bytes], pixels: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

@@ -29,7 +29,7 @@ from gateway.refusals import BodyTooLarge
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from contracts.wire import Entry, Options
+    from contracts.wire import Entry, ImageOptions, Options
     from gateway.inference.replicas import Replica
     from gateway.inference.routing import Target
 
@@ -80,43 +80,52 @@ class TorchServe:
         self._transport = transport
 
     async def predict(
-        self, target: Target, images: Sequence[bytes], *, carried: Options, deadline: Deadline, top_k: int
+        self,
+        target: Target,
+        images: Sequence[bytes],
+        *,
+        carried: Options,
+        deadline: Deadline,
+        top_k: int,
+        each: tuple[ImageOptions, ...] = (),
     ) -> list[Entry]:
-        """Return one entry per image, in order: a prediction, or an error for an image that was refused.
+        """Return one entry per image, in order: its answer, or an error for an image that was refused.
 
-        `carried` has the request's id and trace context.
+        `carried` has the request's id and trace context. `each` has the options of each image if some are explained.
 
         Raises:
             GatewayError: the upstream batch as a whole failed.
         """
-        path = f"/predictions/{target.model}/{target.version}"
         options = carried._replace(deadline=deadline.unix_ms_of(target.replica), top_k=top_k)
-        content = await self._post(target, path, wire.dump_request(images, options), deadline)
+        if each:
+            options = options._replace(images=each, format="json")
+        content = await self._post(target, wire.dump_request(images, options), deadline)
         return read_results(content, len(images))
 
-    async def explain(
+    async def ask(
         self, target: Target, image: bytes, *, carried: Options, deadline: Deadline, options: Options
     ) -> bytes | Entry:
-        """Return the overlay's PNG bytes, or with the option `format: json` the explanation's entry.
+        """Return the PNG that `options` ask for, or the image's entry: with `format: json`, or if it was refused.
+
+        The PNG is an overlay, or for an empty image with the option `example` a thumbnail.
 
         Raises:
-            GatewayError: the call failed; `ImageRefused` if because of the image or an option.
+            GatewayError: the call failed.
         """
-        path = f"/explanations/{target.model}-explain/{target.version}"
         until = deadline.unix_ms_of(target.replica)
         options = options._replace(id=carried.id, traceparent=carried.traceparent, deadline=until)
-        content = await self._post(target, path, wire.dump_request((image,), options), deadline)
+        content = await self._post(target, wire.dump_request((image,), options), deadline)
         if content.startswith(wire.PNG_SIGNATURE) and options.format != "json":
             return content
-        entry = read_results(content, 1)[0]
-        raise_for_error(entry)
-        return entry
+        return read_results(content, 1)[0]
 
     async def close(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
 
-    async def _post(self, target: Target, path: str, message: wire.Request, deadline: Deadline) -> bytes:
+    async def _post(self, target: Target, message: wire.Request, deadline: Deadline) -> bytes:
+        route, suffix = ("predictions", "") if target.entry == "predict" else ("explanations", "-explain")
+        path = f"/{route}/{target.model}{suffix}/{target.version}"
         if deadline.left_s() <= 0:
             raise DeadlinePassed(deadline.timeout_s)  # `asyncio.timeout_at` in the past would still begin the call
         headers = ((b"content-type", message.content_type.encode()), (_OPTIONS, message.options.encode()))

@@ -27,6 +27,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from contracts import status as agent_status
 from contracts import wire
+from contracts.evidence import AnswerSet, Evidence, Familiar, Similar
 from contracts.model import Contract, Explanation, Input
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from gateway.app import create_app
@@ -56,6 +57,7 @@ class FakeTorchServe:
 
     calls: list[httpx.Request] = field(default_factory=list)
     answer: Callable[[httpx.Request], httpx.Response | None] | None = None
+    familiar: bool | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.calls.append(request)
@@ -63,8 +65,15 @@ class FakeTorchServe:
             return response
         options = wire.parse_options(request.headers[wire.OPTIONS_HEADER])
         images = [bytes(image) for image in wire.parse_body(request.headers["content-type"], request.content)]
-        if request.url.path.startswith("/explanations/"):
+        if options.example is not None:
+            return thumbnail(options.example)
+        if options.images and options.format == "png":
+            return self.overlay(images[0], options)
+        if request.url.path.startswith("/explanations/") and not options.images:
             return self.explain(images[0], options)
+        if options.images:
+            asked = zip(images, options.images, strict=True)
+            return httpx.Response(200, json={"results": [self.evidence(*pair, options.top_k) for pair in asked]})
         return httpx.Response(200, json={"results": [self.entry(image, options) for image in images]})
 
     def explain(self, image: bytes, options: wire.Options) -> httpx.Response:
@@ -82,15 +91,75 @@ class FakeTorchServe:
             return httpx.Response(200, content=overlay, headers={"content-type": "image/png"})
         return httpx.Response(200, json={"results": [entry]})
 
+    def overlay(self, image: bytes, options: wire.Options) -> httpx.Response:
+        entry = self.evidence(image, options.images[0], 1)
+        if "error" in entry:
+            return httpx.Response(200, json={"results": [entry]})
+        overlay = overlay_png(wire.dump_about(entry, "cifar10", "1.0.0"))
+        return httpx.Response(200, content=overlay, headers={"content-type": "image/png"})
+
+    def evidence(self, image: bytes, asked: wire.ImageOptions, top_k: int) -> wire.Entry:
+        """Return the entry of wire 2 for one image."""
+        entry = self.entry(image, wire.Options(top_k=top_k))
+        if "error" in entry:
+            return entry
+        if not asked.explain:
+            return {**entry, "familiar": True}
+        target = entry["class"] if asked.target is None else CLASSES[asked.target]
+        similar = [
+            {"id": rank, "class": target, "similarity": round(0.9 - rank / 10, 1)} for rank in range(asked.similar)
+        ]
+        evidence: dict[str, Any] = {"familiar": True, "familiarity": 0.75, "similar": similar}
+        if asked.coverage is not None:
+            evidence["classes"] = [{"class": entry["class"], "confidence": asked.coverage}]
+        if asked.test:
+            evidence["test"] = {"kept": 0.8, "removed": 0.1, "verdict": "The hot region is enough."}
+        return wire.dump_evidence(
+            (entry["class"], entry["confidence"]),
+            target=(target, 0.25),
+            method=asked.method or "sharpcam",
+            strength=2.5,
+            heatmap=wire.dump_heatmap(1, 3, bytes((0, 128, 255))),
+            **evidence,
+        )
+
     def entry(self, image: bytes, options: wire.Options) -> wire.Entry:
         if image.startswith(b"bad:"):
             return wire.dump_error(image[4:].decode(), "the handler's sentence", {"limit": 7})
         name = image.decode("latin-1").removeprefix("image-of-")
         name = name if name in CLASSES else "cat"
-        return wire.dump_prediction([(name, 0.9), ("frog", 0.1)][: options.top_k])
+        return wire.dump_prediction([(name, 0.9), ("frog", 0.1)][: options.top_k], familiar=self.familiar)
 
 
-def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any) -> dict[str, Any]:
+def thumbnail(example: int) -> httpx.Response:
+    """Return the handler's answer for a training image; those from 8 on are missing."""
+    if example >= 8:
+        error = wire.dump_error("unknown_example", "the handler's sentence", {})
+        return httpx.Response(200, json={"results": [error]})
+    return httpx.Response(200, content=PNG + str(example).encode(), headers={"content-type": "image/png"})
+
+
+def contract_of(version: str, schema: int, explanation: Explanation | None = None) -> Contract:
+    """Return the contract of a version: packed with evidence from schema 3 on."""
+    methods = ("gradcam", "eigencam")
+    explain = Explanation("layer3", "gradcam", methods)
+    evidence = None
+    if schema >= 3:
+        explain = Explanation("layer3", "sharpcam", ("sharpcam", *methods), sharp_layer="layer3", forward=("sharpcam",))
+        evidence = Evidence(Familiar("knn", 5, 100), Similar(10, thumbnails=True, accuracy_kept=0.97), AnswerSet(100))
+    return Contract(
+        "cifar10",
+        version,
+        tuple(CLASSES),
+        Input(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+        "resnet18_small",
+        explanation or explain,
+        evidence=evidence,
+        schema=schema,
+    )
+
+
+def version_status(version: str = "1.0.0", role: str = "stable", schema: int = 2, **changes: Any) -> dict[str, Any]:
     found = VersionStatus(
         "cifar10",
         version,
@@ -100,14 +169,7 @@ def version_status(version: str = "1.0.0", role: str = "stable", **changes: Any)
         predict=Pool(2, 2, 0, 100),
         explain=Pool(1, 1, 0, 100),
         verified=True,
-        contract=Contract(
-            "cifar10",
-            version,
-            tuple(CLASSES),
-            Input(32, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
-            "resnet18_small",
-            Explanation("layer3", "gradcam", ("gradcam", "eigencam")),
-        ),
+        contract=contract_of(version, schema),
     )
     status = AgentStatus(0.0, draining=False, torchserve=ServerStatus("running", 0, "http://a"), versions=(found,))
     return agent_status.dump(status)["versions"][0] | changes
@@ -279,6 +341,12 @@ def make_stand(tmp_path: Path) -> Iterator[Callable[..., Stand]]:
 def stand(make_stand: Callable[..., Stand]) -> Stand:
     """Return a gateway whose agent and TorchServe work."""
     return make_stand()
+
+
+@pytest.fixture
+def evidence_stand(make_stand: Callable[..., Stand]) -> Stand:
+    """Return a gateway whose stable version was packed with evidence."""
+    return make_stand(agent=FakeAgent([version_status(schema=3)]), torchserve=FakeTorchServe(familiar=True))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 TAGS = [
-    {"name": "predictions", "description": "Classes of images, and where the model looked."},
+    {"name": "predictions", "description": "Classes of images."},
+    {"name": "explanations", "description": "Evidence for a class: heatmaps, similar training images, answer sets."},
     {"name": "state", "description": "The versions that serve, their health, and metrics."},
     {"name": "v2", "description": "The Open Inference Protocol V2, for Triton's and KServe's clients."},
 ]

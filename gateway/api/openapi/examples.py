@@ -12,27 +12,40 @@ PREDICTION: dict[str, Any] = {
     "class": "cat",
     "confidence": 0.94,
     "top": TOP,
+    "familiar": True,
     "model": MODEL,
     "request_id": REQUEST_ID,
 }
 BATCH: dict[str, Any] = {
     "results": [
-        {"class": "cat", "confidence": 0.94, "top": TOP},
+        {"class": "cat", "confidence": 0.94, "top": TOP, "familiar": True},
         {"error": {"status": 422, "code": "image_unreadable", "detail": "the image ends before it is whole"}},
     ],
     "model": MODEL,
     "request_id": REQUEST_ID,
 }
-EXPLANATION: dict[str, Any] = {
+EVIDENCE: dict[str, Any] = {
     "class": "cat",
     "confidence": 0.94,
-    "target": "cat",
-    "method": "gradcam",
-    "layer": "layer3",
-    "heatmap": [[0.0, 0.25], [0.5, 1.0]],
-    "model": MODEL,
-    "request_id": REQUEST_ID,
+    "target": {"class": "cat", "confidence": 0.94},
+    "method": "contrastcam",
+    "heatmap": [[0.0, 0.251], [0.502, 1.0]],
+    "strength": 3.2,
+    "familiar": True,
+    "familiarity": 0.83,
+    "similar": [
+        {"id": 17, "class": "cat", "similarity": 0.91, "image": "/models/cifar10/versions/1.0.0/examples/17.png"},
+        {"id": 204, "class": "dog", "similarity": 0.62, "image": "/models/cifar10/versions/1.0.0/examples/204.png"},
+    ],
+    "classes": TOP,
+    "test": {
+        "kept": 0.9,
+        "removed": 0.12,
+        "verdict": "The hot region alone is enough for this class, and without it the class is lost.",
+    },
 }
+EXPLANATION: dict[str, Any] = {**EVIDENCE, "model": MODEL, "request_id": REQUEST_ID}
+EXPLAINED_BATCH: dict[str, Any] = {"results": [EVIDENCE, BATCH["results"][1]], "model": MODEL, "request_id": REQUEST_ID}
 FEEDBACK: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog", "note": "a puppy"}
 FEEDBACK_KEPT: dict[str, Any] = {"request_id": REQUEST_ID, "class": "dog"}
 VERSION: dict[str, Any] = {

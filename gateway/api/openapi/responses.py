@@ -50,9 +50,20 @@ IMAGE = (
     refusals.CallerHasTooManyPixels(200_000_000),
     ImageRefused("image_unreadable", "the bytes are no image: send a whole PNG, JPEG, WebP, BMP or GIF image", {}),
 )
+SINGLE = (*GUARD, *BODY, *ENGINE, *IMAGE)
 EXPLAIN = (
     ImageRefused("unknown_target", "there is no class 'unicorn': use one of the model's classes", {}),
-    ImageRefused("unknown_method", "there is no method 'x': use gradcam, eigencam", {}),
+    ImageRefused("unknown_method", "there is no method 'x': use cam, gradcam", {}),
+    refusals.BadParameter("coverage", "1", "a number from 0.5 to 0.999"),
+)
+EXAMPLE = (
+    *AUTHENTICATION,
+    refusals.ScopeMissing("explain"),
+    refusals.QuotaExceeded("600 per 1 minute", 12),
+    refusals.BadParameter("example", "x", "a whole number from 0 to 10000000"),
+    refusals.ModelUnknown("other"),
+    refusals.ExampleUnknown(999_999, "1.0.0", 1000),
+    *ENGINE,
 )
 OVERLAY_HEADERS = {
     f"x-{name}": {"description": f"Of an image: {what}.", "schema": {"type": "string"}}
@@ -60,7 +71,8 @@ OVERLAY_HEADERS = {
         "class": "the predicted class",
         "confidence": "its confidence",
         "target": "the class that is explained",
-        "method": "the CAM method",
+        "method": "the heatmap's method",
+        "familiar": "whether the image is like the training images: true or false",
         "model-version": "the version that answered",
     }.items()
 }

@@ -99,9 +99,9 @@ def test_the_triton_client_example_runs(gateway: str, folder: Path) -> None:
 
 
 def test_the_curl_examples_run(gateway: str, folder: Path) -> None:
-    (block,) = examples("sh", "curl")
-    lines = block.strip().splitlines()
-    assert len(lines) == 5
+    (block,) = examples("console", "curl")
+    lines = re.findall(r"^\$ (curl .*)$", block, re.MULTILINE)
+    assert len(lines) == 7
     for line in lines:
         command = line.replace("localhost:8000", gateway.removeprefix("http://"))
         done = subprocess.run(

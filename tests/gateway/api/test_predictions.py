@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from contracts import wire
-from gateway.api.predictions import overlay_headers
+from gateway.api.explanations import overlay_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

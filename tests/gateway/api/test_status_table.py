@@ -15,7 +15,7 @@ from gateway.api.schemas import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Stand
+    from conftest import FakeAgent, Stand
 
 IMAGE = b"image-of-dog"
 FILE = ("file", ("x.png", IMAGE, "image/png"))
@@ -116,6 +116,14 @@ def test_more_files_than_a_batch_takes_is_400(make_stand: Callable[..., Stand], 
         "/explain?size=0",
         "/explain?size=1025",
         "/explain?top_k=1",
+        "/explain?coverage=0.49",
+        "/explain?coverage=1",
+        "/explain?coverage=nan",
+        "/explain?test=yes",
+        "/explain?similar=11",
+        "/explain?similar=-1",
+        "/explain?heatmap=png",
+        "/explain/batch?alpha=0.5",
         "/explain?version=%00",
         "/v2/models/cifar10/versions/-/infer",
     ],
@@ -174,6 +182,8 @@ GUARDED = [
     ("POST", "/predict", "predict"),
     ("POST", "/predict/batch", "predict"),
     ("POST", "/explain", "explain"),
+    ("POST", "/explain/batch", "explain"),
+    ("GET", "/models/cifar10/versions/1.0.0/examples/1.png", "explain"),
     ("GET", "/models", "read"),
     ("GET", "/metrics", "read"),
     ("GET", "/v2", "predict"),
@@ -185,9 +195,14 @@ GUARDED = [
 
 @pytest.mark.parametrize(("method", "route", "scope"), GUARDED)
 def test_no_key_is_401_a_wrong_one_401_and_a_missing_scope_403(
-    make_stand: Callable[..., Stand], method: str, route: str, scope: str
+    make_stand: Callable[..., Stand],
+    make_agent: type[FakeAgent],
+    make_version: Callable[..., dict[str, Any]],
+    method: str,
+    route: str,
+    scope: str,
 ) -> None:
-    client = make_stand(keys=entries()).client
+    client = make_stand(keys=entries(), agent=make_agent([make_version(schema=3)])).client
     body = {"content": infer_body(IMAGE)} if route == INFER else {}
     if method == "POST" and route != INFER:
         body = {"files": [FILE]}
@@ -330,7 +345,8 @@ def test_saturation_is_503_with_retry_after(make_stand: Callable[..., Stand], ro
         await hold.wait()
         return stand.torchserve(request)
 
-    stand = make_stand(upstream=slow, in_flight_predict=1, in_flight_explain=1, admission_wait_s=0.01)
+    limits = {"in_flight_predict": 1, "in_flight_explain": 1, "in_flight_backward": 1}
+    stand = make_stand(upstream=slow, **limits, admission_wait_s=0.01)
     body: dict[str, Any] = {"content": infer_body(IMAGE)} if route == INFER else {"files": [FILE]}
 
     async def both() -> tuple[httpx.Response, httpx.Response]:

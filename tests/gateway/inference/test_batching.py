@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import wire
+from contracts.model import Contract, Input
 from contracts.wire import Options
 from gateway.errors import DeadlinePassed, EngineBroke, EngineNonsense, GatewayError, HandlerFailed
 from gateway.inference.answer import Call, Progress
@@ -59,26 +60,40 @@ class Upstream:
             return httpx.Response(503, json={"type": "InternalServerException"})
         if fate == "broken":
             raise httpx.ReadError("gone")
-        entries = [entry_of(image, options.top_k) for image in images]
+        each = options.images or (wire.PREDICT,) * len(images)
+        assert len(request.headers[wire.OPTIONS_HEADER]) <= wire.MAX_OPTIONS_BYTES
+        assert options.format == "json" or not options.images, "or a lone explanation would be answered by a PNG"
+        entries = [entry_of(image, options.top_k, asked) for image, asked in zip(images, each, strict=True)]
         return httpx.Response(200, json={"results": entries[1:] if fate == "one entry short" else entries})
 
 
-def entry_of(image: bytes, top_k: int) -> dict[str, Any]:
+def entry_of(image: bytes, top_k: int, asked: wire.ImageOptions = wire.PREDICT) -> dict[str, Any]:
     name = image.decode()
     if name.startswith("bad"):
         return {"error": {"code": "image_unreadable", "detail": name}}
+    if asked.explain:
+        return {"class": name, "confidence": 0.9, "asked": list(asked)}
     return {"class": name, "confidence": 0.9, "top": [{"class": name, "confidence": 0.9}] * top_k}
 
 
-def target(version: str = "1.0.0", workers: int = 2) -> Target:
-    return Target(REPLICA, "http://torchserve", "cifar10", version, workers)
+def target(version: str = "1.0.0", workers: int = 2, side: int = 32) -> Target:
+    size = Input(side, side, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    contract = Contract("cifar10", version, ("cat", "dog", "frog"), size, "resnet18_small", schema=3)
+    return Target(REPLICA, "http://torchserve", "cifar10", version, workers, contract=contract)
 
 
 def predict(
-    shared: DynamicBatcher, image: bytes, *, top_k: int = 1, timeout_s: float = 10.0, to: Target | None = None
+    shared: DynamicBatcher,
+    image: bytes,
+    *,
+    top_k: int = 1,
+    timeout_s: float = 10.0,
+    to: Target | None = None,
+    options: wire.ImageOptions = wire.PREDICT,
 ) -> Coroutine[Any, Any, dict[str, Any]]:
     call = Call(Deadline(timeout_s), Options(f"id-of-{image[:20].decode()}"))
-    return shared.predict(to or target(), image, pixels=0, top_k=top_k, progress=Progress(call))
+    asked = Options(top_k=top_k, images=(options,) if options.explain else ())
+    return shared.answer(to or target(), image, pixels=0, options=asked, progress=Progress(call))
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ class Planned:
     is_bad: bool
     timeout_s: float
     leaves_after: float | None
+    options: wire.ImageOptions = wire.PREDICT
 
 
 calls = st.builds(
@@ -101,6 +117,14 @@ calls = st.builds(
     is_bad=st.booleans(),
     timeout_s=st.sampled_from([0.015, 0.4, 5.0]),
     leaves_after=st.sampled_from([None, None, 0.0, 0.008, 0.35]),
+    options=st.sampled_from(
+        [
+            wire.PREDICT,
+            wire.ImageOptions(explain=True),
+            wire.ImageOptions(explain=True, target=2, method="sharpcam", coverage=0.9, similar=0),
+            wire.ImageOptions(explain=True, target=1, test=True),
+        ]
+    ),
 )
 fates = st.tuples(st.sampled_from([*["answered"] * 4, *FATES]), st.sampled_from([0.001, 0.01, 0.2, 0.7]))
 
@@ -118,7 +142,14 @@ def test_every_caller_gets_its_own_answer_or_the_error_of_its_upstream_batch(
         to = target(plan.version, workers)
         try:
             answer: Any = await asyncio.wait_for(
-                predict(shared, image_of(number, plan), top_k=plan.top_k, timeout_s=plan.timeout_s, to=to),
+                predict(
+                    shared,
+                    image_of(number, plan),
+                    top_k=plan.top_k,
+                    timeout_s=plan.timeout_s,
+                    to=to,
+                    options=plan.options,
+                ),
                 plan.leaves_after,
             )
         except (GatewayError, TimeoutError) as error:
@@ -145,7 +176,7 @@ def test_every_caller_gets_its_own_answer_or_the_error_of_its_upstream_batch(
         image = image_of(number, plan)
         if isinstance(answer, dict):
             assert fate_of[number] == "answered"
-            assert answer == entry_of(image, plan.top_k)
+            assert answer == entry_of(image, plan.top_k, plan.options)
         elif isinstance(answer, DeadlinePassed):
             assert f"{plan.timeout_s:g} s" in answer.detail
             assert took_s == pytest.approx(plan.timeout_s)
@@ -238,6 +269,46 @@ def test_a_large_image_is_sent_alone(run: Run) -> None:
 
     run(scene())
     assert images_of(upstream) == [["first"], ["small-1", "small-2"], ["largelargelargelarge"], ["small-3"]]
+
+
+def explained_at_once(count: int, options: wire.ImageOptions, side: int = 32) -> Upstream:
+    """Return the upstream after one prediction and then `count` explanations, all at once, of batches of any length."""
+    upstream = Upstream()
+
+    async def scene() -> None:
+        shared = DynamicBatcher(TorchServe(httpx.MockTransport(upstream)), 1000, 1)
+        to = target(workers=1, side=side)
+        later = (predict(shared, f"{number}".encode(), to=to, options=options) for number in range(count))
+        await asyncio.gather(predict(shared, b"first", to=to), *later)
+
+    asyncio.run(scene())
+    return upstream
+
+
+def test_the_options_of_an_upstream_batch_fit_into_its_header() -> None:
+    longest = wire.ImageOptions(explain=True, target=99_999, method="m" * 60, coverage=0.999, similar=10)
+    batches = images_of(explained_at_once(100, longest))
+    assert sum(map(len, batches)) == 101
+    assert 20 < max(map(len, batches)) < 30, "the fake upstream has checked each header"
+
+
+def test_the_heatmaps_of_an_upstream_batch_fit_into_its_answer() -> None:
+    side = 600
+    batches = images_of(explained_at_once(20, wire.ImageOptions(explain=True), side))
+    assert max(map(len, batches)) * side * side * 4 / 3 < wire.MAX_ANSWER_BYTES
+    assert sum(map(len, batches)) == 21
+
+
+def test_an_image_whose_heatmap_is_tested_counts_as_three_in_an_upstream_batch(run: Run) -> None:
+    upstream = Upstream()
+
+    async def scene() -> None:
+        shared, tested = upstream.shared(), wire.ImageOptions(explain=True, test=True)
+        calls = [predict(shared, f"{number}".encode(), options=tested) for number in range(4)]
+        await asyncio.gather(*calls)
+
+    run(scene())
+    assert [len(images) for images in images_of(upstream)] == [1] * 4, "a batch has room for four"
 
 
 def test_an_upstream_batch_has_the_latest_deadline_of_its_calls(run: Run) -> None:

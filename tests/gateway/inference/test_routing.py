@@ -170,7 +170,7 @@ def test_a_replica_that_cannot_be_reached_is_set_aside_until_its_agent_shows_it_
     versions = make_versions(agents)
     lost = versions.choose("predict", None)
     versions.set_aside(lost, is_lost=True)
-    another = versions.choose_another("predict", lost)
+    another = versions.choose_another(lost)
     assert another is not None and another.replica is not lost.replica  # noqa: PT018
     assert lost.replica.url not in {versions.choose("predict", None).replica.url for _ in range(20)}
     asyncio.run(versions._agents.poll_all(1))

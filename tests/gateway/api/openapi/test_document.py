@@ -28,7 +28,7 @@ def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     routes = [route for router in ROUTERS for route in router.routes if route.include_in_schema]
     assert described == {(method, route.path) for route in routes for method in route.methods}
-    assert len(described) == 17
+    assert len(described) == 19
 
 
 def test_the_default_content_type_comes_first(document: dict[str, Any]) -> None:
@@ -72,6 +72,7 @@ def test_every_error_has_an_example_with_its_own_status(document: dict[str, Any]
         (schemas.Prediction, examples.PREDICTION),
         (schemas.BatchPrediction, examples.BATCH),
         (schemas.Explanation, examples.EXPLANATION),
+        (schemas.BatchExplanation, examples.EXPLAINED_BATCH),
         (schemas.Health, examples.HEALTH),
         (schemas.Models, examples.MODELS),
     ],

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.api.params import MAX_TOP_K
+from gateway.api.params import LEAST_COVERAGE, MAX_TOP_K, MOST_COVERAGE
 from gateway.errors import GatewayError
+from gateway.inference.questions import Question
 from gateway.refusals import BadJson, BadParameter, BodyTooLarge, EmptyBody, TooManyFiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OUTPUTS = ("class", "confidence")
+OUTPUTS = {"class": "BYTES", "confidence": "FP32", "familiar": "BOOL", "familiarity": "FP32", "classes": "BYTES"}
+DEFAULT_OUTPUTS = ("class", "confidence")
+EXPLAINED_OUTPUTS = {"familiarity", "classes"}  # in the entries of explanations only
+DEFAULT_COVERAGE = 0.95
 MAX_MEMBERS, MEMBERS_PER_IMAGE = 1000, 4  # of the JSON part
 MAX_DIMENSIONS = 8  # of a shape: multiplying the millions that a body has room for would take hours
 
@@ -35,7 +39,15 @@ class InferRequest:
     id: str
     images: list[bytes]
     top_k: int
+    coverage: float
     outputs: tuple[tuple[str, bool], ...]
+
+    def question(self) -> Question | None:
+        """Return the question about each image; None if a prediction has all outputs."""
+        names = {name for name, _ in self.outputs}
+        if not names & EXPLAINED_OUTPUTS:
+            return None
+        return Question(coverage=self.coverage if "classes" in names else None)
 
 
 class ImageFailedError(GatewayError):
@@ -74,13 +86,32 @@ def read_request(body: bytes, header_length: str | None, *, max_images: int, max
     if any(len(image) > max_image_bytes for image in images):
         raise BodyTooLarge(max_image_bytes)
     parameters = _object(head.get("parameters"), "parameters")
-    top_k = parameters.get("top_k", 1)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
-        raise BadParameter("top_k", str(top_k), f"a whole number from 1 to {MAX_TOP_K}")
     identity = head.get("id", "")
     if not isinstance(identity, str):
         raise BadJson("`id` is no text")
-    return InferRequest(identity, images, top_k, _outputs(head, parameters))
+    outputs = _outputs(head, parameters)
+    top_k = _top_k(parameters, {name for name, _ in outputs})
+    return InferRequest(identity, images, top_k, _coverage(parameters), outputs)
+
+
+def _top_k(parameters: dict[str, Any], outputs: set[str]) -> int:
+    top_k = parameters.get("top_k", 1)
+    if not isinstance(top_k, int) or not _is_number(top_k, 1, MAX_TOP_K):
+        raise BadParameter("top_k", str(top_k), f"a whole number from 1 to {MAX_TOP_K}")
+    if top_k > 1 and outputs & EXPLAINED_OUTPUTS:
+        raise BadParameter("top_k", str(top_k), "1, which the outputs familiarity and classes need")
+    return top_k
+
+
+def _coverage(parameters: dict[str, Any]) -> float:
+    coverage: Any = parameters.get("coverage", DEFAULT_COVERAGE)
+    if not _is_number(coverage, LEAST_COVERAGE, MOST_COVERAGE):
+        raise BadParameter("coverage", str(coverage), f"a number from {LEAST_COVERAGE} to {MOST_COVERAGE}")
+    return float(coverage)
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
@@ -97,17 +128,22 @@ def raise_for_failed(entries: Sequence[dict[str, Any]]) -> None:
 def write_response(
     head: dict[str, Any], entries: Sequence[dict[str, Any]], infer_request: InferRequest
 ) -> tuple[bytes, int | None]:
-    """Return the body, and the length of its JSON part if binary tensors follow it, else None."""
+    """Return the body, and the length of its JSON part if binary tensors follow it, else None.
+
+    Raises:
+        BadParameter: the version that answered cannot give an output.
+    """
     wide = infer_request.top_k > 1
-    columns = min((len(entry["top"]) for entry in entries), default=0)
-    shape = [len(entries), columns] if wide else [len(entries)]
+    columns = min((len(entry["top"]) for entry in entries), default=0) if wide else 1
     outputs, blobs = [], []
     for name, is_binary in infer_request.outputs:
-        if wide:
+        shape = [len(entries)]
+        if wide and name in DEFAULT_OUTPUTS:
+            shape.append(columns)
             values = [best[name] for entry in entries for best in entry["top"][:columns]]
         else:
-            values = [entry[name] for entry in entries]
-        output: dict[str, Any] = {"name": name, "datatype": "BYTES" if name == "class" else "FP32", "shape": shape}
+            values = [_value(name, entry) for entry in entries]
+        output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
         if is_binary:
             blob = _pack(name, values)
             blobs.append(blob)
@@ -119,9 +155,18 @@ def write_response(
     return (content + b"".join(blobs), len(content)) if blobs else (content, None)
 
 
+def _value(name: str, entry: dict[str, Any]) -> Any:  # noqa: ANN401 - a text, a number or a flag
+    value = entry.get(name)
+    if value is None or isinstance(value, dict):
+        raise BadParameter("outputs", name, "given by this version: GET /models says what its archive holds")
+    return orjson.dumps([member["class"] for member in value]).decode() if name == "classes" else value
+
+
 def _pack(name: str, values: list[Any]) -> bytes:
-    if name == "confidence":
+    if OUTPUTS[name] == "FP32":
         return struct.pack(f"<{len(values)}f", *values)
+    if OUTPUTS[name] == "BOOL":
+        return bytes(values)
     texts = [value.encode("utf-8") for value in values]
     return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
@@ -185,7 +230,7 @@ def _outputs(head: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[st
     default = parameters.get("binary_data_output") is True
     wanted = head.get("outputs")
     if not wanted:
-        return tuple((name, default) for name in OUTPUTS)
+        return tuple((name, default) for name in DEFAULT_OUTPUTS)
     if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
         raise BadJson("`outputs` is no list of objects")
     if len(wanted) > len(OUTPUTS):

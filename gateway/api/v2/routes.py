@@ -1,7 +1,8 @@
 """The Open Inference Protocol V2 over HTTP, so that Triton's and KServe's clients work unchanged.
 
 The input is `image` (BYTES, shape [n]: whole image files). The outputs are `class` (BYTES) and `confidence` (FP32),
-both of shape [n], or [n, top_k] if the request parameter `top_k` is above 1.
+both of shape [n], or [n, top_k] if the request parameter `top_k` is above 1; and if the call names them, of shape [n]:
+`familiar` (BOOL), `familiarity` (FP32), and `classes` (BYTES: the answer set for the parameter `coverage`, as JSON).
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
@@ -13,13 +14,14 @@ from fastapi import APIRouter, Depends, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.api import v2_tensors
 from gateway.api.dependencies import Admitted, State, accept, admit, require
 from gateway.api.health import refuse_unready
 from gateway.api.openapi import examples
 from gateway.api.openapi.responses import BINARY, GUARD, PROBE, V2_INFER, V2_MODEL, answers, infer_body, problems
 from gateway.api.params import Version
 from gateway.api.uploads import read_body
+from gateway.api.v2 import tensors
+from gateway.inference.questions import forward_methods
 from gateway.refusals import VersionUnknown
 from gateway.settings import VERSION
 from gateway.state import AppState
@@ -67,7 +69,7 @@ async def ready(state: State) -> dict[str, bool]:
 @router.get(MODEL, name="v2_model", summary="V2: the model", **ABOUT)
 async def model_metadata(state: State, model: Model) -> dict[str, Any]:
     """Return the model's name, versions, input and outputs."""
-    return _metadata(model, _versions(state, model))
+    return _metadata(state, model, _versions(state, model))
 
 
 @router.get(OF_VERSION, name="v2_version", summary="V2: one version", **ABOUT)
@@ -75,7 +77,7 @@ async def version_metadata(state: State, model: Model, version: PathVersion) -> 
     """Return the metadata of one version."""
     if version not in _versions(state, model):
         raise VersionUnknown(version)
-    return _metadata(model, [version])
+    return _metadata(state, model, [version])
 
 
 @router.get(f"{MODEL}/ready", name="v2_model_ready", summary="V2: the model is ready", **ABOUT)
@@ -111,17 +113,14 @@ async def infer_by(
 async def _infer(request: Request, admitted: Admitted, model: str, version: str | None) -> Response:
     state, request_id, call = admitted
     infer_request = await _read(request, state)
-    answer = accept(
-        request,
-        await state.service.predict_batch(
-            infer_request.images, top_k=infer_request.top_k, call=call.of(version, model)
-        ),
-    )
-    v2_tensors.raise_for_failed(answer.entries)
+    images, top_k, question = infer_request.images, infer_request.top_k, infer_request.question()
+    answer = await state.service.predict_batch(images, top_k=top_k, call=call.of(version, model), question=question)
+    accept(request, answer)
+    tensors.raise_for_failed(answer.entries)
     head: dict[str, Any] = {"model_name": model, "model_version": answer.version}
     if infer_request.id:
         head["id"] = infer_request.id
-    content, header_length = v2_tensors.write_response(head, answer.entries, infer_request)
+    content, header_length = tensors.write_response(head, answer.entries, infer_request)
     if header_length is None:
         response = Response(content, media_type="application/json")
     else:
@@ -130,15 +129,15 @@ async def _infer(request: Request, admitted: Admitted, model: str, version: str 
             media_type="application/octet-stream",
             headers={"inference-header-content-length": str(header_length)},
         )
-    state.shadow.follow(response, infer_request.images, answer, request_id)
+    state.shadow.follow(response, images, answer, request_id)
     return response
 
 
-async def _read(request: Request, state: AppState) -> v2_tensors.InferRequest:
+async def _read(request: Request, state: AppState) -> tensors.InferRequest:
     """Return the parsed call. The images are copies, so that the body's memory is freed on return."""
     settings = state.settings
     body = await read_body(request, max_bytes=settings.max_batch_bytes, timeout_s=settings.body_timeout_s)
-    return v2_tensors.read_request(
+    return tensors.read_request(
         body,
         request.headers.get("inference-header-content-length"),
         max_images=settings.max_batch_images,
@@ -155,14 +154,14 @@ def _readiness(state: AppState, model: str, version: str | None) -> dict[str, An
     return {"name": model, "version": target.version, "ready": True}
 
 
-def _metadata(name: str, versions: list[str]) -> dict[str, Any]:
+def _metadata(state: AppState, name: str, versions: list[str]) -> dict[str, Any]:
+    seen = [version for _, _, version in state.router.seen() if version.model == name and version.version in versions]
+    contracts = (version.contract for version in seen)
+    outputs = tensors.OUTPUTS if any(map(forward_methods, contracts)) else tensors.DEFAULT_OUTPUTS
     return {
         "name": name,
         "versions": versions,
         "platform": "torchserve",
         "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
-        "outputs": [
-            {"name": "class", "datatype": "BYTES", "shape": [-1]},
-            {"name": "confidence", "datatype": "FP32", "shape": [-1]},
-        ],
+        "outputs": [{"name": output, "datatype": tensors.OUTPUTS[output], "shape": [-1]} for output in outputs],
     }
