@@ -233,7 +233,7 @@ def _outputs(head: dict[str, Any], parameters: dict[str, Any]) -> tuple[tuple[st
         return tuple((name, default) for name in DEFAULT_OUTPUTS)
     if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
         raise BadJson("`outputs` is no list of objects")
-    if len(wanted) > len(OUTPUTS):
+    if len(wanted) > len(OUTPUTS) or len({str(item.get("name")) for item in wanted}) < len(wanted):
         raise BadJson("`outputs` names an output twice")
     chosen = []
     for item in wanted:
