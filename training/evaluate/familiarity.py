@@ -51,7 +51,7 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Known:
-    """What the methods may know of the training images: pooled `features` (N, D) with their `labels` (N,).
+    """Training images as the methods may know them: pooled `features` (N, D) with their `labels` (N,).
 
     `index` (M, D) are the unit vectors of the coreset with its `index_labels` (M,); `weight` (K, D) and `bias` (K,) are
     those of the network's linear head.
@@ -200,7 +200,7 @@ def _fit_mahalanobis(
     means = np.stack([features[labels == label].mean(axis=0, dtype=np.float64) for label in classes])
     centred = features - means[positions].astype(np.float32)
     covariance = (centred.T @ centred).astype(np.float64) / len(features)
-    variance = max(float(np.trace(covariance)) / len(covariance), np.finfo(np.float32).tiny)
+    variance = float(np.trace(covariance)) / len(covariance) or 1.0
     covariance += SHRINKAGE * variance * np.eye(len(covariance))
     whitening = np.linalg.cholesky(np.linalg.inv(covariance))
     return whitening.astype(np.float32), (means @ whitening).astype(np.float32)

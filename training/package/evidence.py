@@ -66,7 +66,9 @@ UNFAMILIAR = 200
 LEAST_HELD_OUT = 20
 """Held-out images without which 95 % of them is no number of images."""
 
-THUMBNAIL_SIDE = 64
+THUMBNAIL_SIDES = (64, 48, 32)
+"""Pixels of the longer side; the first that fits is taken."""
+
 _QUALITY = 90  # of WebP; at 32 pixels 600 bytes
 _RESERVED = 60_000  # bytes for both kinds of scores and the file's header
 
@@ -204,23 +206,27 @@ def _add_index(
 def _draw_index(
     vectors: NDArray[np.float32], images: Images, room: int, *, thumbnails: bool
 ) -> tuple[NDArray[np.intp], list[bytes]]:
-    """Return rows of `images`, sorted by class, as many of each as fit into `room` bytes, with their thumbnails."""
+    """Return rows of `images`, sorted by class, as many of each as fit into `room` bytes, with their thumbnails.
+
+    Thumbnails are as large as they can be for one image of each class, and left out if the smallest do not fit.
+    """
     by_class = [np.flatnonzero(images.labels == label) for label in np.unique(images.labels)]
     each = max(1, MAX_INDEX // len(images.classes))
     herds = [rows[herd(vectors[rows], each)] for rows in by_class]
-    files = {row: _thumbnail(images.images[row]) for rows in herds for row in rows} if thumbnails else {}
-    while each:
-        rows = np.concatenate([chosen[:each] for chosen in herds])
-        kept = [files[row] for row in rows] if thumbnails else []
-        if len(rows) * (2 * vectors.shape[1] + 12) + sum(map(len, kept)) <= room:
-            return rows, kept
-        each = each * 9 // 10
+    for side in (*THUMBNAIL_SIDES, 0) if thumbnails else (0,):
+        files = {row: _thumbnail(images.images[row], side) for rows in herds for row in rows} if side else {}
+        for count in range(each, 0, -1):
+            rows = np.concatenate([chosen[:count] for chosen in herds])
+            kept = [files[row] for row in rows] if side else []
+            if len(rows) * (2 * vectors.shape[1] + 12) + sum(map(len, kept)) <= room:
+                return rows, kept
     return np.array([], np.intp), []
 
 
-def _thumbnail(pixels: NDArray[np.uint8]) -> bytes:
+def _thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
+    """Return a WebP file of the image (H, W, 3), at most `side` pixels wide and high."""
     image, file = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image.thumbnail((side, side))
     image.save(file, "WEBP", quality=_QUALITY)
     return file.getvalue()
 
