@@ -92,14 +92,6 @@ class Explanations:
         if job.heat is None or job.probabilities is None:
             raise RuntimeError("an explanation has neither a heatmap nor an error")
         best = self._class(job.probabilities, int(job.probabilities.argmax()))
-        if not job.row.options.images:  # wire 1
-            return wire.dump_explanation(
-                best,
-                target=self._contract.classes[job.target],
-                method=job.method,
-                layer=self._contract.explain.layer,
-                heatmap=[[round(float(value), 4) for value in line] for line in job.heat],
-            )
         height, width = job.heat.shape
         strength = wire.unavailable(NO_STRENGTH) if job.strength is None else round(job.strength, 4)
         return wire.dump_evidence(

@@ -64,17 +64,17 @@ def test_explanation_is_a_png_of_the_images_proportions_with_a_visible_heatmap(c
     assert numbers.headers["content-encoding"] == "gzip"
     told = [answer.headers[f"x-{name}"] for name in ("class", "target", "method", "model-version")]
     entry = numbers.json()
-    assert told == [entry["class"], entry["target"], entry["method"], entry["model"]["version"]]
+    assert told == [entry["class"], entry["target"]["class"], entry["method"], entry["model"]["version"]]
     assert float(answer.headers["x-confidence"]) == pytest.approx(entry["confidence"], abs=1e-3)
 
 
-def test_explanation_in_numbers_names_target_method_and_layer(client):
+def test_explanation_in_numbers_names_target_and_method(client):
     answer = client.post(
         "/explain", params={"target": "dog"}, content=CAT.read_bytes(), headers={"accept": "application/json"}
     )
     body = answer.json()
-    assert body["target"] == "dog"
-    assert {"class", "confidence", "method", "layer"} <= set(body)
+    assert body["target"]["class"] == "dog"
+    assert {"class", "confidence", "method", "strength", "familiar", "similar"} <= set(body)
     heatmap = np.array(body["heatmap"])
     assert heatmap.shape == (32, 32)
     assert 0 <= heatmap.min() <= heatmap.max() <= 1
