@@ -14,6 +14,7 @@ import io
 import json
 import os
 import statistics
+import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from this folder, `gateway` would be gateway.py
 
 from control.feedback.drift import Answers, answers_of, compare
 from control.feedback.labels import LabelledImage, find_wrong_labels

@@ -59,7 +59,10 @@ async def explain(
     image = await read_one(request, state)
     answer = accept(request, await state.service.explain(image, question, call=call.of(query.version, query.model)))
     if answer.overlay is not None:
-        facts = overlay_headers(wire.parse_about(answer.overlay))
+        about = wire.parse_about(answer.overlay)
+        if state.recorder is not None and about:
+            state.recorder.note(request_id, image, about, (answer.model, answer.version), request.headers)
+        facts = overlay_headers(about)
         headers = {"vary": "accept", **facts, "x-model-version": answer.version}
         return Response(answer.overlay, media_type=wire.PNG_TYPE, headers=headers)
     (document,) = write_documents(answer, query)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from gradserve import Client, GatewayProblem
+from gradserve import Client, Evidence, Failed, GatewayProblem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,15 @@ def test_the_client_reaches_every_route(gateway: Client, tmp_path: Path) -> None
         assert gateway.explain(b"x", target="frog", alpha=0.3).startswith(b"\x89PNG")
         assert gateway.health()["status"] == "ok"
         assert gateway.models()["name"] == "cifar10"
+
+
+def test_the_client_reads_the_evidence_that_the_gateway_writes(gateway: Client) -> None:
+    evidence = gateway.evidence(b"image-of-cat", target="dog", coverage=0.9, test=True)
+    assert (evidence.class_name, evidence.target.class_name, evidence.request_id != "") == ("cat", "dog", True)
+    assert evidence.heatmap is not None
+    explained, failed = gateway.explain_batch([b"image-of-cat", b"bad:image_unreadable"], heatmap=False)
+    assert isinstance(explained, Evidence)
+    assert (explained.heatmap, isinstance(failed, Failed)) == (None, True)
 
 
 def test_a_refusal_carries_its_problem(gateway: Client) -> None:

@@ -53,6 +53,15 @@ def test_the_right_class_of_an_earlier_call_is_kept_and_a_repeat_replaces_it(
     assert (feedback.class_name, feedback.note) == ("dog", "a puppy")
 
 
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+def test_an_explanation_can_be_corrected_too(make: Callable[..., Stand], store: FeedbackStore, accept: str) -> None:
+    stand = make(feedback_sample=1.0)
+    answer = stand.client.post("/explain", content=b"image-of-cat", headers={"accept": accept})
+    assert say(stand, answer.headers["x-request-id"]).status_code == 200
+    ((call, _),) = store.labelled()
+    assert (call.class_name, call.image) == ("cat", b"image-of-cat")
+
+
 def test_the_feedback_of_one_process_is_about_the_calls_of_another(make: Callable[..., Stand]) -> None:
     one, other = make(), make()
     request_id = one.client.post("/predict", content=b"image-of-cat").json()["request_id"]
