@@ -78,7 +78,8 @@ def main() -> None:
         "window": WINDOW,
         "step": STEP,
         "streams": given.streams,
-        "false_alarms": {f"alpha {alpha}": false_alarms(reference, rest, given.streams * 5, alpha) for alpha in ALPHAS},
+        "draws": given.streams * 10,
+        "false_alarms": {f"alpha {alpha}": false_alarms(stable, given.streams * 10, alpha) for alpha in ALPHAS},
         "delay": {
             **{name: delays(reference, rest, list(found.values()), given.streams) for name, found in changed.items()},
             "half of them cats": delays(reference, rest, mixed(rest, "cat", 0.5), given.streams),
@@ -104,11 +105,14 @@ def answer_all(model: ArchiveSource, images: list[bytes], top_k: int) -> dict[by
     return dict(zip(images, model.predict(images, top_k), strict=True))
 
 
-def false_alarms(reference: Answers, rest: list[Prediction], draws: int, alpha: float) -> float:
-    """Return the share of windows without any change that are called drift."""
+def false_alarms(stable: list[Prediction], draws: int, alpha: float) -> float:
+    """Return the share of draws called drift, each of a reference and a window of the same images without repeats."""
     chance = np.random.default_rng(0)
-    windows = (answers_of([rest[index] for index in chance.choice(len(rest), WINDOW)]) for _ in range(draws))
-    return sum(compare(reference, window, alpha=alpha).decision == "drift" for window in windows) / draws
+    alarms = 0
+    for _ in range(draws):
+        drawn = [stable[index] for index in chance.permutation(len(stable))[: REFERENCE + WINDOW]]
+        alarms += compare(answers_of(drawn[:REFERENCE]), answers_of(drawn[REFERENCE:]), alpha=alpha).decision == "drift"
+    return alarms / draws
 
 
 def delays(
