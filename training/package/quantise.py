@@ -150,12 +150,12 @@ def add_engine(
     other = _log_probabilities(Engine("openvino", precision), contract, folder, held_out)
     report = _compare(logits, other, held_out, precision=precision, calibration_images=len(chosen), max_drop=max_drop)
     if sharp_layer is not None:
-        engines = (
+        whole, served = (
             build_engine(choice, network, directory=folder, device="cpu", sharp_layer=sharp_layer)
             for choice in (Engine(), report.engine)
         )
         images = normalise(held_out.sample(HEATMAP_IMAGES).images, contract.input)
-        report = replace(report, heatmap_correlation=_compare_heatmaps(*engines, images))
+        report = replace(report, heatmap_correlation=_compare_heatmaps(whole, served, images))
     text = json.dumps({"schema": 1, "passed": report.passed, **asdict(report)}, indent=2)
     (folder / GATE).write_text(text + "\n", encoding="utf-8")
     if not report.passed:
