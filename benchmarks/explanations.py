@@ -61,7 +61,7 @@ def main() -> None:
     images = normalise(shown.images, contract.input)
     engine = build_engine(contract.engine, network, directory=chosen.folder, device=torch.device("cpu"))
     draw(contract, network, shown, predict_all(engine, images).argmax(axis=1), chosen.image)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     _, measured = choose_explanation(network, contract, engine, images, shown.labels, max_alike=1)
     report = {
         "model": f"{contract.name} {contract.version}",
@@ -69,6 +69,7 @@ def main() -> None:
         "part": "held out",
         **measured,
         "seconds": round(time.perf_counter() - started, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
         "load_average": os.getloadavg()[0],
         "environment": environment(),
     }
@@ -131,13 +132,13 @@ def unfamiliar(contract: Contract, network: torch.nn.Module) -> list[tuple[np.nd
     """Return an image of nothing that was learnt, noise, as answered."""
     size = (1, contract.input.height, contract.input.width, 3)
     noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    answer = int(run(network, normalise(noise, contract.input)).logits.argmax())
+    answer = int(run(network, normalise(noise, contract.input)).probabilities.argmax())
     return [(noise[0], answer, f"noise: {contract.classes[answer]}")]
 
 
 def show(report: dict) -> None:
     """Print the table."""
-    print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s")
+    print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s ({report['cpu_seconds']:.0f} s of CPU)")
     names = (
         "quarter", "quarter_peak", "half", "half_peak", "class_correlation", "random_head_correlation", "score", "road"
     )  # fmt: skip

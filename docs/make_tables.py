@@ -65,7 +65,7 @@ def _candidates() -> str:
 
 
 def _randomised(found: dict[str, float]) -> str:
-    return ", ".join(f"{found[name]:.2f}" for name in ("layer4", "layer3", "layer2", "layer1"))
+    return ", ".join(f"{found[name]:.2f}" for name in ("layer4", "layer3", "layer2", "layer1") if name in found)
 
 
 def _transfer() -> str:

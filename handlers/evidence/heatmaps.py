@@ -19,12 +19,14 @@ measurements, and what such a map does not tell.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from handlers.engines import Outputs
 
 FORWARD_METHODS = ("cam", "sharpcam", "contrastcam")
 """Methods that need no pass but the one that answered."""
@@ -33,25 +35,13 @@ CONTRAST = 0.25
 """The temperature of the competition between classes, in standard deviations of an image's class maps."""
 
 
-class PassOutputs(Protocol):
-    """Outputs of a forward pass from which heatmaps are made."""
-
-    @property
-    def maps(self) -> NDArray[np.float32] | None:
-        """Class maps of the last layer before ReLU, (N, K, h, w)."""
-
-    @property
-    def sharpness(self) -> NDArray[np.float32] | None:
-        """Root mean square over the channels of an earlier layer's activations, (N, h', w')."""
-
-
 def heatmap(
-    outputs: PassOutputs, targets: NDArray[np.intp], method: str, size: tuple[int, int]
+    outputs: Outputs, targets: NDArray[np.intp], method: str, size: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return each image's heatmap for its target class, and how strong it is.
 
     Args:
-        outputs: of N images.
+        outputs: those of N images.
         targets: (N,) class indices.
         method: one of `FORWARD_METHODS`.
         size: (height, width) of the heatmaps, in pixels.

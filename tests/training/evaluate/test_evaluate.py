@@ -174,7 +174,7 @@ def test_explanations_are_measured_for_file_and_card(run, evaluation):
     assert written["explanation"] == report["explanation"]
     assert written["model"] == report["model"]
     assert written["explanation"]["images"] == 4
-    assert [*written["explanation"]["randomised"]] == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
+    assert [*written["explanation"]["randomised"]] == ["layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
     card = (evaluation.folder / "card.md").read_text()
     assert f"accuracy **{report['accuracy']:.2%}**" in card
     assert "| training images | `80` |" in card

@@ -7,12 +7,13 @@ alone chose cifar10 0.8.0's default, which was nearly blind to the class.
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
 from contracts.evidence import HeatmapFigures
+from handlers.engines.with_evidence import gives_evidence
 from handlers.evidence.heatmaps import FORWARD_METHODS
 from training.errors import HeatmapsAlike
 from training.evaluate.heatmaps.faithfulness import STEPS, first_two
@@ -21,13 +22,18 @@ from training.evaluate.heatmaps.passes import LAST, SHARP_LAYER, Passes, by, exp
 from training.evaluate.heatmaps.sensitivity import class_correlation, rank_correlation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from torch import nn
 
     from contracts.model import Contract, Explanation
     from handlers.engines import Engine
 
-CANDIDATES = (
+Candidate: TypeAlias = tuple[str, str, str | None]
+"""Method, layer and sharp layer."""
+
+CANDIDATES: tuple[Candidate, ...] = (
     ("contrastcam", LAST, SHARP_LAYER),
     ("sharpcam", LAST, SHARP_LAYER),
     ("cam", LAST, None),
@@ -36,7 +42,7 @@ CANDIDATES = (
     ("gradcam", SHARP_LAYER, None),
     ("gradcam++", "layer2+layer3", None),
 )
-"""Method, layer and sharp layer. `cam` is Grad-CAM at the last layer; the last one is cifar10 0.8.0's default."""
+"""`cam` is Grad-CAM at the last layer; the last one is cifar10 0.8.0's default."""
 
 AT_LEAST = {"quarter": 0.9, "quarter_peak": 0.95, "half": 0.9, "half_peak": 0.95}
 """Nine tenths of the heat belong to the class that was asked for; chance is 0.25 and 0.5."""
@@ -57,6 +63,7 @@ def choose_explanation(
     images: NDArray[np.float32],
     labels: NDArray[np.intp],
     *,
+    among: Sequence[Candidate] = CANDIDATES,
     max_alike: float = MAX_ALIKE,
 ) -> tuple[Explanation, dict[str, Any]]:
     """Return the heatmaps' method and layers that do best on `images` (N, 3, H, W), and the report on all candidates.
@@ -67,6 +74,7 @@ def choose_explanation(
         engine: the version's; its confidence is what curves are made of.
         images: held-out images, normalised.
         labels: (N,) their classes.
+        among: the candidates.
         max_alike: the largest rank correlation of the first two classes' heatmaps.
 
     Raises:
@@ -75,7 +83,7 @@ def choose_explanation(
     measures = Measures(network, contract, engine, images, labels)
     passes = Passes(network)
     rows = []
-    for method, layer, sharp in tqdm(CANDIDATES, desc="explanations", unit="candidate"):
+    for method, layer, sharp in tqdm(possible(network, among), desc="explanations", unit="candidate"):
         choice = replace(contract.explain, method=method, layer=layer, sharp_layer=sharp)
         figures = measures.of(by(choice, passes))
         found = {"method": method, "layer": layer, "sharp_layer": sharp, "admitted": is_admitted(figures)}
@@ -96,8 +104,15 @@ def choose_explanation(
         "candidates": sorted(rows, key=lambda row: (not row["admitted"], -row["score"])),
         "random_heat": as_row(measures.of_random_heat()),
     }
-    # The sharp layer stays: callers may ask for the other forward methods.
-    return replace(contract.explain, **chosen | {"sharp_layer": SHARP_LAYER}), report
+    methods = tuple(dict.fromkeys((best["method"], *contract.explain.methods)))
+    sharp = best["sharp_layer"] or contract.explain.sharp_layer  # callers may ask for the other forward methods
+    return replace(contract.explain, **chosen | {"sharp_layer": sharp, "methods": methods}), report
+
+
+def possible(network: nn.Module, among: Sequence[Candidate] = CANDIDATES) -> list[Candidate]:
+    """Return the candidates that the network allows: class maps need a mean over places and one linear head."""
+    has_maps = gives_evidence(network, SHARP_LAYER)
+    return [row for row in among if has_maps or row[0] not in FORWARD_METHODS]
 
 
 def is_admitted(figures: HeatmapFigures) -> bool:
@@ -125,17 +140,17 @@ def _from_row(row: dict[str, Any]) -> HeatmapFigures:
     return HeatmapFigures(**values | {"randomised": tuple(row["randomised"].items())})
 
 
-def best_of(candidates: list[dict[str, Any]], max_alike: float = MAX_ALIKE) -> dict[str, Any]:
+def best_of(rows: list[dict[str, Any]], max_alike: float = MAX_ALIKE) -> dict[str, Any]:
     """Return the most faithful of the admitted candidates, by insertion less deletion and ROAD together.
 
     A network that has learnt little may have none: then it is the one that points best at the class, of those that
     depend on it; or the one that depends on it most.
     """
-    if admitted := [row for row in candidates if row["admitted"]]:
+    if admitted := [row for row in rows if row["admitted"]]:
         return max(admitted, key=lambda row: row["score"] + row["road"])
-    if about := [row for row in candidates if row["class_correlation"] <= max_alike]:
+    if about := [row for row in rows if row["class_correlation"] <= max_alike]:
         return max(about, key=lambda row: (row["quarter"] or 0) + (row["half"] or 0))
-    return min(candidates, key=lambda row: row["class_correlation"])
+    return min(rows, key=lambda row: row["class_correlation"])
 
 
 def check_classes_differ(

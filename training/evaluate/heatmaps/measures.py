@@ -13,7 +13,12 @@ from training.evaluate.heatmaps.faithfulness import Probe
 from training.evaluate.heatmaps.passes import random_heat
 from training.evaluate.heatmaps.pointing import Scene, halves, mosaics, point
 from training.evaluate.heatmaps.road import road
-from training.evaluate.heatmaps.sensitivity import class_correlation, randomised_correlations
+from training.evaluate.heatmaps.sensitivity import (
+    RandomNetworks,
+    class_correlation,
+    randomise,
+    randomised_correlations,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +59,7 @@ class Measures:
         faithful = probe.measure(heatmaps)
         quarter, quarter_peak = self._point(explain, self.mosaics)
         half, half_peak = self._point(explain, self.halves)
-        random = randomised_correlations(self.network, self.contract, explain, self.images, probe.targets)
+        head, randomised = randomised_correlations(self.network, self.random, explain, self.images, probe.targets)
         alike = class_correlation(
             self.network, explain, self.images[shown], probe.targets[shown], probe.runners_up[shown]
         )
@@ -64,8 +69,8 @@ class Measures:
             half=half,
             half_peak=half_peak,
             class_correlation=rounded(alike),
-            random_head_correlation=rounded(next(iter(random.values()))),
-            randomised=tuple((name, rounded(value)) for name, value in random.items()),
+            random_head_correlation=rounded(head),
+            randomised=tuple((name, rounded(value)) for name, value in randomised.items()),
             insertion=rounded(faithful.insertion_area),
             deletion=rounded(faithful.deletion_area),
             road=rounded(road(self.network, self.images, heatmaps, probe.targets)),
@@ -79,6 +84,11 @@ class Measures:
     def probe(self) -> Probe:
         """Insertion and deletion; it also holds the answers."""
         return Probe(self.engine, self.images)
+
+    @cached_property
+    def random(self) -> RandomNetworks:
+        """The network with random layers."""
+        return randomise(self.network, self.contract)
 
     @cached_property
     def mosaics(self) -> Scene | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
+from handlers.engines import Outputs, softmax
+from handlers.engines.with_evidence import WithEvidence
 from handlers.evidence.heatmaps import FORWARD_METHODS, heatmap
 from handlers.explain import Explainer
 
@@ -23,39 +25,20 @@ if TYPE_CHECKING:
 Explain: TypeAlias = "Callable[[nn.Module, NDArray[np.float32], NDArray[np.intp]], NDArray[np.float32]]"
 """From a network, images (N, 3, H, W) and targets (N,) to heatmaps (N, H, W)."""
 
-LAST, HEAD = "layer4", "fc"
+LAST = "layer4"
 SHARP_LAYER = "layer3"
 """The layer whose activations sharpen heatmaps, unless the contract names another."""
 
 _BATCH = 100  # images of one pass
 
 
-class Outputs(NamedTuple):
-    """Outputs of one pass as in `handlers.evidence.heatmaps.PassOutputs`, and the logits (N, K)."""
-
-    logits: NDArray[np.float32]
-    maps: NDArray[np.float32]
-    sharpness: NDArray[np.float32]
-
-
 def run(network: nn.Module, images: NDArray[np.float32], sharp_layer: str | None = None) -> Outputs:
-    """Return the outputs of one forward pass over `images` (N, 3, H, W), of any size."""
-    kept: dict[str, torch.Tensor] = {}
-    last, sharp = network.get_submodule(LAST), network.get_submodule(sharp_layer or SHARP_LAYER)
-    hooks = [
-        last.register_forward_hook(lambda _module, _inputs, output: kept.__setitem__("last", output)),
-        sharp.register_forward_hook(lambda _module, _inputs, output: kept.__setitem__("sharp", output)),
-    ]
+    """Return the outputs of one forward pass over `images` (N, 3, H, W), of any size, at temperature 1."""
+    module = WithEvidence(network.eval(), sharp_layer or SHARP_LAYER)
     device = next(network.parameters()).device
-    try:
-        with torch.inference_mode():
-            logits = network.eval()(torch.from_numpy(images).to(device))
-            maps = torch.einsum("ck,nkhw->nchw", network.get_submodule(HEAD).weight, kept["last"])
-            sharpness = kept["sharp"].square().mean(1).sqrt()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Outputs(logits.cpu().numpy(), maps.cpu().numpy(), sharpness.cpu().numpy())
+    with torch.inference_mode():
+        logits, *evidence = (output.float().cpu().numpy() for output in module(torch.from_numpy(images).to(device)))
+    return Outputs(softmax(logits, 1.0), *evidence)
 
 
 def explain(

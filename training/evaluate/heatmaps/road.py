@@ -8,6 +8,7 @@ Source: Rong et al. 2022, section 4, https://arxiv.org/abs/2202.00449; pytorch-g
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,8 @@ def road(
     count = image_count(*images.shape[2:])
     device = next(network.parameters()).device
     metric = ROADCombined(list(PERCENTILES))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pytorch-grad-cam calls NumPy's argwhere with a tensor
         torch.manual_seed(0)
         scores = metric(
             torch.from_numpy(images[:count]).to(device),

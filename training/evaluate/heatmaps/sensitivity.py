@@ -13,6 +13,7 @@ report compared with them, and found 0.80 where other random heads give 0.26.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,8 +23,6 @@ from scipy.stats import rankdata
 from handlers.network import build_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
     from torch import nn
 
@@ -45,39 +44,60 @@ def class_correlation(
     return float(rank_correlation(explain(network, images, first), explain(network, images, second)).mean())
 
 
+@dataclass(frozen=True)
+class RandomNetworks:
+    """Networks that share their early layers with one network, and whose late layers are random.
+
+    Attributes:
+        heads: only the head is random, each time another one.
+        cumulative: random from the head down to a layer, by that layer's name.
+    """
+
+    heads: tuple[nn.Module, ...]
+    cumulative: tuple[tuple[str, nn.Module], ...]
+
+
+def randomise(network: nn.Module, contract: Contract) -> RandomNetworks:
+    """Return the random networks of `network`, which keeps its weights."""
+    layers = [name for name, layer in reversed([*network.named_children()]) if any(True for _ in layer.parameters())]
+    heads = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        fresh = build_network(contract.architecture, len(contract.classes)).eval()
+        fresh.to(next(network.parameters()).device)
+        for _ in range(HEADS):
+            head = copy.deepcopy(fresh.get_submodule(layers[0]))
+            head.reset_parameters()
+            heads.append(_replaced(network, {layers[0]: head}))
+    cumulative = []
+    for count, name in enumerate(layers[1:], 2):
+        cumulative.append((name, _replaced(network, {layer: fresh.get_submodule(layer) for layer in layers[:count]})))
+    return RandomNetworks(tuple(heads), tuple(cumulative))
+
+
+def _replaced(network: nn.Module, layers: dict[str, nn.Module]) -> nn.Module:
+    """Return the network with other layers by name; it shares all others."""
+    memo = {id(layer): layers.get(name, layer) for name, layer in network.named_children()}
+    return copy.deepcopy(network, memo)
+
+
 def randomised_correlations(
-    network: nn.Module, contract: Contract, explain: Explain, images: NDArray[np.float32], targets: NDArray[np.intp]
-) -> dict[str, float]:
-    """Return the mean rank correlation with the heatmaps of networks that are random from the head down to a layer."""
+    network: nn.Module,
+    random: RandomNetworks,
+    explain: Explain,
+    images: NDArray[np.float32],
+    targets: NDArray[np.intp],
+) -> tuple[float, dict[str, float]]:
+    """Return the mean rank correlation with the heatmaps of random heads, and by layer of those random down to it."""
     images, targets = images[:RANDOM_IMAGES], targets[:RANDOM_IMAGES]
     own = explain(network, images, targets)
 
     def alike(other: nn.Module) -> float:
         return float(rank_correlation(own, explain(other, images, targets)).mean())
 
-    found = {name: alike(scrambled) for name, scrambled in randomised(network, contract)}
-    head = next(iter(found))
-    others = [alike(next(randomised(network, contract, number))[1]) for number in range(1, HEADS)]
-    found[head] = float(np.mean([found[head], *others]))
-    return found
-
-
-def randomised(network: nn.Module, contract: Contract, number: int = 0) -> Iterator[tuple[str, nn.Module]]:
-    """Yield networks random from the head down: the layer that was the last to lose its weights, the network.
-
-    Args:
-        network: keeps its own weights.
-        contract: the network's.
-        number: another one gives other random weights.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED + number)
-        fresh = build_network(contract.architecture, len(contract.classes))
-    network = copy.deepcopy(network)
-    for name, layer in reversed([*network.named_children()]):
-        if any(True for _ in layer.parameters()):
-            layer.load_state_dict(fresh.get_submodule(name).state_dict())
-            yield name, network
+    return float(np.mean([alike(head) for head in random.heads])), {
+        name: alike(other) for name, other in random.cumulative
+    }
 
 
 def rank_correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:

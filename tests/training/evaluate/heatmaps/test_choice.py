@@ -19,10 +19,12 @@ from training.evaluate.heatmaps.choice import (
     figures_of,
     is_admitted,
     measure_explanation,
+    possible,
 )
 from training.evaluate.heatmaps.faithfulness import STEPS
 
 SIDE = 16
+TWO = (("gradcam", "layer3", None), ("contrastcam", "layer4", "layer3"))
 GOOD = HeatmapFigures(**AT_LEAST, **AT_MOST, randomised=(("fc", 0.1), ("layer4", MAX_RANDOMISED)))
 
 
@@ -84,19 +86,19 @@ def test_a_network_that_sees_all_classes_alike_is_refused_with_the_figure_and_th
         check_classes_differ(blind, cam, noise, scores)
     labels = np.zeros(6, np.intp)
     with pytest.raises(HeatmapsAlike, match="train longer"):
-        choose_explanation(blind, contract, engine, noise, labels)
+        choose_explanation(blind, contract, engine, noise, labels, among=TWO[1:])
 
 
 def test_choice_measures_every_candidate_and_gives_the_contracts_figures(network, contract, engine, noise):
     noise[:3, :, :8, :8] += 0.5  # three images are answered as squares
     labels = np.array([0, 0, 0, 1, 1, 1])
-    choice, report = choose_explanation(network, contract, engine, noise, labels, max_alike=1)
+    choice, report = choose_explanation(network, contract, engine, noise, labels, among=TWO, max_alike=1)
     rows = report["candidates"]
-    assert {(row["method"], row["layer"], row["sharp_layer"]) for row in rows} == set(CANDIDATES)
+    assert {(row["method"], row["layer"], row["sharp_layer"]) for row in rows} == set(TWO)
     best = best_of(rows, max_alike=1)
     assert (choice.method, choice.layer) == (best["method"], best["layer"])
-    assert choice.sharp_layer == "layer3"
-    assert choice.methods == contract.explain.methods
+    assert choice.sharp_layer == "layer3"  # the contract's, if the chosen method needs none
+    assert set(choice.methods) == {choice.method, *contract.explain.methods}
     assert report["absent"] == {"quarter": report["absent"]["quarter"]}
     assert "4 classes" in report["absent"]["quarter"]
     chosen, random = figures_of(report)
@@ -104,6 +106,13 @@ def test_choice_measures_every_candidate_and_gives_the_contracts_figures(network
     assert chosen.insertion == best["insertion"]
     assert random.half == pytest.approx(0.5, abs=0.05)
     assert abs(random.class_correlation) < 0.1
+
+
+def test_a_network_without_class_maps_has_the_candidates_that_need_none(network):
+    other = copy.deepcopy(network)
+    assert possible(network) == [*CANDIDATES]
+    other.fc = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    assert {method for method, *_ in possible(other)} == {"gradcam", "gradcam++", "layercam"}
 
 
 def test_the_heatmap_of_an_equal_image_is_no_stranger(network, contract, engine, images):
