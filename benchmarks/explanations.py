@@ -138,7 +138,7 @@ def unfamiliar(contract: Contract, network: torch.nn.Module) -> list[tuple[np.nd
 
 def show(report: dict) -> None:
     """Print the table."""
-    print(f"{report['model']}, {report['images']} held-out images, {report['seconds']:.0f} s ({report['cpu_seconds']:.0f} s of CPU)")
+    print(f"{report['model']}, {report['images']} held-out images, {report['cpu_seconds']:.0f} s of CPU")
     names = (
         "quarter", "quarter_peak", "half", "half_peak", "class_correlation", "random_head_correlation", "score", "road"
     )  # fmt: skip
