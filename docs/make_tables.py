@@ -173,7 +173,6 @@ def _hostile() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "candidates for heatmaps": _candidates,
     "transfer": _transfer,
     "training speed": _training_speed,
     "engines": _engines,
