@@ -5,6 +5,7 @@ Evidence that a version cannot give is `{"unavailable": reason}` in its place.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from contracts import wire
@@ -87,9 +88,10 @@ def _asked_for(entry: Entry, query: EvidenceQuery) -> dict[str, Any]:
     return {name: entry.get(name, WITHOUT_EVIDENCE) for name, is_asked in asked.items() if is_asked}
 
 
-def expand_rows(rows: Iterable[bytes]) -> list[list[float]]:
+def expand_rows(rows: Iterable[bytes]) -> list[tuple[float, ...]]:
     """Return rows of bytes as rows of numbers from 0 to 1, of four decimals."""
-    return [list(map(LEVELS.__getitem__, row)) for row in rows]
+    # The additional byte, because `itemgetter` returns no tuple for a single one; it takes half of the time of `map`.
+    return [itemgetter(*row, 0)(LEVELS)[:-1] for row in rows]
 
 
 def _compact(rows: list[list[float]]) -> dict[str, Any]:

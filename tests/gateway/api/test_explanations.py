@@ -75,7 +75,8 @@ def test_a_heatmap_comes_as_rows_as_base64_or_not_at_all(evidence_stand: Stand) 
 
 def test_every_byte_of_a_heatmap_becomes_its_share_of_255() -> None:
     (row,) = expand_rows([bytes(range(256))])
-    assert row == [round(level / 255, 4) for level in range(256)]
+    assert row == tuple(round(level / 255, 4) for level in range(256))
+    assert expand_rows([b"\xff", b"\x00"]) == [(1.0,), (0.0,)]
 
 
 def test_a_method_with_a_backward_pass_goes_to_the_explain_entry(evidence_stand: Stand) -> None:
