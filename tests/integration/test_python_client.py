@@ -91,5 +91,5 @@ def test_the_terminal_explains_by_the_gateway(stack, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["class"] == "cat"
-    assert Image.open(found["overlay"]).size == (32, 32)
+    assert Image.open(io.BytesIO(Path(found["overlay"]).read_bytes())).size == (32, 32)
     assert "verdict" in found["test"]
