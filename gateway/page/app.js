@@ -67,7 +67,7 @@ async function openFile(file) {
   asking = new AbortController();
   const { signal } = asking;
   quiet();
-  now = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, target: "" };
+  now = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
   try {
     now.image = await loadImage(file);
   } catch {
@@ -188,6 +188,7 @@ function showUnfamiliar(familiar, familiarity = null) {
 function showEvidence(evidence) {
   now.evidence = evidence;
   now.heat = decode(evidence.heatmap);
+  if (targetOf(evidence) === evidence.class) now.strength = strengthOf(evidence);
   $("hide-hot").disabled = !now.heat || !now.image;
   if (typeof evidence.familiar === "boolean") showUnfamiliar(evidence.familiar, evidence.familiarity);
   show($("test-result"), false);
@@ -199,6 +200,8 @@ function showEvidence(evidence) {
   redraw();
 }
 
+/** Return how much speaks for the class of a heatmap; 1 if the version does not tell. */
+const strengthOf = ({ strength }) => (typeof strength === "number" ? strength : 1);
 const targetOf = (evidence) => evidence?.target?.class ?? evidence?.target ?? "";
 
 function redraw() {
@@ -209,7 +212,7 @@ function redraw() {
     stage.getContext("2d").clearRect(0, 0, stage.width, stage.height);
     return;
   }
-  draw(stage, eraser.view, eraser.isBusy ? null : now.heat, opacity);
+  draw(stage, eraser.view, eraser.isBusy ? null : now.heat, opacity, now.strength ? Math.min(1, strengthOf(now.evidence) / now.strength) : 1);
   eraser.drawBrush();
   const target = targetOf(now.evidence);
   stage.setAttribute("aria-label", target ? `${now.name} with the heatmap of ${target}` : now.name);
@@ -314,14 +317,17 @@ const whyNot = {
     const { a, b } = this.answers;
     if ($("why").hidden || !a || !b) return;
     const opacity = $("opacity").value / 100;
-    const strengths = [a, b].map(({ strength }) => (typeof strength === "number" ? strength : 1));
+    const strengths = [a, b].map(strengthOf);
+    const most = Math.max(...strengths, 1e-9);
     const heats = [a, b].map((answer) => decode(answer.heatmap));
     const names = [a, b].map(targetOf);
     ["a", "b"].forEach((side, index) => {
-      draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity);
+      const share = strengths[index] / most;
+      draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity, share);
       $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${names[index]}`);
       const entry = now.answer.top.find((found) => found.class === names[index]);
-      $(`why-text-${side}`).textContent = `What speaks for ${names[index]}, ${confidence(entry?.confidence ?? 0)}`;
+      const support = share < 1 ? `; dimmed, with ${percent(share)} of the other's evidence` : "";
+      $(`why-text-${side}`).textContent = `What speaks for ${names[index]}, ${confidence(entry?.confidence ?? 0)}${support}`;
     });
     if (heats.includes(null)) return;
     drawDifference($("why-canvas-both"), eraser.view, heats, strengths, opacity);

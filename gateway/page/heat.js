@@ -56,11 +56,17 @@ function stretch(heat, width, height) {
   return values;
 }
 
-/** Draw an image with its heatmap: where nothing speaks for the class the image fades, where much does it glows. */
-export function draw(canvas, image, heat, opacity) {
+/**
+ * Draw an image with its heatmap: where nothing speaks for the class the image fades, where much does it glows. Each
+ * heatmap is scaled to its own maximum; `strength` (0 to 1) dims one of a class that has less evidence than another.
+ */
+export function draw(canvas, image, heat, opacity, strength = 1) {
   blend(canvas, image, heat && opacity > 0, opacity, (width, height) => {
     const values = stretch(heat, width, height);
-    return (index) => [INFERNO, 3 * values[index], 0.2 + 0.8 * (values[index] / 255)];
+    return (index) => {
+      const value = Math.round(values[index] * strength);
+      return [INFERNO, 3 * value, 0.2 + 0.8 * (value / 255)];
+    };
   });
 }
 
