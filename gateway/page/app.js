@@ -78,6 +78,8 @@ async function openFile(file) {
   show($("work"));
   show($("restore"), false);
   for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback"]) show($(part), false);
+  for (const part of ["answer", "sure", "bars", "changed", "served", "why-text-a", "why-text-b", "why-text-both"]) $(part).replaceChildren();
+  for (const part of ["hide-hot", "test"]) $(part).disabled = true;
   compare.clear();
   redraw();
   try {

@@ -24,7 +24,7 @@ export function showSet(classes, coverage) {
   if (isMissing(classes)) return;
   const names = classes.map((entry) => h("span", { className: "chip", title: confidence(entry.confidence), textContent: entry.class }));
   const text = classes.length === 1 ? "the right class is" : `the right class is one of these ${classes.length}:`;
-  $("set-text").replaceChildren(`In ${percent(coverage, 1)} of such cases ${text} `, ...names);
+  $("set-text").replaceChildren(`In at least ${percent(coverage, Number.isInteger(coverage * 100) ? 0 : 1)} of such cases ${text} `, ...names);
 }
 
 /** Show the nearest training images, those of each class together. */
