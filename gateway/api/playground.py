@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.dependencies import State
-from gateway.api.params import ExplainQuery
 from gateway.refusals import RouteUnknown
 
 router = APIRouter(include_in_schema=False)
@@ -60,7 +59,6 @@ async def config(state: State) -> dict[str, Any]:
     settings = state.settings
     return {
         "asks_for_keys": settings.asks_for_keys,
-        "explain_parameters": list(ExplainQuery.model_fields),
         "takes_feedback": state.recorder is not None,
         "max_batch_bytes": settings.max_batch_bytes,
         "max_batch_images": settings.max_batch_images,

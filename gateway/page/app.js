@@ -100,7 +100,7 @@ async function askAll(signal) {
 
 async function askEvidence(signal = asking.signal) {
   const opened = now;
-  const query = await evidenceQuery(now.target, { coverage: coverage(), signal });
+  const query = evidenceQuery(now.target, { coverage: coverage(), signal });
   try {
     const explained = await explain(now.blob, query);
     if (now !== opened) return;
@@ -127,12 +127,9 @@ function chosen() {
 const asked = (answer) => ({ model: isSeveral(models) ? answer.model.name : "", version: answer.model.version });
 const isSeveral = (answer) => new Set(answer?.versions.map(({ model }) => model)).size > 1;
 
-/** Return the query of /explain; parameters that this gateway does not know are left out. */
-async function evidenceQuery(target, more = {}) {
-  const { explain_parameters: parameters } = await configured;
-  const query = { target, method: $("method").value, ...asked(now.answer), heatmap: "base64", ...more };
-  const known = Object.entries(query).filter(([key]) => key === "signal" || parameters.includes(key));
-  return Object.fromEntries(known);
+/** Return the query of /explain about a class; an empty name is the class answered. */
+function evidenceQuery(target, more = {}) {
+  return { target, method: $("method").value, ...asked(now.answer), heatmap: "base64", ...more };
 }
 
 // --- the answer -------------------------------------------------------------------------------------------------
@@ -238,7 +235,7 @@ async function explainAgain() {
 /** Ask for the answer set with another coverage. */
 const askSet = latest(async () => {
   try {
-    const query = await evidenceQuery("", { heatmap: "none", similar: 0, coverage: coverage(), signal: asking.signal });
+    const query = evidenceQuery("", { heatmap: "none", similar: 0, coverage: coverage(), signal: asking.signal });
     showSet((await explain(now.blob, query)).data.classes, query.coverage);
   } catch (error) {
     say(error, askSet);
@@ -249,7 +246,7 @@ const askSet = latest(async () => {
 async function testHeatmap() {
   $("test").disabled = true;
   try {
-    const query = await evidenceQuery(now.target, { heatmap: "none", similar: 0, test: true, signal: asking.signal });
+    const query = evidenceQuery(now.target, { heatmap: "none", similar: 0, test: true, signal: asking.signal });
     showTest((await explain(now.blob, query)).data.test, targetOf(now.evidence));
   } catch (error) {
     say(error, testHeatmap);
@@ -312,7 +309,7 @@ const whyNot = {
   async askOne(side, signal) {
     const name = $(`why-${side}`).value;
     const known = targetOf(now.evidence) === name ? now.evidence : null;
-    this.answers[side] = known ?? (await explain(now.blob, await evidenceQuery(name, { similar: 0, signal }))).data;
+    this.answers[side] = known ?? (await explain(now.blob, evidenceQuery(name, { similar: 0, signal }))).data;
     this.redraw();
   },
   redraw() {

@@ -47,7 +47,7 @@ export class Compare {
     try {
       const { model, version } = side;
       side.answer = (await predict(side.blob, { model, version })).data;
-      side.evidence = (await explain(side.blob, await this.query("", { model, version }))).data;
+      side.evidence = (await explain(side.blob, this.query("", { model, version }))).data;
       this.other = side;
       this.show();
     } catch (error) {
