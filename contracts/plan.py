@@ -152,6 +152,15 @@ def _plan(fields: Fields, revision: int) -> Plan:
     return plan
 
 
+def loads(text: str | bytes) -> Plans:
+    """Return the plans that `text` writes.
+
+    Raises:
+        PlanError: the text is no JSON or no plan.
+    """
+    return parse(read_json(text, PlanError, most_bytes=MAX_BYTES))
+
+
 def load(path: Path) -> Plans:
     """Return the plans in the file `path`.
 
@@ -159,7 +168,7 @@ def load(path: Path) -> Plans:
         PlanError: the file is no JSON or no plan.
         OSError: the file cannot be read.
     """
-    return parse(read_json(path.read_bytes(), PlanError, most_bytes=MAX_BYTES))
+    return loads(path.read_bytes())
 
 
 def schema_of(path: Path) -> int:

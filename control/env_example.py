@@ -22,6 +22,10 @@ _HEAD = """\
 
 # Folder of the traffic plan, its history and the logs.
 #GRADSERVE_HOME=.gradserve
+# The plan in Kubernetes that the commands read and change, as kubernetes:NAMESPACE/NAME. Default: the folder above.
+#GRADSERVE_PLAN=
+# Address of a Kubernetes API that needs no token (`kubectl proxy`), for use outside of a pod.
+#GRADSERVE_KUBERNETES_API=
 # Megabytes of logs that `up` keeps for each process, in four files.
 #GRADSERVE_LOG_MB=256
 # Name of the operator, written to the plan's audit log. Default: user@machine.

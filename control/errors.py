@@ -33,6 +33,8 @@ ControlError
 ├── NoPlan, PlanUnusable     the traffic plan is missing or broken
 ├── HomeNotWritable          the home folder cannot be written to
 ├── AnotherOperator          another operator is changing the plan
+├── PlanChanged              another operator changed the plan meanwhile
+├── ClusterUnusable          the Kubernetes API does not answer, or refuses
 ├── ModelNotPlanned          the plan serves other models
 ├── OtherModel               the plan in force serves another model
 ├── ImpossibleMove           the plan does not allow the change
@@ -321,21 +323,33 @@ class RegistryUnusable(ControlError):
 
 
 class NoPlan(ControlError):
-    """There is no plan at `path`."""
+    """There is no plan at `where`, a file or a ConfigMap; `remedy` is a clause that says what writes the first one."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"no traffic plan at {path}: `gradserve up` writes the first one (GRADSERVE_HOME sets the folder)"
-        )
+    def __init__(
+        self, where: object, remedy: str = "`gradserve up` writes the first one (GRADSERVE_HOME sets the folder)"
+    ) -> None:
+        super().__init__(f"no traffic plan at {where}: {remedy}")
 
 
 class PlanUnusable(ControlError):
-    """The plan at `path` cannot be used, because of `problem`."""
+    """The plan at `where` cannot be used, because of `problem`; its earlier revisions are in `history`."""
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, where: object, problem: str, history: str) -> None:
+        super().__init__(f"the plan {where} cannot be used: {problem}. Earlier revisions are in {history}")
+
+
+class PlanChanged(ControlError):
+    """Another operator changed the plan at `where` after this command had read it."""
+
+    def __init__(self, where: object) -> None:
         super().__init__(
-            f"the plan {path} cannot be used: {problem}. Earlier revisions are in {path.parent / 'history'}"
+            f"another operator changed the plan {where} while this command ran, so this change was not written: "
+            "look at it with gradserve status, then run the command again"
         )
+
+
+class ClusterUnusable(ControlError):
+    """The Kubernetes API cannot be used; the text has the reason."""
 
 
 class HomeNotWritable(ControlError):

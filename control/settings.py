@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from control.errors import BadSetting
-from gateway.settings import SettingsError, read_settings
+from gateway.settings import SettingsError, check_plan, read_settings
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -46,7 +46,8 @@ class AgentSettings(BaseSettings):
     port: Port = 9100
     """Port of the status page."""
     plan: Path = Field(default_factory=lambda: home_directory() / "plan.json")
-    """The traffic plan to carry out."""
+    """The traffic plan to carry out: a file, or `kubernetes:NAMESPACE/NAME` for a ConfigMap that is followed by
+    watch."""
     model_store: Path = Path("model_store")
     """Folder with the archives that the plan names."""
     trusted_keys: Annotated[tuple[Path, ...], NoDecode] = ()
@@ -99,6 +100,11 @@ class AgentSettings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return _split(value) if isinstance(value, str) else value
+
+    @field_validator("plan")
+    @classmethod
+    def _check_plan(cls, plan: Path) -> Path:
+        return check_plan(plan)
 
     @property
     def inference_url(self) -> str:

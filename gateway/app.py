@@ -33,6 +33,7 @@ from gateway.inference.service import InferenceService
 from gateway.inference.shadow import Shadow
 from gateway.inference.torchserve import TorchServe
 from gateway.inference.transport import PooledTransport
+from gateway.kubernetes.errors import NotInCluster
 from gateway.request_context import context_of
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.state import AppState
@@ -74,11 +75,11 @@ def create_app(
     """Return the gateway. Without `settings` they come from the environment; tests pass in all else.
 
     Raises:
-        SettingsError: the environment's settings cannot be used.
+        SettingsError: the environment's settings cannot be used, or no Kubernetes API is known for the plan.
     """
     settings = settings or load_settings()
     agents = Agents(Discovery(settings.agents, resolve=resolve), max_age_s=settings.status_max_age_s, transport=agent)
-    router = Router(settings.plan, agents, chance=chance)
+    router = make_router(settings, agents, chance)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
     predict = limiter(settings.places_predict(workers=settings.workers), settings)
@@ -174,6 +175,18 @@ def create_app(
     if state.recorder is not None:
         app.include_router(feedback.router)
     return app
+
+
+def make_router(settings: Settings, agents: Agents, chance: Callable[[], float]) -> Router:
+    """Return the router with its reader of the plan.
+
+    Raises:
+        SettingsError: the plan is in Kubernetes, and no API of it is known.
+    """
+    try:
+        return Router(settings.plan, agents, chance=chance)
+    except NotInCluster as error:
+        raise SettingsError(f"GATEWAY_PLAN: {error}") from error
 
 
 def make_recorder(settings: Settings, chance: Callable[[], float]) -> Recorder:

@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PREFIX = "GATEWAY_"
 VERSION = "0.1.0"
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+_SERVICE_PORT = re.compile(r"_PORT$")
 MIB = 1024 * 1024
 AnySettings = TypeVar("AnySettings", bound=BaseSettings)
 
@@ -46,7 +49,8 @@ class Settings(BaseSettings):
     """Addresses of the agents, one per replica. A host name that has several addresses stands for as many replicas; it
     is resolved again every 3 s."""
     plan: Path = Field(default_factory=lambda: _home_file("plan.json"))
-    """File of the traffic plan. The default is `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
+    """File of the traffic plan, or `kubernetes:NAMESPACE/NAME` for a ConfigMap that is followed by watch. The default
+    is `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
     poll_s: float = Field(default=0.5, gt=0)
     """Seconds between two polls of the agents, the plan file and the key file."""
     status_max_age_s: float = Field(default=3.0, gt=0)
@@ -141,6 +145,11 @@ class Settings(BaseSettings):
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("plan")
+    @classmethod
+    def _plan(cls, plan: Path) -> Path:
+        return check_plan(plan)
+
     @field_validator("agents")
     @classmethod
     def _addresses(cls, agents: tuple[str, ...]) -> tuple[str, ...]:
@@ -199,6 +208,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check_plan(where: Path) -> Path:
+    """Return `where`, the path of a plan or `kubernetes:NAMESPACE/NAME`.
+
+    Raises:
+        ValueError: it begins with `kubernetes:` and names no ConfigMap.
+    """
+    if str(where).startswith("kubernetes:"):
+        # Imported here: most commands need no client.
+        from gateway.kubernetes.plan_object import parse_address  # noqa: PLC0415
+
+        parse_address(str(where))
+    return where
+
+
 def load_settings() -> Settings:
     """Return the gateway's settings from the environment.
 
@@ -219,6 +242,11 @@ def read_settings(model: type[AnySettings]) -> AnySettings:
     prefix = model.model_config["env_prefix"]
     known = {prefix + field.upper() for field in model.model_fields}
     for name in sorted(os.environ):
+        if name.startswith(prefix) and _is_service_variable(name):
+            raise SettingsError(
+                f"{name} is no setting: Kubernetes sets it for a Service whose name begins with "
+                f"{prefix.rstrip('_').lower()}. Set enableServiceLinks: false in the pod, or rename the Service"
+            )
         if name.upper().startswith(prefix) and name.upper() not in known:
             nearest = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.0)[0]
             raise SettingsError(f"{name} is no setting; the nearest known one is {nearest}")
@@ -226,6 +254,16 @@ def read_settings(model: type[AnySettings]) -> AnySettings:
         return model()
     except ValidationError as error:
         raise SettingsError(_sentence(error, prefix)) from error
+
+
+def _is_service_variable(name: str) -> bool:
+    """Return True for a variable that Kubernetes sets in a pod for a Service.
+
+    Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    """
+    if _SERVICE_PORT.search(name):
+        return os.environ[name].startswith(("tcp://", "udp://", "sctp://"))
+    return "KUBERNETES_SERVICE_HOST" in os.environ and _SERVICE.search(name) is not None
 
 
 def _sentence(error: ValidationError, prefix: str) -> str:

@@ -14,21 +14,24 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
-from contracts.watched_file import WatchedFile
 from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
 from control.agent.gateway_reports import GatewayReports
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
 from control.agent.verification import verify_explanation, verify_predictions
 from control.archive import copy_name, inspect_copy, load_trusted_keys
-from control.errors import ArchiveError, ManagementError, SigningKeyError, VerificationError
+from control.errors import ArchiveError, ClusterUnusable, ManagementError, SigningKeyError, VerificationError
+from gateway.kubernetes.errors import NotInCluster
+from gateway.kubernetes.plan_object import watch_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from contracts.watched_file import WatchedFile
     from control.agent.torchserve.log import ServerLog
     from control.agent.torchserve.management import Management, Registered
     from control.settings import AgentSettings
+    from gateway.kubernetes.plan_object import WatchedPlan
 
 _log = logging.getLogger(__name__)
 _PAUSE_AFTER_ERROR_S = 1.0
@@ -47,7 +50,7 @@ class Reconciler:
         self._trusted = load_trusted_keys(settings.trusted_keys)
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
-        self.plan_file = WatchedFile(settings.plan, traffic_plan.load, missing=f"there is no plan at {settings.plan}")
+        self.plan_file = _watch_plan(settings.plan)
         self.gateways = GatewayReports()
         self.deployments: dict[tuple[str, str], Deployment] = {}
         self.removed: deque[str] = deque(maxlen=10)
@@ -90,7 +93,7 @@ class Reconciler:
         return plans
 
     def _read_plan(self) -> traffic_plan.Plans | None:
-        """Return the plan in force: the file's, or the last good one if the file is broken or missing."""
+        """Return the plan in force: the one that is written, or the last good one if that is broken or missing."""
         file = self.plan_file
         if file.refresh():
             if file.error is not None:
@@ -402,3 +405,10 @@ class Reconciler:
 def explain_entry(model: str) -> str:
     """Return the name of the TorchServe entry that explains `model`."""
     return model + traffic_plan.EXPLAIN
+
+
+def _watch_plan(where: Path) -> WatchedFile[traffic_plan.Plans] | WatchedPlan:
+    try:
+        return watch_plan(where, missing=f"there is no plan at {where}")
+    except NotInCluster as error:
+        raise ClusterUnusable(str(error)) from error

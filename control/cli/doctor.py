@@ -21,7 +21,7 @@ from control.archive import inspect_archive, load_trusted_keys
 from control.cli.keys import read_keys
 from control.cli.status import ask_gateway, columns, drift, output
 from control.errors import ControlError
-from control.release.plan_store import PlanStore
+from control.release.plan_store import open_store
 from control.settings import PORTS, read_agent_settings, trusted_key_files
 from control.stack.ports import refuse_taken_ports
 from gateway.settings import trusts_everyone
@@ -114,7 +114,7 @@ def _settings(seen: Sequence[AgentAnswer]) -> Iterable[Finding]:
 
 def _plan(home: Path) -> tuple[traffic_plan.Plans | None, Finding]:
     try:
-        plans = PlanStore(home).read_all()
+        plans = open_store(home).read_all()
     except ControlError as error:
         return None, Finding(
             "bad", "plan", str(error), "gradserve up writes the first plan; earlier ones are in the history folder"

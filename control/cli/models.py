@@ -27,9 +27,9 @@ def list_models() -> None:
     Example: gradserve models list
     """
     from control.cli.status import plan_line
-    from control.release.plan_store import PlanStore
+    from control.release.plan_store import open_store
 
-    plans = PlanStore(home_directory()).read_all()
+    plans = open_store(home_directory()).read_all()
     for plan in sorted(plans.models, key=lambda plan: (plan.model != plans.default, plan.model)):
         typer.echo(plan_line(plan) + (" (default)" if plan.model == plans.default else ""))
 
@@ -40,9 +40,9 @@ def set_default(model: Name) -> None:
 
     Example: gradserve models default photos
     """
-    from control.release.plan_store import PlanStore
+    from control.release.plan_store import open_store
 
-    store = PlanStore(home_directory())
+    store = open_store(home_directory())
     with store.lock(f"default {model}"):
         plans = store.set_default(model)
     typer.echo(f"{model} is the default model, revision {plans.revision}")

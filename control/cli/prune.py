@@ -58,10 +58,10 @@ def prune(
     Exit codes: 0 shown or removed, 1 something could not be read or removed (it is named on stderr).
     """
     from control.cli.release import model_store
-    from control.release.plan_store import PlanStore
+    from control.release.plan_store import open_store
     from control.release.prune import Folders, find_unused
 
-    store = PlanStore(home_directory())
+    store = open_store(home_directory())
     folders = Folders(model_store(), source, runs)
     failures: dict[str, str] = {}
     if yes:

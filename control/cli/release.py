@@ -230,12 +230,12 @@ def promote(
         _show(rollout(agents, model, quiet=as_json, allow_missing=allow_missing).promote(version), as_json=as_json)
         return
     from control.release.auto_promote import Window, promote_or_roll_back
-    from control.release.plan_store import PlanStore
+    from control.release.plan_store import open_store
     from control.release.verdict import Limits
 
     limits = Limits(requests, significance, slower, disagreement / 100)
     watched = Window(gateway_addresses(gateways), os.environ.get("GRADSERVE_KEY"), window)
-    store, say = PlanStore(home_directory(), model), _say(quiet=as_json)
+    store, say = open_store(home_directory(), model), _say(quiet=as_json)
     operations = rollout(agents, model, quiet=as_json, allow_missing=allow_missing)
     verdict, plan = promote_or_roll_back(operations, store, version, window=watched, limits=limits, say=say)
     _show(plan, as_json=as_json)
@@ -325,19 +325,24 @@ def doctor(*, gateways: Gateways = "", agents: Agents = "", as_json: FindingsJso
 
 
 def is_new_model(model: str | None) -> bool:
-    """Return True if the plan in force serves models, but not `model`."""
-    from control.release.plan_store import PlanStore
+    """Return True if the plan in force does not serve `model`, or a plan in Kubernetes does not exist yet.
 
-    store = PlanStore(home_directory(), model)
-    return model is not None and store.exists() and not store.serves_model()
+    On one machine `gradserve up` writes the first plan.
+    """
+    from control.release.plan_store import is_in_cluster, open_store
+
+    store = open_store(home_directory(), model)
+    if not store.exists():
+        return model is not None and is_in_cluster()
+    return model is not None and not store.serves_model()
 
 
 def rollout(agents: str, model: str | None, *, quiet: bool, allow_missing: bool) -> Rollout:
     """Return the operations on the plan of `model`, by default of the default model."""
-    from control.release.plan_store import PlanStore
+    from control.release.plan_store import open_store
     from control.release.rollout import Rollout
 
-    store, say = PlanStore(home_directory(), model), _say(quiet=quiet)
+    store, say = open_store(home_directory(), model), _say(quiet=quiet)
     trusted = load_trusted_keys(trusted_key_files())
     return Rollout(store, agent_addresses(agents), model_store(), say, allow_missing=allow_missing, trusted=trusted)
 

@@ -17,7 +17,7 @@ from control.archive import inspect_archive
 from control.errors import ControlError, MetricsUnreadable
 from control.release import plan_edits
 from control.release.gateway_metrics import read_counts
-from control.release.plan_store import PlanStore
+from control.release.plan_store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,7 +69,7 @@ def overview(home: Path, agents: Iterable[str], gateways: Sequence[str], key: st
     """Return the plan, the answers of agents and gateways, their differences and the counts."""
     plan, plan_error = None, None
     try:
-        plan = PlanStore(home).read_all()
+        plan = open_store(home).read_all()
     except ControlError as error:
         plan_error = str(error)
     seen = ask_agents(agents)
@@ -165,7 +165,7 @@ def list_versions(home: Path, seen: Iterable[AgentAnswer], model_store: Path) ->
 
     plans = None
     with contextlib.suppress(ControlError):
-        plans = PlanStore(home).read_all()
+        plans = open_store(home).read_all()
     for plan in plans.models if plans is not None else ():
         for release in plan.releases():
             role = plan_edits.role_of(plan, release.version)

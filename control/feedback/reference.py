@@ -12,7 +12,7 @@ from control.errors import ControlError, NoServing
 from control.feedback.drift import Answers, answers_of
 from control.images.archive_source import ArchiveSource
 from control.images.files import find_images
-from control.release.plan_store import write_atomically
+from control.release.plan_folder import write_atomically
 from gradserve import Failed
 
 if TYPE_CHECKING:

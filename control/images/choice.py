@@ -94,11 +94,11 @@ def default_archive() -> Path:
         ControlError: the plan cannot be read, or there is no model.
     """
     from control.cli.release import model_store  # noqa: PLC0415 - not for `--help`
-    from control.release.plan_store import PlanStore  # noqa: PLC0415 - as above
+    from control.release.plan_store import open_store  # noqa: PLC0415 - as above
     from control.stack.stack import pack  # noqa: PLC0415 - as above
 
     try:
-        return model_store() / PlanStore(home_directory()).read().stable.archive
+        return model_store() / open_store(home_directory()).read().stable.archive
     except NoPlan:
         if RELEASED.is_dir():
             return pack(RELEASED, model_store())

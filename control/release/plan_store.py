@@ -1,4 +1,4 @@
-"""The store of the traffic plan: a lock for operators, atomic writes, a history and an audit log.
+"""The store of the traffic plan, in a folder or in a ConfigMap of Kubernetes.
 
 contracts/plan.py has the plan's type and reader. Nothing here talks to TorchServe: the agents carry out the written
 plan, even if the process that wrote it is killed.
@@ -7,40 +7,69 @@ plan, even if the process that wrote it is killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import getpass
-import json
 import os
-import socket
-import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from contracts import plan as traffic_plan
 from control.archive import file_sha256, inspect_archive
-from control.errors import AnotherOperator, HomeNotWritable, ImpossibleMove, ModelNotPlanned, NoPlan, PlanUnusable
+from control.errors import BadSetting, ClusterUnusable, ImpossibleMove, ModelNotPlanned, NoPlan, PlanUnusable
+from control.release.plan_config_map import PlanConfigMap
+from control.release.plan_folder import PlanFolder, now, operator
+from gateway.kubernetes.api import connect
+from gateway.kubernetes.errors import NotInCluster
+from gateway.kubernetes.plan_object import parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+
+class PlanBackend(Protocol):
+    """A place that keeps the plans of all models, their history and the audit log."""
+
+    def exists(self) -> bool:
+        """Return True if there is a plan."""
+
+    def read(self) -> traffic_plan.Plans:
+        """Return the plans; raise NoPlan or PlanUnusable."""
+
+    def lock(self, what: str) -> AbstractContextManager[None]:
+        """Return a block in which no other operator's change is overwritten."""
+
+    def write(self, plans: traffic_plan.Plans) -> None:
+        """Put the plans in force."""
+
+    def is_recorded(self, revision: int) -> bool:
+        """Return True if the history has the revision."""
+
+    def record(self, plans: traffic_plan.Plans) -> None:
+        """Add the plans to the history."""
+
+    def last_recorded(self) -> int:
+        """Return the highest revision in the history, 0 without one."""
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Append the line to the audit log."""
 
 
 class PlanStore:
-    """The plan in `home`/plan.json, its revisions in `home`/history/, and its changes in `home`/audit.jsonl.
+    """The plans of all models, kept by `backend`: by default the folder `home`, which also has the operators' files.
 
     `read` and `write` are about the plan of one model: `model`, or the default model if that is None.
     """
 
-    def __init__(self, home: Path, model: str | None = None) -> None:
+    def __init__(self, home: Path, model: str | None = None, *, backend: PlanBackend | None = None) -> None:
         self.home = home
         self._model = model
-        self.path = home / "plan.json"
-        self.audit_path = home / "audit.jsonl"
+        folder = PlanFolder(home)
+        self._backend: PlanBackend = backend or folder
+        self.path = folder.path
+        self.audit_path = folder.audit_path
 
     def exists(self) -> bool:
         """Return True if there is a plan."""
-        return self.path.exists()
+        return self._backend.exists()
 
     def read(self) -> traffic_plan.Plan:
         """Return the model's plan.
@@ -48,7 +77,7 @@ class PlanStore:
         Raises:
             NoPlan: there is none yet.
             ModelNotPlanned: the plan serves other models.
-            PlanUnusable: the file cannot be read or is no plan.
+            PlanUnusable: they cannot be read, or are no plan.
         """
         plans = self.read_all()
         plan = plans.plan(self._model)
@@ -61,46 +90,25 @@ class PlanStore:
 
         Raises:
             NoPlan: there are none yet.
-            PlanUnusable: the file cannot be read or is no plan.
+            PlanUnusable: they cannot be read, or are no plan.
         """
-        try:
-            plans = traffic_plan.load(self.path)
-            if traffic_plan.schema_of(self.path) > 1:
-                return plans
-            (plan,) = plans.models
-            return plans.with_plan(replace(plan, previous=self._stable_before(plan)))
-        except FileNotFoundError as error:
-            raise NoPlan(self.path) from error
-        except (OSError, traffic_plan.PlanError) as error:
-            raise PlanUnusable(self.path, str(error)) from error
+        return self._backend.read()
 
     def serves_model(self) -> bool:
         """Return True if there is a plan of the model."""
         return self.exists() and self.read_all().plan(self._model) is not None
 
-    @contextlib.contextmanager
-    def lock(self, what: str) -> Iterator[None]:
-        """Hold the operators' lock while the block runs; the kernel frees it if this process is killed.
+    def lock(self, what: str) -> AbstractContextManager[None]:
+        """Let no other operator's change be overwritten while the block runs.
+
+        In a folder another operator is refused meanwhile. In a ConfigMap a write of this block is refused if another
+        operator has written since the block began.
 
         Raises:
-            AnotherOperator: another process holds the lock; the text names its operator, command and start.
-            HomeNotWritable: the lock file cannot be written.
+            AnotherOperator: another process holds the folder's lock; the text names its operator, command and start.
+            HomeNotWritable: the folder cannot be written to.
         """
-        try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            lock = (self.home / "plan.lock").open("a+", encoding="utf-8")
-        except OSError as error:
-            raise HomeNotWritable(self.home, error.strerror or str(error)) from error
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                raise AnotherOperator(file.read().strip()) from error
-            file.truncate(0)
-            file.write(f"{operator()} ({what}, pid {os.getpid()}, since {_now()})")
-            file.flush()
-            yield
+        return self._backend.lock(what)
 
     def write(self, plan: traffic_plan.Plan, what: str, **facts: object) -> traffic_plan.Plan:
         """Write `plan` into the next revision and return it; call it only under the lock.
@@ -116,19 +124,22 @@ class PlanStore:
         return replace(plan, revision=revision)
 
     def write_all(self, plans: traffic_plan.Plans, what: str, **facts: object) -> traffic_plan.Plans:
-        """Write the plans of all models as the next revision and return them; call it only under the lock."""
+        """Write the plans of all models as the next revision and return them; call it only under the lock.
+
+        Raises:
+            PlanChanged: another operator has written since the lock's block began; nothing was written.
+        """
         before = self.read_all() if self.exists() else None
         plans = plans.with_revision(self._last_revision() + 1)
         data = traffic_plan.dump(plans)
         traffic_plan.parse(data)  # refuse a plan that gateways and agents would refuse
-        if (
-            before is not None and not self._history(before.revision).exists()
-        ):  # its writer was killed before it wrote the history
-            write_atomically(self._history(before.revision), _as_text(traffic_plan.dump(before)))
+        if before is not None and not self._backend.is_recorded(before.revision):
+            # Its writer was killed before it wrote the history.
+            self._backend.record(before)
             self.note("found in force without an audit line", after=traffic_plan.dump(before))
         # The plan first: every revision in the history was in force.
-        write_atomically(self.path, _as_text(data))
-        write_atomically(self._history(plans.revision), _as_text(data))
+        self._backend.write(plans)
+        self._backend.record(plans)
         self.note(what, before=traffic_plan.dump(before) if before else None, after=data, **facts)
         return plans
 
@@ -159,31 +170,42 @@ class PlanStore:
 
     def note(self, what: str, **facts: object) -> None:
         """Append one line to the audit log: time, operator, `what` and `facts`."""
-        line = {"time": _now(), "who": operator(), "what": what, **facts}
-        self.home.mkdir(parents=True, exist_ok=True)
-        with self.audit_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _stable_before(self, plan: traffic_plan.Plan) -> tuple[traffic_plan.Release, ...]:
-        """Return the previous stable versions from the history, because a plan of schema 1 does not list them."""
-        found: dict[str, traffic_plan.Release] = {}
-        for path in sorted((self.home / "history").glob("plan-*.json"), reverse=True):
-            with contextlib.suppress(OSError, traffic_plan.PlanError):
-                earlier = traffic_plan.load(path).plan(plan.model)
-                if earlier is not None and earlier.stable.version != plan.stable.version:
-                    found.setdefault(earlier.stable.version, earlier.stable)
-        return tuple(found.values())[: traffic_plan.MAX_PREVIOUS]
-
-    def _history(self, revision: int) -> Path:
-        return self.home / "history" / f"plan-{revision:06d}.json"
+        self._backend.note({"time": now(), "who": operator(), "what": what, **facts})
 
     def _last_revision(self) -> int:
         """Return the highest revision in the history and the plan, so that no revision is used twice."""
-        names = (path.stem.removeprefix("plan-") for path in (self.home / "history").glob("plan-*.json"))
-        revisions = [int(name) for name in names if name.isdigit()]
+        revisions = [self._backend.last_recorded()]
         with contextlib.suppress(NoPlan, PlanUnusable):
             revisions.append(self.read_all().revision)
-        return max(revisions, default=0)
+        return max(revisions)
+
+
+def is_in_cluster() -> bool:
+    """Return True if `GRADSERVE_PLAN` names a plan in Kubernetes."""
+    return bool(os.environ.get("GRADSERVE_PLAN"))
+
+
+def open_store(home: Path, model: str | None = None) -> PlanStore:
+    """Return the operators' store: the ConfigMap `GRADSERVE_PLAN` (kubernetes:NAMESPACE/NAME), else the folder `home`.
+
+    Raises:
+        BadSetting: `GRADSERVE_PLAN` names no ConfigMap.
+        ClusterUnusable: no Kubernetes API is known.
+    """
+    where = os.environ.get("GRADSERVE_PLAN")
+    if not where:
+        return PlanStore(home, model)
+    try:
+        address = parse_address(where)
+        if address is None:
+            raise BadSetting(
+                [f"GRADSERVE_PLAN = {where!r}: write kubernetes:NAMESPACE/NAME; GRADSERVE_HOME names a folder"]
+            )
+        return PlanStore(home, model, backend=PlanConfigMap(connect(), address))
+    except ValueError as error:
+        raise BadSetting([f"GRADSERVE_PLAN: {error}"]) from error
+    except NotInCluster as error:
+        raise ClusterUnusable(str(error)) from error
 
 
 def first_plan(archive: Path, *, workers: int | None = None) -> traffic_plan.Plan:
@@ -216,38 +238,3 @@ def with_current_hash(plans: traffic_plan.Plans, archive: Path) -> traffic_plan.
         for plan in plans.models
     )
     return replace(plans, models=tuple(renewed))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file: readers see the old or the new content, even after a power failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; gateway and agent may run as other users.
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _as_text(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=2) + "\n"
-
-
-def operator() -> str:
-    """Return the name of the operator: `GRADSERVE_OPERATOR`, else user@machine."""
-    return os.environ.get("GRADSERVE_OPERATOR") or f"{getpass.getuser()}@{socket.gethostname()}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -15,7 +15,7 @@ from contracts import plan as traffic_plan
 from control.agents import ask_agent
 from control.errors import GateUnusable, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused, RegistryUnusable
 from control.release import archive_source, plan_edits, registry
-from control.release.plan_store import operator
+from control.release.plan_folder import operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

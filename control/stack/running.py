@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from control.release.plan_store import write_atomically
+from control.release.plan_folder import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

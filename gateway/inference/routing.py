@@ -10,17 +10,17 @@ from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from contracts import plan as traffic_plan
 from contracts.report import counter
-from contracts.watched_file import WatchedFile
 from gateway.errors import Unavailable
 from gateway.inference.questions import explaining_entry
+from gateway.kubernetes.plan_object import watch_plan
 from gateway.refusals import ModelUnknown, VersionUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from contracts import plan as traffic_plan
     from contracts.model import Contract
     from contracts.status import AgentStatus, VersionStatus
     from gateway.inference.questions import Kind
@@ -60,13 +60,13 @@ class Target:
 
 
 class Router:
-    """The choice of version and replica. The plan's file is re-read when it changes; a broken file changes nothing.
+    """The choice of version and replica. The plan is re-read when it changes; a broken one changes nothing.
 
     `chance` returns random numbers in [0, 1); tests pass it in.
     """
 
     def __init__(self, plan_path: Path, agents: Agents, *, chance: Callable[[], float] = random.random) -> None:
-        self._plan_file = WatchedFile(plan_path, traffic_plan.load, missing="there is no traffic plan")
+        self._plan_file = watch_plan(plan_path, missing="there is no traffic plan")
         self._agents = agents
         self._chance = chance
 

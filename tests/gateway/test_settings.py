@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.app import create_app
 from gateway.settings import VERSION, Settings, SettingsError, load_settings
 from gateway.settings_docs import effective_settings
 
@@ -37,6 +38,32 @@ def test_the_plan_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPat
     assert load_settings().plan == Path(".gradserve/plan.json")
     monkeypatch.setenv("GRADSERVE_HOME", "/srv/home")
     assert load_settings().plan == Path("/srv/home/plan.json")
+
+
+def test_the_plan_may_be_a_config_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_PLAN", "kubernetes:models/plan")
+    assert str(load_settings().plan) == "kubernetes:models/plan"
+    monkeypatch.setenv("GATEWAY_PLAN", "kubernetes:Models/plan")
+    with pytest.raises(SettingsError, match="write like kubernetes:NAMESPACE/NAME"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GATEWAY_PORT", "tcp://10.0.0.1:8000"),
+        ("GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("GATEWAY_SERVICE_PORT_HTTP", "8000"),
+        ("GATEWAY_CANARY_PORT_8000_TCP_ADDR", "10.0.0.1"),
+    ],
+)
+def test_a_variable_that_kubernetes_sets_for_a_service_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"{name} is no setting: Kubernetes sets it .*enableServiceLinks: false"):
+        load_settings()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
@@ -84,3 +111,10 @@ def test_gunicorn_ends_with_one_sentence(name: str, value: str, sentence: str) -
 def test_the_version_equals_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == VERSION
+
+
+def test_a_plan_in_kubernetes_needs_a_known_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADSERVE_KUBERNETES_API", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SettingsError, match=r"GATEWAY_PLAN: no Kubernetes API is known.*GRADSERVE_KUBERNETES_API"):
+        create_app(Settings(plan=Path("kubernetes:models/plan")))

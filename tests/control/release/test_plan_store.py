@@ -15,7 +15,8 @@ from control.errors import (
     NoPlan,
     PlanUnusable,
 )
-from control.release.plan_store import PlanStore, write_atomically
+from control.release.plan_folder import write_atomically
+from control.release.plan_store import PlanStore
 
 PLAN = traffic_plan.Plan(0, "cifar10", traffic_plan.Release("1.0.0", "cifar10-1.0.0.mar", "a" * 64))
 

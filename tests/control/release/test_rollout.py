@@ -15,7 +15,8 @@ from contracts.plan import Plan, Release
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
 from control.archive import Archive, file_sha256
 from control.errors import ArchiveError, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
-from control.release.plan_store import PlanStore, write_atomically
+from control.release.plan_folder import write_atomically
+from control.release.plan_store import PlanStore
 from control.release.rollout import Rollout
 
 DEAD = "http://127.0.0.1:9"
@@ -223,7 +224,7 @@ def test_a_rollback_ignores_a_promotion_that_was_not_written(store, agent, monke
         write(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("control.release.plan_store.write_atomically", full_disk)
+        patched.setattr("control.release.plan_folder.write_atomically", full_disk)
         with pytest.raises(OSError, match="No space"):
             moving.promote("3.0")
     assert moving.rollback().stable == OLD, "3.0 never was stable"

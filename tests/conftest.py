@@ -1,0 +1,136 @@
+"""Fixtures for the tests of several packages: an API server of Kubernetes as a function from request to response."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from gateway.kubernetes.api import KubernetesApi
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass
+class FakeKubernetes:
+    """ConfigMaps with `resourceVersion`, 404, 409, watches with events, and 410 for watches from before `oldest`.
+
+    `fail` is the status, or the exception, of every call.
+    """
+
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    version: int = 100
+    oldest: int = 0
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    tokens: list[str | None] = field(default_factory=list)
+    fail: int | Exception | None = None
+    events: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
+    watches_ended: int = 0
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        parts = request.url.path.removeprefix("/api/v1/namespaces/").split("/")
+        assert parts[:2] == ["default", "configmaps"], request.url
+        is_watch = request.url.params.get("watch") == "true"
+        with self.changed:
+            self.calls.append(("WATCH" if is_watch else request.method, parts[2] if parts[2:] else ""))
+            self.tokens.append(request.headers.get("authorization"))
+            if isinstance(self.fail, Exception):
+                raise self.fail
+            if self.fail is not None:
+                return self.status(self.fail, "the server says no")
+        if request.method == "GET" and len(parts) == 2:
+            name = request.url.params["fieldSelector"].removeprefix("metadata.name=")
+            if is_watch:
+                return self.watch(name, int(request.url.params["resourceVersion"]))
+            items = [self.objects[name]] if name in self.objects else []
+            return httpx.Response(200, json={"metadata": {"resourceVersion": str(self.version)}, "items": items})
+        if request.method == "GET":
+            found = self.objects.get(parts[2])
+            return httpx.Response(200, json=found) if found else self.status(404, "not found")
+        manifest = json.loads(request.content)
+        name = manifest["metadata"]["name"]
+        if request.method == "POST":
+            return self.status(409, "exists") if name in self.objects else self.put(manifest)
+        if name not in self.objects:
+            return self.status(404, "not found")
+        stale = manifest["metadata"]["resourceVersion"] != self.objects[name]["metadata"]["resourceVersion"]
+        return self.status(409, "the object has been modified") if stale else self.put(manifest)
+
+    def put(self, manifest: dict[str, Any]) -> httpx.Response:
+        """Keep the object under a new resourceVersion."""
+        with self.changed:
+            name = manifest["metadata"]["name"]
+            kind = "MODIFIED" if name in self.objects else "ADDED"
+            self.version += 1
+            metadata = {**manifest["metadata"], "resourceVersion": str(self.version)}
+            self.objects[name] = {**manifest, "metadata": metadata}
+            self.events.append((self.version, kind, self.objects[name]))
+            self.changed.notify_all()
+            return httpx.Response(200, json=self.objects[name])
+
+    def put_text(self, name: str, text: str) -> None:
+        """Keep `text` as the plan in the ConfigMap `name`."""
+        self.put({"metadata": {"name": name}, "data": {"plan.json": text}})
+
+    def delete(self, name: str) -> None:
+        """Remove the object."""
+        with self.changed:
+            self.version += 1
+            gone = self.objects.pop(name)
+            metadata = {**gone["metadata"], "resourceVersion": str(self.version)}
+            self.events.append((self.version, "DELETED", {**gone, "metadata": metadata}))
+            self.changed.notify_all()
+
+    def bookmark(self) -> None:
+        """Send a bookmark to every watch."""
+        with self.changed:
+            self.version += 1
+            self.events.append((self.version, "BOOKMARK", {"metadata": {"resourceVersion": str(self.version)}}))
+            self.changed.notify_all()
+
+    def end_watches(self) -> None:
+        """End every watch, as the server does after some time."""
+        with self.changed:
+            self.watches_ended += 1
+            self.changed.notify_all()
+
+    def watch(self, name: str, since: int) -> httpx.Response:
+        if since < self.oldest:
+            event = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
+            return httpx.Response(200, content=json.dumps(event).encode() + b"\n")
+        return httpx.Response(200, content=self.lines(name, since, self.watches_ended))
+
+    def lines(self, name: str, since: int, ended: int) -> Iterator[bytes]:
+        while True:
+            with self.changed:
+                while self.watches_ended == ended and self.version <= since:
+                    self.changed.wait(30)
+                due = [event for event in self.events if event[0] > since]
+                since = self.version
+                is_over = self.watches_ended > ended
+            for _, kind, manifest in due:
+                if kind == "BOOKMARK" or manifest["metadata"]["name"] == name:
+                    yield json.dumps({"type": kind, "object": manifest}).encode() + b"\n"
+            if is_over:
+                return
+
+    @staticmethod
+    def status(code: int, message: str) -> httpx.Response:
+        return httpx.Response(code, json={"kind": "Status", "code": code, "message": message})
+
+    def api(self) -> KubernetesApi:
+        return KubernetesApi("http://cluster", transport=httpx.MockTransport(self))
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeKubernetes]:
+    """Return an API server without objects."""
+    fake = FakeKubernetes()
+    yield fake
+    fake.end_watches()
