@@ -23,10 +23,11 @@ import nncf
 import torch
 
 from contracts import model as model_contract
+from contracts.model import Engine
 from handlers.archive import load_network
 from training.data.images import divide, load_training_images
 from training.evaluate.inference import predict_logits
-from training.package.quantise import add_engine
+from training.package.engine_gate import add_engine
 from training.tracking.store import environment
 
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
@@ -54,8 +55,8 @@ def main() -> None:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(nncf, "quantize", corrected):
             gate = add_engine(
-                network, contract, Path(folder), precision="int8", training=training, held_out=held_out,
-                logits=logits, max_drop=1.0,
+                network, contract, Path(folder), choice=Engine("openvino", "int8"), training=training,
+                held_out=held_out, logits=logits, max_drop=1.0,
             )  # fmt: skip
         row = {
             "accuracy": gate.measured.accuracy,

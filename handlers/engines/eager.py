@@ -31,7 +31,7 @@ class EagerEngine:
         device: torch.device | str,
         sharp_layer: str | None = None,
     ) -> None:
-        """Keep an own copy of the weights unless fp32 can share the network's.
+        """Copy the weights, but in fp32 share them: `network` itself is moved to `device` and into channels_last.
 
         Raises:
             EngineError: the precision is neither `fp32` nor `bf16`.

@@ -42,9 +42,9 @@ from training.evaluate.heatmaps.measures import CORRELATED
 from training.evaluate.heatmaps.passes import SHARP_LAYER
 from training.evaluate.inference import predict_logits, run_engine
 from training.package.artifacts import find_model, read_model
+from training.package.engine_gate import GATE, MAX_DROP, GateRefused, add_engine, remove_engines
 from training.package.evidence import FAMILIARITY, linear_head, write_evidence
 from training.package.export import REFERENCE_IMAGES, REFUSED, package_directory, write_reference
-from training.package.quantise import GATE, MAX_DROP, GateRefused, add_engine, remove_engines
 from training.recipe import Recipe, recipe_from_dict
 from training.tracking.releases import log_release
 from training.tracking.store import warn_on_failure
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from contracts.model import Accepted, Contract, Explanation
     from handlers.engines import Engine
     from training.data.images import Images
-    from training.package.quantise import GateReport
+    from training.package.engine_gate import GateReport
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,9 @@ EXPLANATIONS = "explanations.json"
 
 FORWARD_DEFAULT = "contrastcam"
 """The default method of a model for which held-out images have chosen none; docs/explanation/explanations.md."""
+
+PRECISIONS = {"eager": ("fp32",), "openvino": tuple(OPENVINO_FILES)}
+"""The precisions that a version can be packed in, by engine."""
 
 # By how much a probability may be off on another machine: far above what other vector instructions and the order of
 # operations change in each precision, far below what a wrong weight or transform changes.
@@ -165,13 +168,12 @@ def choose_engine(name: str | None, precision: str) -> str:
     Raises:
         EngineError: no such engine is packed in this precision.
     """
-    precisions = {"eager": ("fp32",), "openvino": tuple(OPENVINO_FILES)}
     name = name or ("eager" if precision == "fp32" else "openvino")
-    if name not in precisions:
-        raise EngineError(f"there is no engine {name!r}: pass --engine {' or '.join(precisions)}")
-    if precision not in precisions[name]:
+    if name not in PRECISIONS:
+        raise EngineError(f"there is no engine {name!r}: pass --engine {' or '.join(PRECISIONS)}")
+    if precision not in PRECISIONS[name]:
         raise EngineError(
-            f"the engine {name} is packed in {', '.join(precisions[name])}, not in {precision!r}: pass another "
+            f"the engine {name} is packed in {', '.join(PRECISIONS[name])}, not in {precision!r}: pass another "
             "--precision, or another --engine"
         )
     return name
@@ -206,12 +208,12 @@ def _write_version(
         explainer_disagreement=0.0,  # one network answers and explains
     )
     engine, fallback = eager, None
-    if engine_name == "openvino":
+    if engine_name != "eager":
         report = add_engine(
             network,
             contract,
             folder,
-            precision=precision,
+            choice=EngineChoice(engine_name, precision),
             training=training,
             held_out=held_out,
             logits=logits,

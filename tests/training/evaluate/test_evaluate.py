@@ -22,8 +22,8 @@ from training.evaluate.evaluate import evaluate, measure
 from training.evaluate.figures import plot_confusion
 from training.evaluate.inference import predict_logits
 from training.package.artifacts import read_model
+from training.package.engine_gate import GateRefused
 from training.package.packaging import Package, package, split_images
-from training.package.quantise import GateRefused
 from training.recipe import Augmentation, Recipe, recipe_from_dict
 from training.tracking.registry import register
 from training.tracking.releases import fetch_archive, find_release
