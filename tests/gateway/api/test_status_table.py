@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,6 +12,7 @@ import orjson
 import pytest
 
 from gateway.api.schemas import Problem
+from gateway.app import ROUTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,6 +193,20 @@ GUARDED = [
     ("GET", "/v2/models/cifar10/ready", "predict"),
     ("POST", INFER, "predict"),
 ]
+
+
+PUBLIC = {"/livez", "/readyz", "/health", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+
+
+def test_every_route_that_is_not_public_needs_a_key(make_stand: Callable[..., Stand]) -> None:
+    client = make_stand(keys=entries()).client
+    routes = [route for router in ROUTERS for route in router.routes if route.include_in_schema]
+    for route in routes:
+        path = re.sub(r"{(\w+)}", lambda found: {"model": "cifar10", "name": "cifar10"}.get(found[1], "1"), route.path)
+        for method in route.methods:
+            is_refused = client.request(method, path).status_code == 401
+            assert is_refused == (route.path not in PUBLIC), (method, route.path)
+    assert PUBLIC - {route.path for route in routes} <= {"/openapi.json"}
 
 
 @pytest.mark.parametrize(("method", "route", "scope"), GUARDED)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.api import schemas
-from gateway.api.openapi import examples
 from gateway.app import ROUTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import Stand
-    from pydantic import BaseModel
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def test_the_document_holds_exactly_the_routes(document: dict[str, Any]) -> None
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     routes = [route for router in ROUTERS for route in router.routes if route.include_in_schema]
     assert described == {(method, route.path) for route in routes for method in route.methods}
-    assert len(described) == 19
+    assert {("POST", "/predict"), ("GET", "/health")} <= described
 
 
 def test_the_default_content_type_comes_first(document: dict[str, Any]) -> None:
@@ -66,19 +64,16 @@ def test_every_error_has_an_example_with_its_own_status(document: dict[str, Any]
                     assert (str(problem.status), problem.code) == (status, code)
 
 
-@pytest.mark.parametrize(
-    ("model", "example"),
-    [
-        (schemas.Prediction, examples.PREDICTION),
-        (schemas.BatchPrediction, examples.BATCH),
-        (schemas.Explanation, examples.EXPLANATION),
-        (schemas.BatchExplanation, examples.EXPLAINED_BATCH),
-        (schemas.Health, examples.HEALTH),
-        (schemas.Models, examples.MODELS),
-    ],
-)
-def test_every_answers_example_fits_its_schema(model: type[BaseModel], example: dict[str, Any]) -> None:
-    model.model_validate(example)
+def test_every_answer_in_json_has_an_example_that_fits_its_schema(document: dict[str, Any]) -> None:
+    checked = set()
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            answer = operation["responses"]["200"].get("content", {}).get("application/json", {})
+            if "example" in answer and "$ref" in answer["schema"]:
+                name = answer["schema"]["$ref"].removeprefix("#/components/schemas/")
+                getattr(schemas, name).model_validate(answer["example"])
+                checked.add(name)
+    assert checked >= {"Prediction", "BatchPrediction", "Explanation", "BatchExplanation", "Health", "Models"}
 
 
 def test_real_answers_fit_their_schemas(stand: Stand) -> None:
