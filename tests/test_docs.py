@@ -71,6 +71,18 @@ def test_paths_in_backticks_exist(document):
         assert (ROOT / path).exists(), f"{document.name} names {path}"
 
 
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/explanation/architecture.md"])
+def test_names_of_the_code_in_backticks_exist(name):
+    """Check classes, constants and functions of two words; a single lower-case word may be anything."""
+    folders = [*FOLDERS_OF_CODE, "tests", "benchmarks"]
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    words = set(re.findall(r"\w+", code))
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z_]{4,}|\w+_\w+)(?:\([^`]*\))?`", text))
+    assert named
+    assert named <= words
+
+
 def process_diagram(document: Path) -> str:
     """Return the first code block of the document that draws an arrow to the gateway."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)

@@ -1,4 +1,4 @@
-"""A backend without TorchServe: 20 lines of the standard library and `contracts/` answer a gateway."""
+"""A backend without TorchServe: 40 lines of the standard library and `contracts/` answer a gateway."""
 
 from __future__ import annotations
 
