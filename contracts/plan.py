@@ -26,6 +26,7 @@ MAX_RETAINED = 200
 MAX_PREVIOUS = 20
 EXPLAIN = "-explain"
 """The end of the name of the TorchServe entry that explains a model."""
+_SOURCE = re.compile(r"[a-z][a-z0-9+.-]{0,20}://[!-~]{1,900}")
 _SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
 
@@ -40,13 +41,15 @@ class PlanError(DocumentError):
 class Release:
     """One version that the agents keep loaded: its archive's file name in the model store, its SHA-256, its workers.
 
-    `workers` is the number of prediction workers; None leaves it to the agent, 0 keeps the version unloaded.
+    `workers` is the number of prediction workers; None leaves it to the agent, 0 keeps the version unloaded. `source`
+    is the URL from which an agent fetches the archive if its model store lacks it.
     """
 
     version: str
     archive: str
     sha256: str
     workers: int | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def schema_of(path: Path) -> int:
 
 def dump(plans: Plans) -> dict[str, Any]:
     """Return the plans as JSON-able data, such that `parse(dump(plans)) == plans`."""
-    models = [as_json(plan) for plan in plans.models]
+    models = [dump_plan(plan) for plan in plans.models]
     for plan in models:
         del plan["revision"]
     return {"schema": SCHEMA, "revision": plans.revision, "default": plans.default, "models": models}
@@ -192,6 +195,9 @@ def dump(plans: Plans) -> dict[str, Any]:
 def dump_plan(plan: Plan) -> dict[str, Any]:
     """Return one model's plan as JSON-able data, for programs that read an operator's command."""
     data: dict[str, Any] = as_json(plan)
+    for release in (data["stable"], data["canary"], data["shadow"], *data["retained"], *data["previous"]):
+        if release is not None and release["source"] is None:
+            del release["source"]  # so that an older gradserve reads plans that need no source
     return data
 
 
@@ -227,4 +233,5 @@ def _release_fields(fields: Fields) -> dict[str, Any]:
         "archive": fields.text("archive", pattern=ARCHIVE),
         "sha256": fields.text("sha256", pattern=SHA256),
         "workers": fields.maybe("workers", partial(fields.integer, least=0)),
+        "source": fields.maybe("source", partial(fields.text, pattern=_SOURCE)) if "source" in fields else None,
     }

@@ -41,7 +41,7 @@ _HEAD = """\
 #MLFLOW_PORT=
 """
 # Defaults that are computed at start from other settings or from the folder of the code.
-_COMPUTED = {"plan": "GRADSERVE_HOME/plan.json", "config": "config/torchserve"}
+_COMPUTED = {"plan": "GRADSERVE_HOME/plan.json", "cache": "GRADSERVE_HOME/archives", "config": "config/torchserve"}
 
 
 def render() -> str:

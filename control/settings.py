@@ -50,6 +50,14 @@ class AgentSettings(BaseSettings):
     watch."""
     model_store: Path = Path("model_store")
     """Folder with the archives that the plan names."""
+    cache: Path = Field(default_factory=lambda: home_directory() / "archives")
+    """Folder for archives that the model store lacks and the plan names a source for."""
+    cache_mb: Annotated[int, Field(ge=1)] = 4096
+    """Megabytes that `cache` keeps; the archives that were used longest ago go first."""
+    archive_mb: Annotated[int, Field(ge=1)] = 2048
+    """Megabytes that one fetched archive may have."""
+    source_http: bool = False
+    """Fetch archives from other machines by plain HTTP too. Their SHA-256 is checked in any case."""
     trusted_keys: Annotated[tuple[Path, ...], NoDecode] = ()
     """Files of trusted public keys (PEM), separated by commas. If set, the agent loads only archives signed by one of
     them."""

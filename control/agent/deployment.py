@@ -65,6 +65,7 @@ class Wanted:
     sha256: str
     workers: int
     explain_workers: int
+    source: str | None = None
 
 
 @dataclass

@@ -14,12 +14,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
+from control.agent.archive_cache import ArchiveCache
 from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
 from control.agent.gateway_reports import GatewayReports
 from control.agent.torchserve.priority import WorkerPriority, can_restore_priority
 from control.agent.verification import verify_explanation, verify_predictions
 from control.archive import copy_name, inspect_copy, load_trusted_keys
-from control.errors import ArchiveError, ClusterUnusable, ManagementError, SigningKeyError, VerificationError
+from control.errors import (
+    ArchiveError,
+    ClusterUnusable,
+    ManagementError,
+    MissingExtra,
+    SigningKeyError,
+    VerificationError,
+)
 from gateway.kubernetes.errors import NotInCluster
 from gateway.kubernetes.plan_object import watch_plan
 
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
     from contracts.watched_file import WatchedFile
     from control.agent.torchserve.log import ServerLog
     from control.agent.torchserve.management import Management, Registered
+    from control.archive import Archive
     from control.settings import AgentSettings
     from gateway.kubernetes.plan_object import WatchedPlan
 
@@ -50,6 +59,7 @@ class Reconciler:
         self._trusted = load_trusted_keys(settings.trusted_keys)
         self._priority = WorkerPriority(is_allowed=can_restore_priority())
         self._workers = workers
+        self._cache = ArchiveCache(settings)
         self.plan_file = _watch_plan(settings.plan)
         self.gateways = GatewayReports()
         self.deployments: dict[tuple[str, str], Deployment] = {}
@@ -187,8 +197,15 @@ class Reconciler:
                 workers = release.workers or (share if role == "stable" else 1)
                 explainers = self._settings.explain_workers
                 yield Wanted(
-                    plan.model, release.version, role, release.archive, release.sha256, workers, explainers
-                )  # fmt: skip
+                    plan.model,
+                    release.version,
+                    role,
+                    release.archive,
+                    release.sha256,
+                    workers,
+                    explainers,
+                    release.source,
+                )
 
     def _start_step(self, deployment: Deployment, now: float) -> None:
         step = next_step(
@@ -224,7 +241,7 @@ class Reconciler:
         wanted = deployment.wanted
         try:
             await self._step(deployment, step)
-        except (ArchiveError, SigningKeyError, VerificationError) as error:
+        except (ArchiveError, MissingExtra, SigningKeyError, VerificationError) as error:
             _log.error("%s %s failed: %s", wanted.model, wanted.version, error)
             deployment.fail(str(error), time.monotonic())
         except ManagementError as error:
@@ -329,10 +346,20 @@ class Reconciler:
         wanted = deployment.wanted
         path = self._settings.model_store / wanted.archive
         self._drop_copies()
-        archive = await asyncio.to_thread(inspect_copy, path, wanted.sha256, self._store, self._trusted)
+        archive = await asyncio.to_thread(self._fetch_copy, wanted, path)
         if archive.version != wanted.version:
             raise ArchiveError(path, f"holds version {archive.version}, the plan says {wanted.version}")
         deployment.archive, deployment.contract = archive, archive.contract
+
+    def _fetch_copy(self, wanted: Wanted, path: Path) -> Archive:
+        """Return the checked copy of the archive at `path`, or from the plan's source if the model store lacks it."""
+        if wanted.source is None or path.is_file():
+            return inspect_copy(path, wanted.sha256, self._store, self._trusted)
+        try:
+            cached = self._cache.fetch(wanted.source, wanted.sha256)
+            return inspect_copy(cached, wanted.sha256, self._store, self._trusted)
+        except ArchiveError as error:
+            raise ArchiveError(path, error.problem) from error  # by its name in the plan, not by its hash
 
     async def _verify(self, deployment: Deployment) -> None:
         if deployment.archive is None:

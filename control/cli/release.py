@@ -79,7 +79,24 @@ def agent_addresses(agents: str) -> list[str]:
 
     running = find_running(home_directory())
     own = local_url(os.environ.get("AGENT_HOST", ""), os.environ.get("AGENT_PORT") or 9100)
-    return _addresses(agents or (running.agent if running else own))
+    return _resolved(_addresses(agents or (running.agent if running else own)))
+
+
+def _resolved(urls: list[str]) -> list[str]:
+    """Return the addresses with each host name replaced by what it resolves to: a name may stand for several replicas.
+
+    A name that cannot be resolved stays, so that it is reported as an agent that does not answer.
+    """
+    import asyncio
+
+    from gateway.inference.discovery import Discovery
+
+    found = []
+    for url in urls:
+        discovery = Discovery([url])
+        addresses = discovery.listed() if discovery.is_fixed else asyncio.run(discovery.find())
+        found += [address.url for address in addresses] or [url]
+    return found
 
 
 def gateway_addresses(gateways: str) -> list[str]:
@@ -103,8 +120,8 @@ def deploy(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="VERSION | PATH.mar | NAME@ALIAS | NAME/NUMBER",
-            help="A version in the model store, a file, or a version in MLflow's registry.",
+            metavar="VERSION | PATH.mar | URL | NAME@ALIAS | NAME/NUMBER",
+            help="A version in the model store, a file, a URL that agents fetch from too, or one in MLflow's registry.",
         ),
     ],
     canary: Annotated[
@@ -154,6 +171,9 @@ def deploy(
 
     Every agent must load it. An agent that does not answer is named every five seconds. With --allow-missing the
     command continues without it after five seconds; that agent follows the plan when it is back.
+
+    A URL (https, s3 and others) that ends in .mar is written to the plan with the archive's SHA-256: agents whose model
+    store lacks the archive fetch it from there, and refuse other bytes.
 
     With --model of a model that the plan does not serve yet, the archive PATH.mar adds that model: its version becomes
     the model's stable version, and callers name the model by `model=…`.

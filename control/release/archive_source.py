@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from control import archive_download
 from control.archive import Archive, checksum_beside, file_sha256, inspect_archive, signature_path
 from control.errors import ArchiveError, ImpossibleMove, WouldBreakCallers
 from control.release import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from contracts.model import Contract
     from contracts.plan import Plan, Release
     from control.signatures import TrustedKeys
+
+MOST_BYTES = 16_000_000_000
 
 
 def fetch(
@@ -25,8 +30,8 @@ def fetch(
 ) -> Archive:
     """Return the checked archive that `what` names, in the model store, with its signature if it has one.
 
-    `what` is a registered version, a file, or a version in the model store. With `trusted` keys, the archive must be
-    signed by one of them.
+    `what` is a registered version, a URL, a file, or a version in the model store. With `trusted` keys, the archive
+    must be signed by one of them.
 
     Raises:
         ArchiveError: the archive must not be loaded.
@@ -35,6 +40,9 @@ def fetch(
     """
     if reference := registry.parse_reference(what):
         return _fetch_registered(plan, reference, model_store, say, trusted)
+    if archive_download.is_url(what):
+        with _downloaded(what, model_store) as downloaded:
+            return _store_for_plan(plan, inspect_archive(downloaded, trusted=trusted), model_store)
     given = Path(what)
     path = given if given.suffix == ".mar" else model_store / f"{plan.model}-{what}.mar"
     others = [] if path.is_file() else sorted(model_store.glob(f"*-{what}.mar"))
@@ -47,11 +55,14 @@ def fetch(
 
 
 def fetch_new(what: str, model_store: Path, trusted: TrustedKeys | None = None) -> Archive:
-    """Return the checked archive of a model that the plan does not serve yet: the file `what`, in the model store.
+    """Return the checked archive of a model that the plan does not serve yet, copied from the file or URL `what`.
 
     Raises:
         ArchiveError: the archive must not be loaded.
     """
+    if archive_download.is_url(what):
+        with _downloaded(what, model_store) as downloaded:
+            return copy_to_store(inspect_archive(downloaded, trusted=trusted), model_store)
     given = Path(what)
     path = given if given.is_file() else model_store / given.name
     return copy_to_store(inspect_archive(path, checksum_beside(path), trusted=trusted), model_store)
@@ -65,13 +76,40 @@ def find_again(release: Release, model_store: Path, say: Callable[[str], None]) 
     Raises:
         ArchiveError: the archive is missing or broken, holds another version, or was changed and has no checksum.
     """
-    path = model_store / release.archive
+    path = _stored(release, model_store)
     archive = inspect_archive(path, checksum_beside(path) or release.sha256)
     if archive.version != release.version:
         raise ArchiveError(path, f"holds version {archive.version}, not {release.version}")
     if archive.sha256 != release.sha256:
         say(f"{path.name} was packed again since {release.version} was stable: its new bytes are loaded and verified")
     return replace(release, sha256=archive.sha256)
+
+
+def source_of(what: str) -> str | None:
+    """Return the URL that agents fetch the archive `what` from; None if it is in a folder that they share."""
+    return what if archive_download.is_url(what) else None
+
+
+def _stored(release: Release, model_store: Path) -> Path:
+    """Return the path of the release's archive in the model store; it is downloaded if it is missing there.
+
+    Raises:
+        ArchiveError: its source does not have it.
+    """
+    path = model_store / release.archive
+    if not path.exists() and release.source is not None:
+        archive_download.download(release.source, path, most_bytes=MOST_BYTES, sha256=release.sha256, allows_http=True)
+    return path
+
+
+@contextmanager
+def _downloaded(url: str, model_store: Path) -> Iterator[Path]:
+    """Yield the path of the archive at `url` in a folder that is removed afterwards."""
+    model_store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=model_store) as folder:
+        name = unquote(urlsplit(url).path).rpartition("/")[2]
+        # By plain HTTP too: the operator sees the address, and the agents check the SHA-256 that is written.
+        yield archive_download.download(url, Path(folder) / name, most_bytes=MOST_BYTES, allows_http=True)
 
 
 def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: Callable[[str], None]) -> None:
@@ -81,7 +119,7 @@ def compare(plan: Plan, archive: Archive, model_store: Path, *, yes: bool, say: 
         WouldBreakCallers: there are differences, and `yes` is False.
     """
     try:
-        stable = inspect_archive(model_store / plan.stable.archive)
+        stable = inspect_archive(_stored(plan.stable, model_store))
         differences = contract_differences(stable.contract, archive.contract)
     except ArchiveError as error:
         differences = [f"the differences for callers are unknown: the stable version's {error}"]

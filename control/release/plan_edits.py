@@ -20,7 +20,7 @@ def find(plan: Plan, version: str) -> Release:
     """
     for release in plan.releases():
         if release.version == version:
-            return Release(release.version, release.archive, release.sha256, release.workers)
+            return Release(release.version, release.archive, release.sha256, release.workers, release.source)
     known = ", ".join(release.version for release in plan.releases())
     raise ImpossibleMove(f"{version} is not in the plan ({known}): deploy it first")
 
@@ -61,7 +61,7 @@ def set_canary(plan: Plan, version: str, share: float) -> Plan:
     if plan.canary is not None and plan.canary.version != version:
         raise ImpossibleMove(f"{plan.canary.version} is the canary: promote it or roll it back first")
     salt = plan.canary.salt if plan.canary is not None else secrets.token_hex(8)
-    canary = Canary(version, release.archive, release.sha256, release.workers, share=share, salt=salt)
+    canary = Canary(version, release.archive, release.sha256, release.workers, release.source, share=share, salt=salt)
     return replace(_without_role(plan, version, keep=False), canary=canary)
 
 

@@ -82,7 +82,9 @@ class Rollout:
             archive_source.compare(plan, archive, self._model_store, yes=yes, say=self._say)
             if gate is not None:
                 gate.check(archive.classes)
-            release = traffic_plan.Release(archive.version, archive.path.name, archive.sha256)
+            release = traffic_plan.Release(
+                archive.version, archive.path.name, archive.sha256, source=archive_source.source_of(what)
+            )
             loaded = plan_edits.retain(plan, release)
             is_new = plan_edits.role_of(plan, release.version) is None
             if is_new:  # a known version keeps its traffic until it gets another role
@@ -115,7 +117,9 @@ class Rollout:
         """
         with self._store.lock(f"add {what}"):
             archive = archive_source.fetch_new(what, self._model_store, self._trusted)
-            release = traffic_plan.Release(archive.version, archive.path.name, archive.sha256, workers)
+            release = traffic_plan.Release(
+                archive.version, archive.path.name, archive.sha256, workers, archive_source.source_of(what)
+            )
             name = archive.contract.name
             plan = self._store.write(traffic_plan.Plan(0, name, release), f"add {name} {release.version}")
             self._say(f"{name} {release.version}: loading and verifying")

@@ -150,3 +150,16 @@ def test_a_deeply_nested_file_is_refused(tmp_path: Path) -> None:
     path.write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(traffic_plan.PlanError, match="plan is no JSON"):
         traffic_plan.load(path)
+
+
+def test_a_source_is_kept_and_left_out_of_plans_without_one() -> None:
+    plain = traffic_plan.Release("1.0", "m-1.0.mar", DIGEST)
+    fetched = traffic_plan.Release("2.0", "m-2.0.mar", DIGEST, source="https://models.example/m-2.0.mar")
+    plans = traffic_plan.Plans(1, "m", (traffic_plan.Plan(1, "m", plain, retained=(fetched,)),))
+    assert traffic_plan.parse(traffic_plan.dump(plans)) == plans
+    (found,) = traffic_plan.dump(plans)["models"]
+    assert "source" not in found["stable"]
+    for wrong in ("m-2.0.mar", "https://a b", "/srv/m.mar", 3):
+        found["stable"]["source"] = wrong
+        with pytest.raises(traffic_plan.PlanError, match="source"):
+            traffic_plan.parse({"schema": 3, "revision": 1, "default": "m", "models": [found]})

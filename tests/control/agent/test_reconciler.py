@@ -1,6 +1,7 @@
 """The reconciler's steps with a fake TorchServe that lists workers as the real one does."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import subprocess
@@ -149,3 +150,29 @@ def test_a_version_with_no_workers_is_not_loaded_and_takes_no_share(tmp_path):
     canary = {**planned("a", "2.0.0")["stable"], "workers": 0, "share": 5}
     found = wanted_versions(tmp_path, planned("a", canary=canary), planned("b", workers=0))
     assert found == {("a", "1.0.0"): 6}
+
+
+def test_an_archive_that_the_model_store_lacks_is_fetched_and_refused_before_it_is_parsed(tmp_path):
+    (tmp_path / "elsewhere.mar").write_bytes(b"no archive")
+    sha256 = hashlib.sha256(b"no archive").hexdigest()
+    source = (tmp_path / "elsewhere.mar").as_uri()
+    release = {"version": "1.0.0", "archive": "a-1.0.0.mar", "workers": 1, "source": source}
+    plans = {"schema": 3, "revision": 1, "default": "a"}
+
+    async def failure(sha256):
+        plans["models"] = [{"model": "a", "stable": {**release, "sha256": sha256}}]
+        (tmp_path / "plan.json").write_text(json.dumps(plans))
+        management = Management(httpx.MockTransport(TorchServe()), logging.getLogger("test"))
+        settings = AgentSettings(plan=tmp_path / "plan.json", model_store=tmp_path / "store", cache=tmp_path / "cache")
+        run = tmp_path / "run"
+        run.mkdir(exist_ok=True)
+        reconciler = Reconciler(settings, run, management, ServerLog(lambda _: None), workers=2)
+        await reconciler.tick()
+        (deployment,) = reconciler.deployments.values()
+        await asyncio.wait_for(reconciler.step_ended.wait(), 5)
+        await reconciler.close()
+        return deployment.reason
+
+    assert "the plan says 000000000000" in asyncio.run(failure("0" * 64))
+    assert asyncio.run(failure(sha256)) == "archive a-1.0.0.mar: is no zip file, or is damaged"
+    assert not (tmp_path / "store").exists()
