@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-browser test-docker lock images audit sbom lint types format env-example docs docs-tables clean
+.PHONY: help install up train bench test test-long test-browser test-docker test-cluster lock images audit sbom lint types format env-example docs docs-tables clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,13 @@ images: ## build the three images (BUILD_NETWORK=host, TORCH=cuda, PIP_… are p
 test-docker: $(STAMP) ## build and run the containers (needs a Docker engine, takes minutes)
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make test-docker: no Docker engine answers '$(DOCKER) info'; nothing was tested"; exit 1; }
 	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest -m docker tests/containers $(ARGS)
+
+HELM ?= helm
+
+test-cluster: $(STAMP) ## check the Helm chart (needs helm 3 or later and pip install kubernetes-validate)
+	@command -v $(HELM) >/dev/null || { echo "make test-cluster: no helm on PATH; set HELM to its path; nothing was tested"; exit 1; }
+	@$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || { echo "make test-cluster: kubernetes-validate is missing: pip install kubernetes-validate==1.37.0; nothing was tested"; exit 1; }
+	@HELM="$$(command -v $(HELM))" $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
 	@UPGRADE=$(UPGRADE) requirements/lock.sh $(SOURCE)

@@ -117,7 +117,8 @@ class AgentSettings(BaseSettings):
     @property
     def inference_url(self) -> str:
         """The address of TorchServe's inference port for gateways."""
-        return f"http://{self.advertised_host or self.inference_host}:{self.inference_port}"
+        host = self.advertised_host or self.inference_host
+        return f"http://[{host}]:{self.inference_port}" if ":" in host else f"http://{host}:{self.inference_port}"
 
     def ports(self) -> dict[int, str]:
         """Return every port this agent and its TorchServe listen on, with its use and the variable that moves it."""

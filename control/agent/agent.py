@@ -71,8 +71,9 @@ class Agent:
         self._polled_at = 0.0
 
     def app(self) -> Starlette:
-        """Return the app of the private port: `/status`, and `/readyz` for a container's health check."""
-        return Starlette(routes=[Route("/status", self._answer_status), Route("/readyz", self._answer_ready)])
+        """Return the app of the private port: `/status`, and `/livez` and `/readyz` for a container's probes."""
+        routes = {"/status": self._answer_status, "/livez": self._answer_alive, "/readyz": self._answer_ready}
+        return Starlette(routes=[Route(path, answer) for path, answer in routes.items()])
 
     async def keep_running(self) -> None:
         """Start TorchServe, and restart it with back-off whenever it ends; never return.
@@ -168,6 +169,10 @@ class Agent:
         if not self._reconciler.gateways.record(request.headers.get(report.HEADER, ""), now):
             self._polled_at = now
         return JSONResponse(agent_status.dump(self.status()))
+
+    async def _answer_alive(self, _request: Request) -> JSONResponse:
+        """Answer 200: the agent's loop runs. It restarts a TorchServe that does not answer itself."""
+        return JSONResponse({"status": "ok"})
 
     async def _answer_ready(self, _request: Request) -> JSONResponse:
         """Answer 200 if a recent observation has a READY worker of the default model's stable version, else 503."""

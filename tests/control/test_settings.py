@@ -37,6 +37,8 @@ def test_the_plan_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
 def test_the_inference_url_has_the_advertised_host(monkeypatch):
     monkeypatch.setenv("AGENT_ADVERTISED_HOST", "replica-1")
     assert read_agent_settings().inference_url == "http://replica-1:9101"
+    monkeypatch.setenv("AGENT_ADVERTISED_HOST", "fd00::7")
+    assert read_agent_settings().inference_url == "http://[fd00::7]:9101"
 
 
 def test_env_example_is_up_to_date():

@@ -132,3 +132,8 @@ def test_explain_workers_count_only_after_verification(agent):
     assert ask(agent, "/status").json()["versions"][0]["explain"]["ready"] == 0
     deployment.explains = True
     assert ask(agent, "/status").json()["versions"][0]["explain"]["ready"] == 1
+
+
+def test_an_agent_is_alive_before_it_is_ready_and_while_it_drains(agent):
+    agent._draining = True
+    assert (ask(agent, "/livez").status_code, ask(agent, "/readyz").status_code) == (200, 503)

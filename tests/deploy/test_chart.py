@@ -1,0 +1,201 @@
+"""The Helm chart: its values are checked, and its manifests are valid at the oldest and newest version of Kubernetes.
+
+`helm` is taken from PATH, or from the variable HELM. `make test-cluster` fails without it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from control.settings import AgentSettings
+from gateway.settings import Settings as GatewaySettings
+
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "gradserve"
+HELM = os.environ.get("HELM") or shutil.which("helm")
+VERSIONS = ("1.29", "1.37")
+OFF = "gateway.settings.GATEWAY_AUTH=off"
+CASES = {
+    "default": [OFF],
+    "keys and signatures": [
+        "gateway.keysSecret=keys",
+        "agent.trustedKeysSecret=trusted",
+        "agent.trustedKeys={alice.pem,bob.pem}",
+        "image.pullSecrets={registry}",
+    ],
+    "everything": [
+        OFF,
+        "agent.gpus=1",
+        "agent.autoscaling.enabled=true",
+        "gateway.autoscaling.enabled=true",
+        "gateway.service.type=LoadBalancer",
+        "agent.settings.AGENT_THREADS=2",
+        "agent.nodeSelector.pool=serving",
+        "networkPolicy.fromNamespaces={ingress,monitoring}",
+        "ingress.enabled=true",
+        "ingress.className=nginx",
+        "ingress.tlsSecret=tls",
+        "httpRoute.enabled=true",
+        "httpRoute.gateway=public",
+        "httpRoute.hostnames={models.example}",
+        "serviceMonitor.enabled=true",
+        "serviceMonitor.keySecret=scrape",
+        "keda.enabled=true",
+        "keda.prometheus=http://prometheus:9090",
+    ],
+    "little": [OFF, "operator.enabled=false", "podDisruptionBudget.enabled=false", "networkPolicy.enabled=false"],
+}
+# Settings that the chart decides.
+DECIDED = {
+    "gateway": {"plan", "agents", "keys_file", "port"},
+    "agent": {"plan", "model_store", "cache", "host", "inference_host", "metrics_host", "advertised_host", "temp"}
+    | {"config", "gpus", "trusted_keys", "port", "inference_port", "metrics_port"},
+}
+# Their schemas are not part of Kubernetes.
+FOREIGN = {"HTTPRoute", "ServiceMonitor", "ScaledObject"}
+needs_helm = pytest.mark.skipif(HELM is None, reason="helm is not on PATH, and HELM does not name it")
+
+
+def helm(*args):
+    return subprocess.run([HELM, *args], capture_output=True, text=True, check=False)
+
+
+def template(values, *more):
+    sets = [part for value in values for part in (("--set-string" if "settings." in value else "--set"), value)]
+    return helm("template", "release", str(CHART), "--namespace", "models", *sets, *more)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=CASES.keys())
+def manifests(request):
+    done = template(CASES[request.param])
+    assert done.returncode == 0, done.stderr
+    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest is not None]
+
+
+def pods(manifests):
+    return [each["spec"]["template"]["spec"] for each in manifests if each["kind"] == "Deployment"]
+
+
+@pytest.mark.parametrize(
+    ("part", "prefix", "settings"), [("gateway", "GATEWAY_", GatewaySettings), ("agent", "AGENT_", AgentSettings)]
+)
+def test_values_take_exactly_the_settings_that_the_chart_does_not_decide(part, prefix, settings):
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    taken = schema["properties"][part]["properties"]["settings"]["properties"]
+    assert set(taken) == {prefix + field.upper() for field in settings.model_fields.keys() - DECIDED[part]}
+
+
+def test_every_object_of_the_values_refuses_unknown_names():
+    def walk(schema, path):
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False, path
+        for key, inner in {**schema.get("properties", {}), **schema.get("$defs", {})}.items():
+            walk(inner, f"{path}.{key}")
+
+    walk(json.loads((CHART / "values.schema.json").read_text(encoding="utf-8")), "values")
+
+
+@needs_helm
+def test_every_variable_in_a_pod_is_a_setting(manifests):
+    known = {"GRADSERVE_PLAN", "GRADSERVE_HOME", "GRADSERVE_GATEWAYS", "POD_IP"}
+    known |= {f"GATEWAY_{field.upper()}" for field in GatewaySettings.model_fields}
+    known |= {f"AGENT_{field.upper()}" for field in AgentSettings.model_fields}
+    for pod in pods(manifests):
+        names = [variable["name"] for variable in pod["containers"][0]["env"]]
+        assert set(names) <= known
+        assert len(names) == len(set(names))
+
+
+@needs_helm
+def test_the_chart_passes_the_linter():
+    done = helm("lint", "--strict", str(CHART), "--set-string", OFF)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_helm
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_the_chart_makes_is_valid_in_the_oldest_and_the_newest_kubernetes(manifests, version):
+    validate = pytest.importorskip("kubernetes_validate").validate
+    for manifest in manifests:
+        if manifest["kind"] not in FOREIGN:
+            validate(manifest, version, strict=True)
+
+
+@needs_helm
+def test_every_pod_is_restricted_bounded_and_free_of_service_variables(manifests):
+    for pod in pods(manifests):
+        assert pod["enableServiceLinks"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert container["readinessProbe"]
+        assert container["resources"]["requests"]
+        assert container["resources"]["limits"]["memory"]
+
+
+@needs_helm
+def test_only_the_operator_may_write_the_plan(manifests):
+    for role in (each for each in manifests if each["kind"] == "Role"):
+        verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}
+        is_operator = role["metadata"]["name"].endswith("-operator")
+        assert ("update" in verbs) == is_operator
+        assert verbs <= {"get", "list", "watch"} | ({"update", "create"} if is_operator else set())
+        assert all(set(rule["verbs"]) == {"create"} or "resourceNames" in rule for rule in role["rules"])
+
+
+@needs_helm
+def test_gateways_find_agents_by_a_headless_service_and_follow_one_plan(manifests):
+    services = {each["metadata"]["name"]: each["spec"] for each in manifests if each["kind"] == "Service"}
+    assert services["release-agents"]["clusterIP"] == "None"
+    assert services["release-agents"]["publishNotReadyAddresses"] is True
+    plans = set()
+    for pod in pods(manifests):
+        env = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
+        plans |= {value for name, value in env.items() if name.endswith("_PLAN")}
+        assert env.get("GATEWAY_AGENTS") in {None, "http://release-agents.models.svc:9100"}
+    assert plans == {"kubernetes:models/release-plan"}
+    assert not [each for each in manifests if each["kind"] == "ConfigMap"], "an upgrade must not bring back a plan"
+
+
+@needs_helm
+def test_disruptions_and_the_network_are_limited_by_default():
+    kinds = [each["kind"] for each in yaml.safe_load_all(template([OFF]).stdout) if each]
+    assert kinds.count("PodDisruptionBudget") == 2
+    assert kinds.count("NetworkPolicy") == 3
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "gateway.replica=3",
+        "gateway.replicas=0",
+        "agents.replicas=3",
+        "gateway.settings.AGENT_WORKERS=1",
+        "gateway.settings.GATEWAY_PROT=1",
+        "agent.resources.limits.cpus=1",
+        "image.pullPolicy=Sometimes",
+        "keda.enabled=true",
+        "httpRoute.enabled=true",
+    ],
+)
+def test_a_wrong_value_is_refused(wrong):
+    done = template([OFF, wrong])
+    assert done.returncode != 0
+    name = wrong.partition("=")[0].split(".")
+    assert name[0] in done.stderr or name[-1] in done.stderr
+
+
+@needs_helm
+def test_gateways_without_keys_are_refused_unless_they_serve_everyone_on_purpose():
+    done = template([])
+    assert done.returncode != 0
+    assert "gateway.keysSecret" in done.stderr
