@@ -53,9 +53,9 @@ test-docker: $(STAMP) ## build and run the containers (needs a Docker engine, ta
 
 HELM ?= helm
 
-test-cluster: $(STAMP) ## check the Helm chart (needs helm 3 or later and pip install kubernetes-validate)
+test-cluster: $(STAMP) ## check the Helm chart (needs helm 3 or later)
 	@command -v $(HELM) >/dev/null || { echo "make test-cluster: no helm on PATH; set HELM to its path; nothing was tested"; exit 1; }
-	@$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || { echo "make test-cluster: kubernetes-validate is missing: pip install kubernetes-validate==1.37.0; nothing was tested"; exit 1; }
+	@$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || { echo "make test-cluster: kubernetes-validate is missing: run make install; nothing was tested"; exit 1; }
 	@HELM="$$(command -v $(HELM))" $(BIN)/python -m pytest tests/deploy $(ARGS)
 
 lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
