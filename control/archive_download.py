@@ -5,6 +5,7 @@ Nothing is parsed here. The bytes are counted and hashed while they arrive, and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import tempfile
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from control.archive import signature_path
 from control.errors import ArchiveError, MissingExtra
 from gateway.settings import is_loopback
 
@@ -48,20 +50,27 @@ def download(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-        archive, signature = Path(folder, "archive"), Path(folder, "signature")
+        archive = Path(folder, "archive")
         found = _save(source, archive, target, most_bytes, allows_http=allows_http)
         if sha256 is not None and found != sha256:
             raise ArchiveError(
                 target, f"{_shown(source)} has the SHA-256 {found[:12]}…, the plan says {sha256[:12]}…: it was replaced"
             )
-        try:
-            _save(_signature_url(source), signature, target, MOST_SIGNATURE_BYTES, allows_http=allows_http)
-        except ArchiveError:
-            signature.unlink(missing_ok=True)  # with trusted keys the inspection says that it is missing
-        else:
-            signature.replace(target.with_name(f"{target.name}.sig"))
+        download_signature(source, target, allows_http=allows_http)
         archive.replace(target)
     return target
+
+
+def download_signature(source: str, target: Path, *, allows_http: bool = False) -> None:
+    """Download the signature of the archive at `source`, the file beside it, to the file beside `target`.
+
+    Without one nothing is written: with trusted keys the inspection says that it is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
+        signature = Path(folder, "signature")
+        with contextlib.suppress(ArchiveError):
+            _save(_signature_url(source), signature, target, MOST_SIGNATURE_BYTES, allows_http=allows_http)
+            signature.replace(signature_path(target))
 
 
 def _save(source: str, path: Path, archive: Path, most_bytes: int, *, allows_http: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from control.archive import copy_name, file_sha256, signature_path
-from control.archive_download import download
+from control.archive_download import download, download_signature
 from control.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class ArchiveCache:
         try:
             if path.is_file() and file_sha256(path) == sha256:
                 path.touch()
+                if not signature_path(path).is_file():
+                    # It may have been signed since.
+                    download_signature(source, path, allows_http=self._allows_http)
                 return path
             path.unlink(missing_ok=True)
             signature_path(path).unlink(missing_ok=True)

@@ -47,3 +47,12 @@ def test_an_archive_above_the_limit_and_an_unusable_folder_are_refused(tmp_path)
     broken = ArchiveCache(AgentSettings(cache=tmp_path / "file" / "cache"))
     with pytest.raises(ArchiveError, match="set AGENT_CACHE"):
         broken.fetch(*written(tmp_path, "b.mar", 10))
+
+
+def test_a_signature_that_comes_later_is_fetched_without_the_archive(tmp_path):
+    source, sha256 = written(tmp_path, "a.mar", 1000)
+    path = cache(tmp_path).fetch(source, sha256)
+    (tmp_path / "a.mar").unlink()
+    (tmp_path / "a.mar.sig").write_text("signed")
+    assert cache(tmp_path).fetch(source, sha256) == path
+    assert path.with_name(f"{path.name}.sig").read_text() == "signed"

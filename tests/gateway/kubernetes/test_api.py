@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import ssl
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from gateway.kubernetes import api as kubernetes
 from gateway.kubernetes.api import KubernetesApi, ServiceAccountToken, config_maps, connect
@@ -99,10 +108,75 @@ def test_outside_of_a_pod_an_address_is_needed(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(NotInCluster, match="GRADSERVE_KUBERNETES_API"):
         connect()
     monkeypatch.setenv("GRADSERVE_KUBERNETES_API", "http://127.0.0.1:1")
+    api = connect()
     with pytest.raises(NoAnswer, match=r"http://127\.0\.0\.1:1 "):
-        connect().get(MAPS, "a")
+        api.get(MAPS, "a")
+    api.close()
 
 
 def test_manifests_are_sent_as_json(cluster: FakeKubernetes) -> None:
     cluster.api().create(MAPS, new("a", text="é"))
     assert json.dumps(cluster.objects["a"]["data"]) == '{"text": "\\u00e9"}'
+
+
+def test_in_a_pod_the_service_accounts_authority_token_and_address_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, authority = self_signed("127.0.0.1")
+    (tmp_path / "ca.crt").write_bytes(authority)
+    (tmp_path / "key.pem").write_bytes(key)
+    (tmp_path / "token").write_text("secret\n")
+    tokens = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            tokens.append(self.headers["authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"metadata": {}}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "key.pem")
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
+        monkeypatch.delenv("GRADSERVE_KUBERNETES_API", raising=False)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
+        api = connect()
+        assert api.get(MAPS, "a") == {"metadata": {}}
+        api.close()
+        (tmp_path / "ca.crt").write_bytes(self_signed("127.0.0.1")[1])
+        stranger = connect()
+        with pytest.raises(NoAnswer):
+            stranger.get(MAPS, "a")
+        stranger.close()
+        server.shutdown()
+    assert tokens == ["Bearer secret"]
+
+
+def self_signed(host: str) -> tuple[bytes, bytes]:
+    """Return a private key and a certificate of its own for the address."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)
