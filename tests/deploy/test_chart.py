@@ -47,6 +47,7 @@ CASES = {
         "serviceMonitor.keySecret=scrape",
         "keda.enabled=true",
         "keda.prometheus=http://prometheus:9090",
+        "grafanaDashboard.enabled=true",
     ],
     "little": [OFF, "operator.enabled=false", "podDisruptionBudget.enabled=false", "networkPolicy.enabled=false"],
 }
@@ -162,7 +163,16 @@ def test_gateways_find_agents_by_a_headless_service_and_follow_one_plan(manifest
         plans |= {value for name, value in env.items() if name.endswith("_PLAN")}
         assert env.get("GATEWAY_AGENTS") in {None, "http://release-agents.models.svc:9100"}
     assert plans == {"kubernetes:models/release-plan"}
-    assert not [each for each in manifests if each["kind"] == "ConfigMap"], "an upgrade must not bring back a plan"
+    maps = {each["metadata"]["name"] for each in manifests if each["kind"] == "ConfigMap"}
+    assert maps <= {"release-dashboard"}, "an upgrade must not bring back a plan"
+
+
+@needs_helm
+def test_the_dashboard_is_the_one_of_the_containers():
+    done = template([OFF, "grafanaDashboard.enabled=true"])
+    (found,) = [each for each in yaml.safe_load_all(done.stdout) if each and each["kind"] == "ConfigMap"]
+    original = CHART.parents[2] / "config" / "grafana" / "dashboards" / "gradserve.json"
+    assert json.loads(found["data"]["gradserve.json"]) == json.loads(original.read_text(encoding="utf-8"))
 
 
 @needs_helm
