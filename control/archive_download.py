@@ -54,7 +54,7 @@ def download(
         found = _save(source, archive, target, most_bytes, allows_http=allows_http)
         if sha256 is not None and found != sha256:
             raise ArchiveError(
-                target, f"{_shown(source)} has the SHA-256 {found[:12]}…, the plan says {sha256[:12]}…: it was replaced"
+                target, f"{shown(source)} has the SHA-256 {found[:12]}…, the plan says {sha256[:12]}…: it was replaced"
             )
         download_signature(source, target, allows_http=allows_http)
         archive.replace(target)
@@ -81,16 +81,16 @@ def _save(source: str, path: Path, archive: Path, most_bytes: int, *, allows_htt
             for chunk in chunks:
                 size += len(chunk)
                 if size > most_bytes:
-                    raise ArchiveError(archive, f"{_shown(source)} has more than {most_bytes} bytes (AGENT_ARCHIVE_MB)")
+                    raise ArchiveError(archive, f"{shown(source)} has more than {most_bytes} bytes (AGENT_ARCHIVE_MB)")
                 if time.monotonic() - began > WITHIN_S:
-                    raise ArchiveError(archive, f"{_shown(source)} took more than {WITHIN_S:.0f} s")
+                    raise ArchiveError(archive, f"{shown(source)} took more than {WITHIN_S:.0f} s")
                 digest.update(chunk)
                 file.write(chunk)
     except httpx.HTTPError as error:
-        raise ArchiveError(archive, f"{_shown(source)} gives no answer ({type(error).__name__})") from error
+        raise ArchiveError(archive, f"{shown(source)} gives no answer ({type(error).__name__})") from error
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ArchiveError(archive, f"{_shown(source)} cannot be fetched ({reason})") from error
+        raise ArchiveError(archive, f"{shown(source)} cannot be fetched ({reason})") from error
     return digest.hexdigest()
 
 
@@ -115,7 +115,7 @@ def _opened(source: str, archive: Path, *, allows_http: bool) -> Iterator[Iterab
             with fsspec.open(source, "rb") as file:
                 yield iter(lambda: file.read(CHUNK_BYTES), b"")
         except (ValueError, ImportError) as error:  # no such scheme, or its package is missing
-            raise ArchiveError(archive, f"{_shown(source)} cannot be fetched ({error})") from error
+            raise ArchiveError(archive, f"{shown(source)} cannot be fetched ({error})") from error
 
 
 @contextmanager
@@ -125,17 +125,17 @@ def _response(client: httpx.Client, source: str, archive: Path, *, allows_http: 
     for _ in range(MOST_REDIRECTS + 1):
         if url.scheme != "https" and not (url.scheme == "http" and (allows_http or is_loopback(url.host))):
             raise ArchiveError(
-                archive, f"{_shown(str(url))} is not HTTPS: serve it by HTTPS, or set AGENT_SOURCE_HTTP=true"
+                archive, f"{shown(str(url))} is not HTTPS: serve it by HTTPS, or set AGENT_SOURCE_HTTP=true"
             )
         # Without compression the limit of bytes holds for what is sent too.
         with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
             if response.next_request is None:
                 if not response.is_success:
-                    raise ArchiveError(archive, f"{_shown(source)} answers {response.status_code}")
+                    raise ArchiveError(archive, f"{shown(source)} answers {response.status_code}")
                 yield response
                 return
             url = response.next_request.url
-    raise ArchiveError(archive, f"{_shown(source)} redirects more than {MOST_REDIRECTS} times")
+    raise ArchiveError(archive, f"{shown(source)} redirects more than {MOST_REDIRECTS} times")
 
 
 def _signature_url(source: str) -> str:
@@ -143,7 +143,7 @@ def _signature_url(source: str) -> str:
     return parts._replace(path=f"{parts.path}.sig").geturl()
 
 
-def _shown(source: str) -> str:
+def shown(source: str) -> str:
     """Return the URL without its query and password, which may be secret."""
     parts = urlsplit(source)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -18,6 +18,7 @@ from control.agent.torchserve.process import find_java, torchserve_home
 from control.agent.torchserve.run_folder import run_base
 from control.agents import AgentAnswer, ask_agents
 from control.archive import inspect_archive, load_trusted_keys
+from control.archive_download import shown
 from control.cli.keys import read_keys
 from control.cli.status import ask_gateway, columns, drift, output
 from control.errors import ControlError
@@ -131,6 +132,9 @@ def _archives(plans: traffic_plan.Plans, model_store: Path) -> Iterable[Finding]
         return
     stable = [plan.stable for plan in plans.models]
     for release in (release for plan in plans.models for release in plan.releases()):
+        if release.source is not None and not (model_store / release.archive).exists():
+            yield Finding("good", "archive", f"{release.archive}: agents fetch it from {shown(release.source)}")
+            continue
         try:
             archive = inspect_archive(model_store / release.archive, release.sha256, trusted=trusted)
         except ControlError as error:

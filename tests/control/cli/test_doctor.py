@@ -2,7 +2,9 @@
 
 import pytest
 
+from contracts.plan import Plan, Release
 from control.cli.doctor import examine
+from control.release.plan_store import PlanStore
 
 
 @pytest.fixture
@@ -32,3 +34,12 @@ def test_a_folder_in_which_torchserve_cannot_run_is_a_bad_finding(find, tmp_path
     assert find("temporary files").text == str(tmp_path / "run")
     found = find("temporary files", AGENT_TEMP=str(tmp_path / ("x" * 90)))
     assert (found.severity, "AGENT_TEMP" in found.text) == ("bad", True)
+
+
+def test_an_archive_that_agents_fetch_is_no_problem_if_this_machine_lacks_it(find, tmp_path):
+    release = Release("1.0", "m-1.0.mar", "0" * 64, source="https://models.example/m-1.0.mar?token=secret")
+    store = PlanStore(tmp_path)
+    with store.lock("test"):
+        store.write(Plan(0, "m", release), "first plan")
+    found = find("archive")
+    assert (found.severity, found.text) == ("good", "m-1.0.mar: agents fetch it from https://models.example/m-1.0.mar")
