@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -134,3 +136,36 @@ def cluster() -> Iterator[FakeKubernetes]:
     fake = FakeKubernetes()
     yield fake
     fake.end_watches()
+
+
+@pytest.fixture
+def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
+    """Return the address at which other processes reach the API server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            url = f"http://cluster{self.path}"
+            response = cluster(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
+            self.send_response(response.status_code)
+            self.end_headers()
+            with suppress(OSError):  # a watch's client ends
+                for chunk in response.stream:
+                    self.wfile.write(chunk)
+                    self.wfile.flush()
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def do_PUT(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        cluster.end_watches()
+        server.shutdown()
