@@ -45,7 +45,7 @@ def renewed(text: str) -> str:
 
 
 def _candidates() -> str:
-    report = _read("benchmarks/results/explanations.json")
+    report = _read("model_store/released/explanations.json")
     facts = (
         "quarter", "quarter_peak", "half", "half_peak", "class_correlation", "random_head_correlation", "insertion",
         "deletion", "score", "road",
@@ -60,7 +60,7 @@ def _candidates() -> str:
         "deletion", "ins - del", "ROAD", "random down to layer4 … layer1",
     )  # fmt: skip
     chosen = report["chosen"]["method"]
-    about = f"{report['model']}, {report['images']} held-out images; chosen: `{chosen}`"
+    about = f"{report['images']} held-out images; chosen: `{chosen}`"
     return f"{about}:\n\n{_table(head, rows)}"
 
 
@@ -173,6 +173,7 @@ def _hostile() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "heatmaps": _candidates,
     "transfer": _transfer,
     "training speed": _training_speed,
     "engines": _engines,

@@ -103,7 +103,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ({"contract": None}, "contract.json is missing"),
         ({"reference": None}, "reference.json is missing"),
         ({"manifest": None}, "MANIFEST.json is missing"),
-        ({"contract": {**CONTRACT, "schema": 3}}, "field schema is 3, expected 1 or 2"),
+        ({"contract": {**CONTRACT, "schema": 4}}, "field schema is 4, expected 1 or 2 or 3"),
         ({"contract": {k: v for k, v in CONTRACT.items() if k != "classes"}}, "field classes is None, expected a list"),
         ({"contract": {**CONTRACT, "classes": ["cat"]}}, "two or more different names"),
         ({"contract": {**CONTRACT, "version": "2.0.0"}}, "differ"),
