@@ -94,10 +94,10 @@ class Stack:
             check=False,
         )
 
-    def plan(self) -> dict:
-        """The traffic plan."""
+    def plan(self, model: str | None = None) -> dict:
+        """The traffic plan of a model, else of the default one."""
         plans = json.loads((self.home / "plan.json").read_text())
-        (plan,) = plans["models"]
+        (plan,) = (plan for plan in plans["models"] if plan["model"] == (model or plans["default"]))
         return {"revision": plans["revision"], **plan}
 
     def audit(self) -> list[dict]:
@@ -232,12 +232,12 @@ def read_only_code(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def write_untrained(tmp_path_factory):
-    """`write_untrained(version, seed=0, classes=…)`: a model's folder, ready to pack, with weights nobody trained."""
+    """`write_untrained(version, …)`: a model's folder, ready to pack, with weights nobody trained."""
 
-    def write(version: str, *, seed: int = 0, classes: tuple[str, ...] = CLASSES) -> Path:
+    def write(version: str, *, seed: int = 0, classes: tuple[str, ...] = CLASSES, name: str = "cifar10") -> Path:
         folder = tmp_path_factory.mktemp(f"untrained-{version}")
         size = model_contract.Input(32, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
-        contract = model_contract.Contract("cifar10", version, classes, size, "resnet18_small")
+        contract = model_contract.Contract(name, version, classes, size, "resnet18_small")
         torch.manual_seed(seed)
         weights = build_network(contract.architecture, len(classes)).state_dict()
         model_contract.save(contract, folder / "contract.json")

@@ -82,7 +82,7 @@ def changes(stack) -> list[tuple[float, set[str]]]:
     for line in (stack.home / "audit.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if "after" in entry:
-            plan = entry["after"]
+            plan = entry["after"]["models"][0]
             routed = {plan["stable"]["version"]} | ({plan["canary"]["version"]} if plan["canary"] else set())
             found.append((datetime.fromisoformat(entry["time"]).timestamp(), routed))
     return found
