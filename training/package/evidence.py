@@ -41,10 +41,13 @@ if TYPE_CHECKING:
     from training.data.images import Images
     from training.evaluate.familiarity import Candidate
 
-    Head: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-    Answer: TypeAlias = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
-
 logger = logging.getLogger(__name__)
+
+Head: TypeAlias = "tuple[NDArray[np.float32], NDArray[np.float32]]"
+"""Weights (K, D) and biases (K,) of the last layer."""
+
+Answer: TypeAlias = "Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], NDArray[np.float32] | None]]"
+"""Probabilities (N, K) and pooled features (N, D) of images (N, H, W, 3)."""
 
 FAMILIARITY = "familiarity.json"
 
