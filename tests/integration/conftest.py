@@ -237,7 +237,9 @@ def write_untrained(tmp_path_factory):
     def write(version: str, *, seed: int = 0, classes: tuple[str, ...] = CLASSES, name: str = "cifar10") -> Path:
         folder = tmp_path_factory.mktemp(f"untrained-{version}")
         size = model_contract.Input(32, 32, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
-        contract = model_contract.Contract(name, version, classes, size, "resnet18_small")
+        # As the released model explains: a version without its methods would break callers.
+        explain = model_contract.load(RELEASED / "contract.json").explain
+        contract = model_contract.Contract(name, version, classes, size, "resnet18_small", explain)
         torch.manual_seed(seed)
         weights = build_network(contract.architecture, len(classes)).state_dict()
         model_contract.save(contract, folder / "contract.json")

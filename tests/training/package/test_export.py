@@ -149,7 +149,7 @@ def test_a_store_inside_the_models_folder_is_not_packed_into_the_archive(source,
     archive = package_directory(tmp_path, tmp_path / "store")
     first = archive.stat().st_mtime_ns
     assert package_directory(tmp_path, tmp_path / "store").stat().st_mtime_ns == first
-    assert not [name for name in zipfile.ZipFile(archive).namelist() if "store" in name]
+    assert not [name for name in zipfile.ZipFile(archive).namelist() if name.startswith("store")]
     with pytest.raises(ExportError, match="own folder"):
         package_directory(tmp_path, tmp_path)
 
@@ -172,7 +172,7 @@ def test_names_that_the_archive_needs_are_refused(source, tmp_path, name):
 def test_a_contract_that_cannot_be_used_is_refused(source, tmp_path):
     for path in source.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "contract.json").write_text('{"schema": 3}')
+    (tmp_path / "contract.json").write_text('{"schema": 99}')
     with pytest.raises(ContractError, match="schema"):
         package_directory(tmp_path, tmp_path / "store")
 
