@@ -67,6 +67,8 @@ class Reconciler:
         """The last foreign entries that the agent removed from TorchServe since its start."""
         self._registered: dict[tuple[str, str], str] = {}
         self._removal: asyncio.Task[None] | None = None
+        # Two versions of one entry that leave together would each make the other one the default.
+        self._unregistering = asyncio.Lock()
         self.step_ended = asyncio.Event()
         """Set when a step has ended, so that the next one starts without waiting for the next regular tick."""
 
@@ -409,11 +411,12 @@ class Reconciler:
         Raises:
             ManagementError: TorchServe refused or did not answer.
         """
-        rest = [other for other in await self._management.describe(entry) if other != version]
-        if rest:
-            stable = self._stable_version(entry)
-            await self._management.set_default(entry, stable if stable in rest else rest[0])
-        await self._management.unregister(entry, version)
+        async with self._unregistering:
+            rest = [other for other in await self._management.describe(entry) if other != version]
+            if rest:
+                stable = self._stable_version(entry)
+                await self._management.set_default(entry, stable if stable in rest else rest[0])
+            await self._management.unregister(entry, version)
 
     def _stable_version(self, entry: str) -> str | None:
         """Return the stable version of the model that the entry belongs to; None without a plan of it."""

@@ -168,6 +168,8 @@ def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drain
     plans, last_seen, default, deleted = changes(stack), {}, {}, []
     for call in calls:
         _, _, entry, *version = call["path"].split("?")[0].split("/") if call["path"].count("/") > 1 else (0, 0, "")
+        if entry.removesuffix("-explain") != "cifar10":  # another test's model, whose last version goes with it
+            continue
         if call["method"] == "GET" and version == ["all"] and call["status"] == 200:
             last_seen[entry] = call["answer"]
         if version[1:] == ["set-default"]:
