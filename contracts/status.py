@@ -135,10 +135,9 @@ class AgentStatus:
         wanted = (model, version)
         return next((found for found in self.versions if (found.model, found.version) == wanted), None)
 
-    def serves(self, model: str | None = None) -> bool:
-        """Return True if it has a stable version, of `model` if that is given, that gateways may send to."""
-        stable = (found for found in self.versions if found.role == "stable" and model in {None, found.model})
-        return any(found.routable for found in stable)
+    def serves(self) -> bool:
+        """Return True if it has a stable version that gateways may send to."""
+        return any(found.role == "stable" and found.routable for found in self.versions)
 
 
 def dump(status: AgentStatus) -> dict[str, Any]:

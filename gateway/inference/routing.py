@@ -189,14 +189,14 @@ class Router:
         others = [target for target in targets if target.replica is not refused.replica]
         return self._least_loaded(others) if others else None
 
-    def _choose_side(self, plan: traffic_plan.Plan, entry_of: EntryOf, caller: str) -> list[Target]:
+    def _choose_side(self, plan: traffic_plan.Plan, answering: EntryOf, caller: str) -> list[Target]:
         """Return the targets of the canary or of the stable version, by the canary's share."""
         canary = plan.canary
         if canary is not None and (canary_position(caller, canary) if caller else self._chance() * 100) < canary.share:
-            targets = self._targets(plan.model, canary.version, entry_of)
+            targets = self._targets(plan.model, canary.version, answering)
             if targets:
                 return targets
-        return self._targets(plan.model, plan.stable.version, entry_of)
+        return self._targets(plan.model, plan.stable.version, answering)
 
     def _least_loaded(self, targets: list[Target]) -> Target:
         """Return the target with the fewest of our calls in flight for each worker; those set aside come last."""
@@ -210,12 +210,12 @@ class Router:
 
         return min(targets, key=rank)
 
-    def _targets(self, model: str, version: str, entry_of: EntryOf) -> list[Target]:
+    def _targets(self, model: str, version: str, answering: EntryOf) -> list[Target]:
         targets = []
         for replica, status, seen in self.seen():
             if (seen.model, seen.version) != (model, version) or not seen.routable or status.draining:
                 continue
-            entry = entry_of(seen.contract)
+            entry = answering(seen.contract)
             if ready := (seen.predict if entry == "predict" else seen.explain).ready:
                 url = status.torchserve.inference_url
                 targets.append(Target(replica, url, model, version, ready, entry, seen.contract))
