@@ -5,7 +5,8 @@ with dpkg-deb, nothing is installed), and noise. Near: benchmarks/six_classes.py
 classes that it never saw. Each method is measured; the one that `gradserve package` chose, on other images, is named.
 
 The third part asks what the test of the heatmap (`test=true`) predicts: on held-out images, the area under the ROC
-curve of wrong answers by confidence alone and by confidence, `kept` and `removed` together.
+curve of wrong answers by confidence alone and by confidence, `kept` and `removed` together; and for each verdict how
+often it is given and how many of these answers are right.
 
     python benchmarks/familiar.py [MODEL_FOLDER] [--images 1000] [--only near]
 """
@@ -41,7 +42,7 @@ from torch.nn.functional import softmax
 from benchmarks.six_classes import CHECKPOINT, EPOCHS, KNOWN, SmallNetwork, known_images
 from handlers.engines import build_engine, run_all
 from handlers.evidence.heatmaps import heatmap
-from handlers.evidence.occlusion import keep_and_remove
+from handlers.evidence.occlusion import keep_and_remove, verdict
 from handlers.preprocess import decode_for_network, normalise, prepare
 from training.data.images import CIFAR10_INPUT, Images, load_test_images
 from training.evaluate.familiarity import Answers, auroc, fit_methods, fpr_at_95, score
@@ -147,6 +148,7 @@ def measure_test(folder: Path, batch: int = 250) -> dict:
         values, labels = (-log_odds[drawn, 0], together[drawn]), wrong[drawn]
         by_confidence, by_both = (auroc(value[labels], value[~labels]) for value in values)
         gains.append(by_both - by_confidence)
+    verdicts = np.array([verdict("the class", *map(float, row)) for row in found])
     return {
         "model": f"{contract.name} {contract.version}",
         "held_out_images": len(wrong),
@@ -159,6 +161,13 @@ def measure_test(folder: Path, batch: int = 250) -> dict:
             "confidence, kept and removed": round(auroc(together[wrong], together[~wrong]), 4),
         },
         "gain_95_percent_interval": [round(float(np.quantile(gains, share)), 4) for share in (0.025, 0.975)],
+        "verdicts": {
+            str(text): {
+                "images": int((verdicts == text).sum()),
+                "accuracy": round(float(1 - wrong[verdicts == text].mean()), 4),
+            }
+            for text in np.unique(verdicts)
+        },
     }
 
 

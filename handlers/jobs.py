@@ -38,6 +38,7 @@ class ImageJob:
         method: the heatmap's method.
         heat: (H, W), the heatmap from 0 to 1.
         strength: the heatmap's maximum before scaling; None if the method does not tell.
+        dimming: what the overlay's heat is multiplied by: the strength as a share of the answered class's, at most 1.
         evidence: the parts of its explanation's entry that the archive's evidence gives.
         error: the reason why it has no answer.
     """
@@ -54,6 +55,7 @@ class ImageJob:
     method: str = ""
     heat: NDArray[np.float32] | None = None
     strength: float | None = None
+    dimming: float = 1.0
     evidence: wire.Entry = field(default_factory=dict)
     error: RequestError | None = None
 

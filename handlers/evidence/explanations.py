@@ -112,10 +112,11 @@ class Explanations:
         if image.size != job.decoded.size and (image.width < size[0] or image.height < size[1]):
             # The draft that was enough for the network is too coarse for people.
             image = decode_image(job.data, at_least=size).image
-        caption = self._caption(job)
-        facts = {**self.entry(job), "caption": caption}
+        entry = self.entry(job)
+        caption = self._caption(job, str(entry["class"]))
+        facts = {**entry, "caption": caption}
         about = wire.dump_about(facts, self._contract.name, self._contract.version)
-        return draw_overlay(image, job.heat, size=size, alpha=options.alpha, about=about, caption=caption)
+        return draw_overlay(image, job.heat * job.dimming, size=size, alpha=options.alpha, about=about, caption=caption)
 
     def _draw(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
         size = self._contract.input
@@ -125,10 +126,27 @@ class Explanations:
             heat, strength = heatmap(chosen, targets, method, (size.height, size.width))
             for job, own, strongest in zip(jobs, heat, strength.tolist(), strict=True):
                 job.heat, job.strength = own, strongest
+            self._dim(jobs, method, outputs)
             return
         for job, own in zip(jobs, self.explainer.heatmaps(self._images(jobs), targets.tolist(), method), strict=True):
             job.heat = own
             job.strength = None if own.any() else 0.0
+        if outputs.maps is not None:  # what those methods do not tell, `cam` does: it is Grad-CAM before scaling
+            self._dim(jobs, "cam", outputs)
+
+    def _dim(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
+        """Set how far the overlays of classes with less evidence than the answered one are dimmed, by `method`."""
+        best = outputs.probabilities.argmax(axis=1)
+        others = [job for job in jobs if job.decoded is not None and job.target != best[job.place]]
+        if not others:
+            return
+        places = [job.place for job in others]
+        both = np.concatenate([[job.target for job in others], best[places]])
+        size = self._contract.input
+        _, strengths = heatmap(outputs.take(places * 2), both, method, (size.height, size.width))
+        for job, own, answered in zip(others, *np.split(strengths, 2), strict=True):
+            if answered > 0:
+                job.dimming = min(1.0, float(own / answered))
 
     def _test(self, jobs: list[ImageJob]) -> None:
         heat = np.stack([job.heat for job in jobs if job.heat is not None])
@@ -163,6 +181,13 @@ class Explanations:
     def _class(self, probabilities: NDArray[np.float32], index: int) -> tuple[str, float]:
         return self._contract.classes[index], round(float(probabilities[index]), 6)
 
-    def _caption(self, job: ImageJob) -> str:
+    def _caption(self, job: ImageJob, answer: str) -> str:
+        """Return a line that says what the overlay shows; `answer` is the class that the model named."""
+        target = self._contract.classes[job.target]
+        caption = f"{target} by {job.method}"
+        if job.dimming < 1:
+            caption += f", dimmed: {job.dimming:.0%} of the evidence for {answer}"
+        elif job.strength is None and target != answer:
+            caption += ", scaled to its own maximum"
         is_unfamiliar = job.familiarity is not None and not self._evidence.is_familiar(job.familiarity)
-        return f"{self._contract.classes[job.target]} by {job.method}" + "; unfamiliar image" * is_unfamiliar
+        return caption + "; unfamiliar image" * is_unfamiliar
