@@ -68,6 +68,16 @@ def _randomised(found: dict[str, float]) -> str:
     return ", ".join(f"{found[name]:.2f}" for name in ("layer4", "layer3", "layer2", "layer1") if name in found)
 
 
+def _heatmap_test() -> str:
+    found = _read("benchmarks/results/familiar.json")["test"]
+    images = sum(verdict["images"] for verdict in found["verdicts"].values())
+    rows = [
+        (text.removesuffix("."), f"{verdict['images'] / images:.0%}", f"{verdict['accuracy']:.1%}")
+        for text, verdict in found["verdicts"].items()
+    ]
+    return _table(("verdict", "of the answers", "right"), rows).replace("%", " %")
+
+
 def _transfer() -> str:
     arms = _read("benchmarks/results/transfer.json")["arms"]
     names = {
@@ -174,6 +184,7 @@ def _hostile() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "heatmaps": _candidates,
+    "test of the heatmap": _heatmap_test,
     "transfer": _transfer,
     "training speed": _training_speed,
     "engines": _engines,

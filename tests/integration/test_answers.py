@@ -206,10 +206,10 @@ def test_commands_of_the_readme_work_as_written(stack, tmp_path):
     """The README's curl lines, with this stack's address in place of the default one."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\$ (curl .*?)(?:\s+#.*)?$", readme, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         address = stack.gateway.removeprefix("http://")
-        here = command.replace("localhost:8000", address).replace("heatmap.png", str(tmp_path / "heatmap.png"))
+        here = re.sub(r"-o (\S+)", rf"-o {tmp_path}/\1", command.replace("localhost:8000", address))
         subprocess.run(f"{here} --fail --silent --show-error --output {tmp_path}/out", shell=True, cwd=ROOT, check=True)
 
 

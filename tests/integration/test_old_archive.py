@@ -80,6 +80,13 @@ def test_an_archive_of_the_first_release_serves_as_stable_beside_a_new_canary_un
     assert old_class == new_class
     np.testing.assert_allclose(old_heat, new_heat, atol=0.01)  # wire 2 has 8 bits for a value
 
+    with httpx.Client(base_url=stack.gateway, timeout=30) as client:
+        old, new = (evidence(client, version) for version in ("0.1.0", "9.1.0"))
+    parts = ("strength", "familiar", "familiarity", "similar", "classes", "test")
+    for part in parts:
+        assert "packed without evidence" in old[part]["unavailable"]
+        assert not (isinstance(new[part], dict) and "unavailable" in new[part])
+
     log = stack.home / "logs" / "gateway.log"
     begins_at = log.stat().st_size
     served = asyncio.run(crowd(stack.gateway, alone))
@@ -145,6 +152,11 @@ def explain(client: httpx.Client, version: str) -> tuple[str, np.ndarray]:
         "/explain", params={"version": version}, content=IMAGES[0], headers={"accept": "application/json"}
     ).json()
     return told["class"], np.array(told["heatmap"])
+
+
+def evidence(client: httpx.Client, version: str) -> dict:
+    asked = {"version": version, "coverage": 0.9, "test": "true", "heatmap": "none"}
+    return client.post("/explain", params=asked, content=IMAGES[0], headers={"accept": "application/json"}).json()
 
 
 def is_same(one: dict, other: dict) -> bool:
