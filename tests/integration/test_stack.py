@@ -61,6 +61,13 @@ def test_workers_never_see_secrets(stack):
         assert "OMP_NUM_THREADS" in names
 
 
+def test_workers_that_predict_by_openvino_do_not_load_torch(stack):
+    for pid in stack.worker_pids("cifar10"):
+        libraries = Path(f"/proc/{pid}/maps").read_text()
+        assert "libopenvino" in libraries
+        assert "libtorch" not in libraries
+
+
 def test_torchserve_listens_on_two_ports_and_manages_by_a_socket_for_its_own_user_alone(stack):
     java = psutil.Process(stack.status()["torchserve"]["pid"])
     ports = {held.laddr.port for held in java.net_connections("tcp") if held.status == psutil.CONN_LISTEN}

@@ -194,6 +194,7 @@ def worker_environment(environment: dict[str, str], folder: RunFolder, threads: 
         # Java encodes file names by the locale: without UTF-8 it finds only ASCII names.
         "LC_ALL": "C.UTF-8",
         "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(Path(__file__).parent / "worker_site"),
         "PYTHONUNBUFFERED": "1",
     }
 
