@@ -7,7 +7,7 @@
 # (`pip install uv`).
 #
 #   gateway, serving, training   the packages of each image, without torch
-#   dev                          further packages for tests, lint and `make sbom`
+#   dev                          further packages for tests, lint and `make sbom`, those of the extras feedback and sources included
 #   docs                         further packages for `make docs`
 #   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. One of the two is installed
 #   build                        packages that build source packages
@@ -38,7 +38,9 @@ if [[ -z ${UPGRADE:-} ]]; then
 fi
 lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch
 for file in gateway serving training dev docs; do
-  lock "$file" pyproject.toml --extra "$file" "${from[@]}" --no-emit-package torch --constraint "$new/all.txt"
+  extras=(--extra "$file")
+  [[ $file != dev ]] || extras+=(--extra feedback --extra sources)
+  lock "$file" pyproject.toml "${extras[@]}" "${from[@]}" --no-emit-package torch --constraint "$new/all.txt"
 done
 for file in gateway serving training; do except "$new/$file.txt" | write "$file"; done
 except "$new/dev.txt" requirements/{gateway,serving,training}.txt | write dev
