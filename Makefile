@@ -31,8 +31,8 @@ train: $(STAMP) ## train by the released model's recipe (ARGS="--epochs 1 --subs
 bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs quote
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-# Two processes, each for whole files; tests of the shared stack stay in one. PARALLEL= runs all in one process.
-PARALLEL ?= -n 2 --dist loadgroup --no-loadscope-reorder
+# Two processes, each for whole files. PARALLEL= runs all in one process.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
 	@$(BIN)/python -m pytest -m 'not long and not docker and not browser' $(PARALLEL) $(ARGS)

@@ -1,4 +1,4 @@
-"""How pytest-xdist shares the tests out, and fixtures of several packages: a Kubernetes API server as a function."""
+"""Fixtures for the tests of several packages: an API server of Kubernetes as a function from request to response."""
 
 from __future__ import annotations
 
@@ -16,14 +16,6 @@ from gateway.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one process run all tests of the shared stack, which take longest, first; the others go by their files."""
-    for item in items:
-        group = "stack" if "stack" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "stack")
 
 
 @dataclass
