@@ -25,19 +25,23 @@ from contracts.model import (
 )
 
 RELEASED = Path(__file__).parents[2] / "model_store" / "released" / "contract.json"
+
 SHA256 = "f9" * 32
+
 FIRST = Accepted(
     Figures(0.96, 5000, Measured(0.963, 0.13, 0.01), Measured(0.961, 0.14, 0.02), 0.99, 0.01, 500, -0.3),
     run_id="a1",
     recipe={"data": "cifar10", "cycles": [{"epochs": 2}]},
     provenance=Provenance(SHA256, 45_000, 5000, 180, 831.7, 1, ({"python": "3.11", "threads": "2"},)),
 )
+
 SECOND = replace(FIRST, figures=Figures(0.97), ancestor=Ancestor("cifar10", "0.1", FIRST, SHA256))
 THIRD = replace(FIRST, ancestor=Ancestor("cifar10", "0.2", SECOND))
 CONTRACT = Contract(
     "cifar10", "1.0.0", ("cat", "dog"), Input(32, 24, (0.1, 0.2, 0.3), (1.0, 1.0, 0.5)), "resnet18_small",
     Explanation("layer3+layer4", "gradcam", ("gradcam",)), Engine("openvino", "int8", 0.6), Engine(), THIRD, "2026",
 )  # fmt: skip
+
 HEAT = HeatmapFigures(0.96, 1.0, 0.92, 0.99, -0.4, 0.2, (("fc", 0.2), ("layer4", 0.1)), 0.8, 0.4, 0.3)
 NEWEST = replace(
     CONTRACT,
@@ -56,6 +60,7 @@ NEWEST = replace(
         ancestor=Ancestor("cifar10", "0.1", FIRST, SHA256),
     ),
 )
+
 SMALLEST = Contract("m", "1", ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
 
 
@@ -150,23 +155,6 @@ def test_what_cannot_be_used_is_refused_with_field_finding_and_remedy(changes, s
         model.parse(data(**changes))
     assert sentence in str(refusal.value)
     assert "pack the model again" in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("part", "sentence"),
-    [
-        ({"familiar": {"method": "guess"}}, "evidence.familiar.method is 'guess', expected one of knn"),
-        ({"similar": {"images": 0}}, "evidence.similar.images is 0"),
-        ({"answer_set": {}}, "evidence.answer_set.images is None"),
-        ({"absent": [["similar"]]}, "evidence.absent[0] is ['similar'], expected a pair"),
-        ({"absent": [["similar", 1]]}, "evidence.absent[0] is 1, expected a text"),
-        ({"other": 1}, "evidence.other is 1, expected no such field"),
-    ],
-)
-def test_evidence_that_cannot_be_used_is_refused(part, sentence):
-    with pytest.raises(ContractError) as refusal:
-        model.parse(model.dump(NEWEST) | {"evidence": part})
-    assert sentence in str(refusal.value)
 
 
 def test_a_figure_of_familiarity_is_a_share():

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from contracts import model, wire
 from contracts.wire import BadAnswer, BadFrames, BadOptions, Options
-from gateway.errors import HANDLER_CODES
-from handlers import errors as handler_errors
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=8))
@@ -62,6 +60,7 @@ IMAGE_OPTIONS = st.builds(
     test=st.booleans(),
     similar=st.integers(0, wire.MAX_SIMILAR),
 )
+
 OPTIONS = st.builds(
     Options,
     id=st.text(max_size=200),
@@ -224,15 +223,6 @@ def test_an_answer_without_an_entry_for_the_image_is_refused(content):
 def test_a_number_that_is_not_finite_is_not_sent():
     with pytest.raises(ValueError, match="JSON"):
         wire.dump_json({"confidence": float("nan")})
-
-
-def test_handler_and_gateway_know_exactly_the_error_codes_of_the_wire():
-    raised = {
-        kind.code
-        for kind in vars(handler_errors).values()
-        if isinstance(kind, type) and issubclass(kind, handler_errors.RequestError) and hasattr(kind, "code")
-    }
-    assert raised == set(HANDLER_CODES) == set(wire.ERROR_CODES)
 
 
 def test_a_header_written_by_the_first_release_means_the_same():

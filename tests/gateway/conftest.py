@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -30,6 +31,7 @@ from contracts import wire
 from contracts.evidence import AnswerSet, Evidence, Familiar, Similar
 from contracts.model import Contract, Explanation, Input
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
+from gateway.api import schemas
 from gateway.app import create_app
 from gateway.inference.discovery import Discovery
 from gateway.settings import Settings
@@ -75,6 +77,10 @@ class FakeTorchServe:
             asked = zip(images, options.images, strict=True)
             return httpx.Response(200, json={"results": [self.evidence(*pair, options.top_k) for pair in asked]})
         return httpx.Response(200, json={"results": [self.entry(image, options) for image in images]})
+
+    def asked(self) -> tuple[str, wire.Options]:
+        """Return the path and the options of the last call."""
+        return self.calls[-1].url.path, wire.parse_options(self.calls[-1].headers[wire.OPTIONS_HEADER])
 
     def explain(self, image: bytes, options: wire.Options) -> httpx.Response:
         target = options.target or "cat"
@@ -245,6 +251,31 @@ class Stand:
     agent: FakeAgent
     plan: Path
 
+    @staticmethod
+    def body(route: str, *images: bytes) -> dict[str, Any]:
+        """Return the arguments of `client.post` that send the images as the route takes them."""
+        if not route.endswith("/infer"):
+            return {"files": [("file", ("x.png", image, "image/png")) for image in images]}
+        data = [base64.b64encode(image).decode() for image in images]
+        return {"json": {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": data}]}}
+
+    def explain(self, query: str = "") -> dict[str, Any]:
+        """Return the explanation of an image of a dog as JSON, whose form is checked."""
+        headers = {"accept": "application/json"}
+        answer = self.client.post(f"/explain{query}", content=b"image-of-dog", headers=headers)
+        assert answer.status_code == 200, answer.text
+        schemas.Explanation.model_validate_json(answer.content)
+        return dict(answer.json())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the metrics called `name` that have these labels."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in self.client.get("/metrics").text.splitlines()
+            if line.startswith(f"{name}{{") and all(label in line for label in wanted)
+        )
+
     def wait_until(self, is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
         end = time.monotonic() + timeout_s
         while not is_true():
@@ -347,6 +378,21 @@ def stand(make_stand: Callable[..., Stand]) -> Stand:
 def evidence_stand(make_stand: Callable[..., Stand]) -> Stand:
     """Return a gateway whose stable version was packed with evidence."""
     return make_stand(agent=FakeAgent([version_status(schema=3)]), torchserve=FakeTorchServe(familiar=True))
+
+
+@pytest.fixture(scope="session")
+def assert_problem() -> Callable[[httpx.Response, int, str], None]:
+    """Return `assert_problem(answer, status, code)`, which checks that an answer is this problem document."""
+
+    def check(answer: httpx.Response, status: int, code: str) -> None:
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+        problem = schemas.Problem.model_validate_json(answer.content)
+        assert (problem.status, problem.code) == (status, code)
+        assert problem.request_id == answer.headers["x-request-id"]
+        is_handlers_own = problem.code.startswith(("image_", "unknown_", "bad_"))
+        assert problem.detail.endswith(".") or ": curl " in problem.detail or is_handlers_own
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.inference.discovery import Discovery
 
 CANARY = {"version": "1.1.0", "archive": "cifar10-1.1.0.mar", "sha256": "1" * 64, "workers": None, "share": 25}
+IMAGE = b"image-of-dog"
 
 
 @pytest.fixture
@@ -231,3 +232,8 @@ def test_a_model_that_is_kept_unloaded_is_no_fault_and_its_calls_get_503(
     assert stand.client.get("/health").json()["status"] == "ok"
     assert stand.client.post("/predict?model=photos", content=b"x").status_code == 503
     assert stand.client.post("/predict", content=b"x").status_code == 200
+
+
+@pytest.mark.parametrize("route", ["/predict?version=9.9.9", "/explain?version=9.9.9"])
+def test_an_unknown_version_is_404(stand: Stand, route: str, assert_problem: Callable[..., None]) -> None:
+    assert_problem(stand.client.post(route, content=IMAGE), 404, "version_unknown")

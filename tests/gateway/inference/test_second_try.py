@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -61,11 +60,7 @@ def make_pair(
 
 
 def ask(stand: Stand, route: str) -> httpx.Response:
-    if route.endswith("/infer"):
-        data = [base64.b64encode(IMAGE).decode()]
-        tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": data}
-        return stand.client.post(route, json={"inputs": [tensor]})
-    return stand.client.post(route, files={"file": IMAGE})
+    return stand.client.post(route, **stand.body(route, IMAGE))
 
 
 @pytest.mark.parametrize("refuse", [refuse_connection, refuse_for_want_of_room, not_loaded])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import json
 from hashlib import sha256
@@ -21,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from conftest import Stand
+
+IMAGE = b"image-of-dog"
+IMAGE_ROUTES = ["/predict", "/explain"]
+FILE_ROUTES = [*IMAGE_ROUTES, "/predict/batch"]
+INFER = "/v2/models/cifar10/infer"
 
 
 def test_upstream_batches_hold_all_images_in_order_and_at_most_the_limit() -> None:
@@ -197,35 +201,6 @@ def test_a_call_never_has_more_upstream_batches_in_flight_than_places(make_stand
     assert stand.app.state.gateway.service.predict_limiter.taken == 0
 
 
-def test_a_call_beyond_places_and_queue_is_refused_before_its_body_is_looked_at(
-    make_stand: Callable[..., Stand],
-) -> None:
-    finish = asyncio.Event()
-
-    async def slow(request: httpx.Request) -> httpx.Response:
-        await finish.wait()
-        return stand.torchserve(request)
-
-    keys = tuple(f"{name}:{sha256(name.encode()).hexdigest()}:predict" for name in ("burst", "other"))
-    stand = make_stand(upstream=slow, keys=keys, in_flight_predict=1, admission_wait_s=5)
-    text = {"content-type": "text/plain"}
-
-    async def scene() -> list[int]:
-        burst = [
-            asyncio.create_task(stand.client.http.post("/predict", content=b"x", headers={"x-api-key": "burst"}))
-            for _ in range(2)
-        ]
-        await asyncio.sleep(0.05)
-        late = [
-            await stand.client.http.post("/predict", content=b"x", headers={"x-api-key": name, **text})
-            for name in ("burst", "other")
-        ]
-        finish.set()
-        return [answer.status_code for answer in (*await asyncio.gather(*burst), *late)]
-
-    assert stand.client.portal.call(scene) == [200, 200, 503, 415], "the other caller has room"
-
-
 def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
     stand = make_stand(timeout_s=2.0)
     for asked in ("500", "99999999"):
@@ -282,81 +257,6 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
     stand.client.portal.call(scene)
 
 
-def test_bodies_held_at_a_time_are_bounded_and_counted_back(make_stand: Callable[..., Stand]) -> None:
-    stand = make_stand(max_buffered_bytes=1000)
-    budget = stand.app.state.gateway.body_budget
-    refused = stand.client.post("/predict", content=b"x" * 1001)
-    assert (refused.status_code, refused.json()["code"]) == (503, "saturated")
-    for _ in range(3):
-        assert stand.client.post("/predict", content=b"x" * 900).status_code == 200
-    assert budget.held == 0
-
-
-def test_a_caller_who_does_not_read_the_answer_holds_no_body(stand: Stand) -> None:
-    budget = stand.app.state.gateway.body_budget
-    held: list[int] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"x" * 900}
-
-    async def send(message: dict[str, Any]) -> None:
-        held.append(budget.held)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/predict",
-        "query_string": b"",
-        "headers": [],
-        "client": ("127.0.0.1", 1),
-        "http_version": "1.1",
-    }
-    stand.client.portal.call(stand.app, scope, receive, send)
-    assert held == [0, 0]
-
-
-def test_a_v2_call_whose_image_got_no_place_has_retry_after(make_stand: Callable[..., Stand]) -> None:
-    stand = make_stand(chunk_images=1)
-
-    def answer(request: httpx.Request) -> httpx.Response | None:
-        return (
-            httpx.Response(503, content=b'{"type": "ServiceUnavailableException"}') if b"b" in request.content else None
-        )
-
-    stand.torchserve.answer = answer
-    images = [base64.b64encode(image).decode() for image in (b"a", b"b")]
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": images}
-    refused = stand.client.post("/v2/models/cifar10/infer", json={"inputs": [tensor]})
-    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "saturated", "1")
-
-
-@pytest.mark.parametrize("binary", [True, False])
-def test_v2_takes_and_gives_tensors_in_binary_and_in_json(stand: Stand, binary: bool) -> None:
-    images = [b"image-of-dog", b"image-of-frog"]
-    tensor: dict[str, Any] = {"name": "image", "datatype": "BYTES", "shape": [2, 1]}
-    blob = b"".join(len(image).to_bytes(4, "little") + image for image in images)
-    if binary:
-        tensor["parameters"] = {"binary_data_size": len(blob)}
-    else:
-        tensor["data"] = [["aW1hZ2Utb2YtZG9n"], ["aW1hZ2Utb2YtZnJvZw=="]]
-    head = json.dumps({"id": "7", "inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
-    answer = stand.client.post(
-        "/v2/models/cifar10/versions/1.0.0/infer",
-        content=head + blob if binary else head,
-        headers={"inference-header-content-length": str(len(head))} if binary else {},
-    )
-    assert answer.status_code == 200
-    length = int(answer.headers.get("inference-header-content-length", len(answer.content)))
-    data = json.loads(answer.content[:length])
-    assert (data["id"], data["model_name"], data["model_version"]) == ("7", "cifar10", "1.0.0")
-    assert [output["shape"] for output in data["outputs"]] == [[2], [2]]
-    if binary:
-        assert answer.content[length:].startswith(b"\x03\0\0\0dog\x04\0\0\0frog")
-        assert [output["parameters"]["binary_data_size"] for output in data["outputs"]] == [15, 8]
-    else:
-        assert data["outputs"][0]["data"] == ["dog", "frog"]
-
-
 def test_a_caller_who_floods_does_not_keep_other_callers_out(make_stand: Callable[..., Stand]) -> None:
     async def upstream(request: httpx.Request) -> httpx.Response:
         await asyncio.sleep(0.1)
@@ -377,3 +277,38 @@ def test_a_caller_who_floods_does_not_keep_other_callers_out(make_stand: Callabl
     statuses, stranger = stand.client.portal.call(scene)
     assert stranger == 200
     assert 503 in statuses
+
+
+@pytest.mark.parametrize("route", [*FILE_ROUTES, INFER])
+def test_saturation_is_503_with_retry_after(
+    make_stand: Callable[..., Stand], route: str, assert_problem: Callable[..., None]
+) -> None:
+    hold = asyncio.Event()
+
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await hold.wait()
+        return stand.torchserve(request)
+
+    limits = {"in_flight_predict": 1, "in_flight_explain": 1, "in_flight_backward": 1}
+    stand = make_stand(upstream=slow, **limits, admission_wait_s=0.01)
+    body = stand.body(route, IMAGE)
+
+    async def both() -> tuple[httpx.Response, httpx.Response]:
+        first = asyncio.create_task(stand.client.http.post(route, **body))
+        await asyncio.sleep(0.05)
+        second = await stand.client.http.post(route, **body)
+        hold.set()
+        return await first, second
+
+    served, refused = stand.client.portal.call(both)
+    assert served.status_code == 200
+    assert_problem(refused, 503, "saturated")
+    assert refused.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("route", [*FILE_ROUTES, INFER])
+def test_not_ready_and_draining_agents_are_503(stand: Stand, route: str, assert_problem: Callable[..., None]) -> None:
+    body = stand.body(route, IMAGE)
+    stand.agent.draining = True
+    stand.wait_until(lambda: stand.client.get("/readyz").status_code == 503)
+    assert_problem(stand.client.post(route, **body), 503, "not_ready")

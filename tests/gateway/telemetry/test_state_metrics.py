@@ -1,0 +1,45 @@
+"""Gauges of the current state: replicas, workers, queues, places, plan and disks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import FakeAgent, Stand
+
+
+def test_metrics_have_replicas_workers_queues_places_plan_and_disks(
+    make_stand: Callable[..., Stand], make_agent: type[FakeAgent], make_version: Callable[..., dict[str, Any]]
+) -> None:
+    queued = {"ready": 2, "wanted": 2, "pending": 7, "capacity": 100}
+    works = make_agent(versions=[make_version(predict=queued), make_version("2.0.0", "canary", routable=False)])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "gone":
+            raise httpx.ConnectError("refused")
+        return works(request)
+
+    stand = make_stand(agent=answer, agents=("http://works", "http://gone"), in_flight_predict=5)
+    stand.plan.write_text("{", encoding="utf-8")
+    stand.wait_until(lambda: stand.app.state.gateway.router.plan_error is not None)
+    lines = set(stand.client.get("/metrics").text.splitlines())
+    assert {
+        "gateway_replicas_wanted 2.0",
+        "gateway_replicas_seen 1.0",
+        "gateway_stable_ready 1.0",
+        "gateway_plan_broken 1.0",
+        "gateway_plan_revision 1.0",
+        'gateway_workers_ready{kind="predict",model="cifar10",role="stable",version="1.0.0"} 2.0',
+        'gateway_workers_ready{kind="predict",model="cifar10",role="canary",version="2.0.0"} 0.0',
+        'gateway_workers_wanted{kind="predict",model="cifar10",role="canary",version="2.0.0"} 2.0',
+        'gateway_queue_depth{kind="predict",model="cifar10",role="stable",version="1.0.0"} 7.0',
+        'gateway_queue_capacity{kind="predict",model="cifar10",role="stable",version="1.0.0"} 100.0',
+        'gateway_capacity{kind="predict"} 7.0',
+        'gateway_waiting{kind="predict"} 0.0',
+    } <= lines
+    free, size = (stand.metric(f"gateway_disk_{name}_bytes", folder="plan") for name in ("free", "size"))
+    assert 0 < free < size
