@@ -17,6 +17,8 @@ MAY_IMPORT = {
     "control": {"training", "gateway", "handlers", "contracts", "gradserve"},
 }
 MOST_MODULES = 14
+# Packages whose modules each have a test file in the same place below tests/.
+MIRRORED = ("contracts", "gateway", "gradserve")
 HEAVY = {"torch", "torchvision", "mlflow", "training", "handlers"}
 # What runs beside TorchServe in production, where neither MLflow nor a second copy of torch has a place.
 AGENT = "control.agent"
@@ -63,6 +65,15 @@ def test_contracts_need_the_standard_library_only():
 @pytest.mark.parametrize("folder", sorted({path.parent for package in PACKAGES for path in modules(package)}))
 def test_a_folder_has_at_most_about_twelve_modules(folder):
     assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= MOST_MODULES
+
+
+@pytest.mark.parametrize("package", MIRRORED)
+def test_every_module_has_its_test_file(package):
+    for path in modules(package):
+        if path.name != "__init__.py":
+            module = path.relative_to(ROOT)
+            mirror = ROOT / "tests" / module.parent / f"test_{module.name}"
+            assert mirror.is_file(), f"{module} has no {mirror.relative_to(ROOT)}"
 
 
 def test_client_needs_httpx_alone_and_numpy_and_pillow_only_where_they_are_asked_for():

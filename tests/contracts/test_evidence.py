@@ -79,9 +79,9 @@ def test_every_figure_of_heatmaps_is_bounded(name: str) -> None:
 
 
 def test_a_share_is_not_negative_and_a_correlation_may_be() -> None:
-    with pytest.raises(ContractError, match="insertion is -0.1, expected a number of at least 0"):
+    with pytest.raises(ContractError, match=r"insertion is -0\.1, expected a number of at least 0"):
         parse_heatmap_figures(fields({"insertion": -0.1}))
-    with pytest.raises(ContractError, match=r"randomised\[0\] is -1.1"):
+    with pytest.raises(ContractError, match=r"randomised\[0\] is -1\.1"):
         parse_heatmap_figures(fields({"randomised": [["fc", -1.1]]}))
     assert parse_heatmap_figures(fields({"road": -0.1, "class_correlation": -1})) == HeatmapFigures(
         road=-0.1, class_correlation=-1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.app import create_app
+from gateway.app import create_app, for_all
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -40,3 +40,29 @@ def test_a_gateway_does_not_start_with_a_store_that_it_cannot_use(
     path.write_text("no database, but a text that is long enough to be one" * 100)
     with pytest.raises(SettingsError, match="GATEWAY_FEEDBACK_FILE: the feedback store"):
         make_stand(feedback_file=path)
+
+
+def test_places_follow_the_number_of_ready_workers(stand: Stand) -> None:
+    service, settings = stand.app.state.gateway.service, stand.app.state.gateway.settings
+    stand.wait_until(lambda: service.predict_limiter.limit == for_all(settings.places_predict(2)))
+    stand.agent.versions[0]["predict"] = {"ready": 20, "wanted": 20, "pending": 0, "capacity": 100}
+    stand.wait_until(lambda: service.predict_limiter.limit == for_all(settings.places_predict(20)))
+    assert service.explain_limiter.limit == for_all(settings.places_explain(20))
+    assert settings.places_predict(20) > settings.places_predict(2)
+
+
+def test_all_callers_together_have_a_quarter_more_places_than_one() -> None:
+    assert [for_all(places) for places in (1, 4, 5, 100)] == [2, 5, 7, 125]
+
+
+def test_refused_calls_are_logged_together_and_once(stand: Stand, caplog: pytest.LogCaptureFixture) -> None:
+    stand.app.state.gateway.saturated = 7
+    stand.wait_until(lambda: bool(caplog.records))
+    stand.wait_until(lambda: stand.app.state.gateway.saturated == 0)
+    assert [(record.getMessage(), record.refused) for record in caplog.records] == [("saturated", 7)]
+
+
+def test_every_operation_is_named_after_its_route(stand: Stand) -> None:
+    paths = stand.client.get("/openapi.json").json()["paths"]
+    assert paths["/predict"]["post"]["operationId"] == "predict"
+    assert paths["/v2/models/{model}/infer"]["post"]["operationId"] == "v2_infer"

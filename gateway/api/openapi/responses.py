@@ -21,7 +21,7 @@ PROBLEM = "application/problem+json"
 BINARY = {"type": "string", "format": "binary"}
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/gif", "application/octet-stream")
 
-AUTHENTICATION = (refusals.KeyMissing(), refusals.KeyUnknown())
+AUTHENTICATION = (refusals.KeyMissing(), refusals.KeyUnknown(), refusals.KeyExpired("2026-12-31T00:00:00+00:00"))
 GUARD = (*AUTHENTICATION, refusals.ScopeMissing("predict"), refusals.QuotaExceeded("600 per 1 minute", 12))
 BODY = (
     refusals.EmptyBody(),

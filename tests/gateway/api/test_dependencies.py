@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -80,3 +81,11 @@ def test_no_key_is_401_a_wrong_one_401_and_a_missing_scope_403(
 @pytest.mark.parametrize("route", ["/health", "/livez", "/readyz", "/docs", "/openapi.json", "/v2/health/live"])
 def test_open_routes_need_no_key(make_stand: Callable[..., Stand], route: str) -> None:
     assert make_stand(keys=entries()).client.get(route).status_code == 200
+
+
+def test_the_deadline_travels_in_unix_milliseconds_capped_by_the_setting(make_stand: Callable[..., Stand]) -> None:
+    stand = make_stand(timeout_s=2.0)
+    for asked in ("500", "99999999"):
+        stand.client.post("/predict", content=b"x", headers={"x-timeout-ms": asked})
+    short, long = (json.loads(call.headers["x-gradserve"])["deadline"] for call in stand.torchserve.calls)
+    assert 1300 < long - short < 2500

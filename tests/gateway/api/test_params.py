@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts import wire
+from gateway.api import params
+from gateway.inference.questions import Overlay, Question
+from gateway.refusals import BadParameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,3 +67,48 @@ def test_a_bad_parameter_is_400(stand: Stand, route: str, assert_problem: Callab
 def test_a_bad_timeout_is_400(stand: Stand, timeout_ms: str, assert_problem: Callable[..., None]) -> None:
     answer = stand.client.post("/predict", content=IMAGE, headers={"x-timeout-ms": timeout_ms})
     assert_problem(answer, 400, "bad_parameter")
+
+
+@given(st.text(max_size=14) | st.integers(-2000, 2000).map(str))
+def test_only_plain_digits_within_the_bounds_are_a_whole_number(text: str) -> None:
+    is_number = re.fullmatch(r"[0-9]{1,12}", text) is not None and 1 <= int(text) <= 1000
+    if is_number:
+        assert params.whole_number("top_k", 1, 1000, text) == int(text)
+        return
+    with pytest.raises(BadParameter, match="is not a whole number from 1 to 1000"):
+        params.whole_number("top_k", 1, 1000, text)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1_0", "", " ", "0x1", "\u0661", "1.01", "-0.01", "1e400"])
+def test_what_is_no_number_within_the_bounds_is_refused(text: str) -> None:
+    with pytest.raises(BadParameter, match="is not a number from 0 to 1"):
+        params.check_number("alpha", 0, 1, text)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_wanted"),
+    [
+        ("application/json", True),
+        ("application/json, text/plain", True),
+        ("", False),
+        ("*/*", False),
+        ("image/png", False),
+        ("image/webp, application/json;q=0.9", False),
+    ],
+)
+def test_numbers_come_if_json_and_no_image_is_accepted(accept: str, is_wanted: bool) -> None:
+    assert params.wants_json(accept) == is_wanted
+
+
+def test_an_unknown_parameter_is_refused_with_those_that_the_route_takes(stand: Stand) -> None:
+    refused = stand.client.post("/predict?topk=1", content=IMAGE).json()
+    assert (refused["parameter"], refused["detail"]) == (
+        "topk",
+        "The parameter 'topk' is unknown here; known: top_k, version, model.",
+    )
+
+
+def test_an_overlays_question_asks_for_nothing_that_an_overlay_does_not_show() -> None:
+    query = params.ExplainQuery.model_validate({"target": "cat", "coverage": "0.9", "test": "true", "size": "64"})
+    assert query.question() == Question(target="cat", coverage=0.9, test=True, similar=params.DEFAULT_SIMILAR)
+    assert query.overlay_question() == Question(target="cat", overlay=Overlay(wire.DEFAULTS.alpha, 64))

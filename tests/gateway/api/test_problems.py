@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.exceptions import HTTPException
+
+from gateway.api.problems import from_exception, problem_response, raw_problem
+from gateway.refusals import HeadersTooLarge, ModelUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,3 +39,31 @@ def test_an_unexpected_exception_is_500_without_its_message(stand: Stand, assert
     answer = stand.client.post("/predict", content=IMAGE)
     assert_problem(answer, 500, "internal_error")
     assert "secret" not in answer.text
+
+
+def test_a_problem_for_v2_has_the_member_that_its_clients_read() -> None:
+    error = ModelUnknown("other")
+    plain, for_v2 = (json.loads(problem_response(error, "r1", path).body) for path in ("/predict", "/v2/models/other"))
+    assert for_v2 == {**plain, "error": error.detail}
+
+
+def test_a_problem_in_bytes_is_a_whole_http_response() -> None:
+    error = HeadersTooLarge(16_384, 100)
+    head, _, body = raw_problem(error, "r1", [(b"server", b"gradserve")]).partition(b"\r\n\r\n")
+    line, *headers = head.decode("ascii").split("\r\n")
+    assert line == "HTTP/1.1 431 Request Header Fields Too Large"
+    assert dict(header.split(": ") for header in headers) == {
+        "content-type": "application/problem+json",
+        "content-length": str(len(body)),
+        "x-request-id": "r1",
+        "connection": "close",
+        "server": "gradserve",
+    }
+    assert json.loads(body) == {**error.problem(), "request_id": "r1"}
+
+
+@pytest.mark.parametrize("exception", [ValueError("/srv/secret"), HTTPException(418, "secret"), KeyError("secret")])
+def test_what_nobody_expected_is_an_internal_error_without_its_message(exception: Exception) -> None:
+    error = from_exception(exception)
+    assert (error.status, error.code) == (500, "internal_error")
+    assert "secret" not in error.detail

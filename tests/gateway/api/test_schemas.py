@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+from pydantic import ValidationError
+
 from gateway.api import schemas
+from gateway.api.openapi import examples
 
 if TYPE_CHECKING:
     from conftest import Stand
@@ -20,3 +24,9 @@ def test_real_answers_fit_their_schemas(stand: Stand) -> None:
     schemas.Health.model_validate_json(client.get("/health").content)
     schemas.Models.model_validate_json(client.get("/models").content)
     schemas.State.model_validate_json(client.get("/readyz").content)
+
+
+def test_a_member_that_is_not_documented_is_noticed() -> None:
+    document = {**examples.PREDICTION, "layer": "layer4"}
+    with pytest.raises(ValidationError, match="layer"):
+        schemas.Prediction.model_validate(document)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from contracts import model as model_contract
 from contracts import wire
+from gateway.inference.examples import MOST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,3 +78,24 @@ def test_training_images_kept_by_the_gateway_are_bounded(
         assert evidence_stand.client.get(f"{EXAMPLES}/{example}.png").status_code == 200
     examples = [wire.parse_options(call.headers["x-gradserve"]).example for call in evidence_stand.torchserve.calls]
     assert examples == [0, 1, 2, 1], "the one that was not used for longest is dropped"
+
+
+def test_another_archive_of_the_same_version_gives_its_own_thumbnails(
+    evidence_stand: Stand, make_plan: Callable[..., dict[str, Any]]
+) -> None:
+    client, path = evidence_stand.client, f"{EXAMPLES}/3.png"
+    first = client.get(path)
+    plan = make_plan(revision=2)
+    plan["stable"] = {**plan["stable"], "sha256": "9" * 64}
+    evidence_stand.plan.write_text(json.dumps(plan), encoding="utf-8")
+    evidence_stand.wait_until(lambda: evidence_stand.app.state.gateway.router.revision == 2)
+    assert client.get(path).headers["etag"] != first.headers["etag"]
+    assert len(evidence_stand.torchserve.calls) == 2
+
+
+def test_a_thumbnail_of_many_bytes_is_answered_and_not_kept(evidence_stand: Stand) -> None:
+    large = wire.PNG_SIGNATURE + bytes(MOST_BYTES)
+    evidence_stand.torchserve.answer = lambda _: httpx.Response(200, content=large)
+    for _ in range(2):
+        assert evidence_stand.client.get(f"{EXAMPLES}/3.png").content == large
+    assert len(evidence_stand.torchserve.calls) == 2

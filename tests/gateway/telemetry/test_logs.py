@@ -42,3 +42,24 @@ def test_an_exception_stays_on_its_one_line() -> None:
 
 def test_the_level_is_the_gateways_own() -> None:
     assert logging_config("warning")["loggers"]["gateway"]["level"] == "WARNING"
+
+
+def test_a_line_has_the_time_in_utc_and_all_that_came_by_extra() -> None:
+    record = logging.makeLogRecord(
+        {"name": "gateway", "levelname": "WARNING", "msg": "saturated", "created": 1.5, "msecs": 500.0, "refused": 7}
+    )
+    assert json.loads(JsonFormatter().format(record)) == {
+        "time": "1970-01-01T00:00:01.500Z",
+        "level": "warning",
+        "logger": "gateway",
+        "message": "saturated",
+        "refused": 7,
+    }
+
+
+def test_other_libraries_are_logged_from_warnings_on() -> None:
+    config = logging_config("debug")
+    assert config["root"]["level"] == "WARNING"
+    assert {name: logger["level"] for name, logger in config["loggers"].items()} == dict.fromkeys(
+        ("gateway", "gunicorn.error", "uvicorn.error"), "DEBUG"
+    )

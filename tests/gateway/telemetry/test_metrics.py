@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.auth import keys
-from gateway.request_context import RequestContext
+from gateway.request_context import Caller, RequestContext
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -120,3 +120,36 @@ def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) ->
     client.post("/explain", content=b"x", headers=headers)
     client.post("/explain", content=b"bad:image_unreadable", headers=headers)
     assert 'gateway_caller_images_total{caller="a"} 4.0' in client.get("/metrics", headers=headers).text
+
+
+def test_many_keys_share_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.telemetry.metrics.MAX_KEY_LABELS", 2)
+    metrics = Metrics()
+    for name in ("a", "b", "c", "d", "a"):
+        context = RequestContext("r1")
+        context.status, context.caller = 200, Caller(name, name, f"key-of-{name}")
+        metrics.finish("GET", context)
+    lines = metrics.render().decode().splitlines()
+    assert 'gateway_caller_requests_total{caller="a",key="key-of-a",status="200"} 2.0' in lines
+    assert 'gateway_caller_requests_total{caller="other",key="",status="200"} 2.0' in lines
+    assert not [line for line in lines if "key-of-c" in line]
+
+
+def test_a_refusals_time_does_not_hide_those_of_served_calls() -> None:
+    metrics = Metrics()
+    for code in ("", "saturated"):
+        context = RequestContext("r1")
+        context.route, context.status, context.code = "/predict", 503 if code else 200, code
+        metrics.finish("POST", context)
+    lines = metrics.render().decode().splitlines()
+    assert 'gateway_request_seconds_count{route="/predict"} 1.0' in lines
+    assert 'gateway_refused_total{code="saturated"} 1.0' in lines
+
+
+def test_a_shadows_shifts_up_and_down_are_summed_apart() -> None:
+    metrics = Metrics()
+    for shift in (0.25, -0.5, 0.125):
+        metrics.observe_shift("cifar10", "2.0.0", shift)
+    lines = metrics.render().decode().splitlines()
+    assert 'gateway_shadow_shift_total{direction="up",model="cifar10",version="2.0.0"} 0.375' in lines
+    assert 'gateway_shadow_shift_total{direction="down",model="cifar10",version="2.0.0"} 0.5' in lines

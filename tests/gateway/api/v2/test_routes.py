@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from gateway.settings import VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,3 +48,33 @@ def test_a_v2_call_whose_image_got_no_place_has_retry_after(make_stand: Callable
     tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": images}
     refused = stand.client.post("/v2/models/cifar10/infer", json={"inputs": [tensor]})
     assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "saturated", "1")
+
+
+def test_the_metadata_describe_the_server_the_model_and_each_version(stand: Stand) -> None:
+    assert stand.client.get("/v2").json() == {
+        "name": "gradserve",
+        "version": VERSION,
+        "extensions": ["binary_tensor_data"],
+    }
+    model = stand.client.get("/v2/models/cifar10").json()
+    assert model == {
+        "name": "cifar10",
+        "versions": ["1.0.0"],
+        "platform": "torchserve",
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "class", "datatype": "BYTES", "shape": [-1]},
+            {"name": "confidence", "datatype": "FP32", "shape": [-1]},
+        ],
+    }
+    assert stand.client.get("/v2/models/cifar10/versions/1.0.0").json() == model
+
+
+def test_a_version_is_ready_while_its_workers_are(stand: Stand) -> None:
+    paths = ("/v2/models/cifar10/ready", "/v2/models/cifar10/versions/1.0.0/ready")
+    for path in paths:
+        assert stand.client.get(path).json() == {"name": "cifar10", "version": "1.0.0", "ready": True}
+    stand.agent.versions[0]["routable"] = False
+    stand.wait_until(lambda: stand.client.get(paths[0]).status_code == 503)
+    assert stand.client.get(paths[1]).status_code == 503
+    assert stand.client.get("/v2/health/live").json() == {"live": True}
