@@ -17,3 +17,6 @@ ARCHIVE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}\.mar")
 """Of an archive's file in the model store."""
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+EXPLAIN_SUFFIX = "-explain"
+"""The end of the name of the TorchServe entry that explains a model; the entry that predicts has the model's name."""

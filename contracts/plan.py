@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from contracts.fields import DocumentError, Fields, as_json, read_json
-from contracts.names import ARCHIVE, NAME, SHA256, VERSION
+from contracts.names import ARCHIVE, EXPLAIN_SUFFIX, NAME, SHA256, VERSION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +24,6 @@ MAX_BYTES = 1_000_000
 MAX_MODELS = 100
 MAX_RETAINED = 200
 MAX_PREVIOUS = 20
-EXPLAIN = "-explain"
-"""The end of the name of the TorchServe entry that explains a model."""
 _SOURCE = re.compile(r"[a-z][a-z0-9+.-]{0,20}://[!-~]{1,900}")
 _SALT = re.compile(r"[A-Za-z0-9_-]{0,64}")
 
@@ -131,8 +129,9 @@ def parse(data: object) -> Plans:
     names = [plan.model for plan in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise PlanError("models", f"{twice[0]} twice", "one plan for each model")
-    if shadowed := sorted(name for name in names if name.removesuffix(EXPLAIN) in names and name.endswith(EXPLAIN)):
-        raise PlanError("models", shadowed[0], f"no name that ends in {EXPLAIN} beside the model that it explains")
+    if shadowed := sorted({name + EXPLAIN_SUFFIX for name in names} & set(names)):
+        expected = f"no name that ends in {EXPLAIN_SUFFIX} beside the model that it explains"
+        raise PlanError("models", shadowed[0], expected)
     if default not in names:
         raise PlanError("default", default, f"one of the models ({', '.join(names) or 'there are none'})")
     return Plans(revision, default, models)

@@ -90,7 +90,7 @@ ERROR_CODES = (
 Bytes: TypeAlias = bytes | bytearray | memoryview
 
 Entry: TypeAlias = dict[str, Any]
-"""One image's entry, in one of the forms of `dump_prediction`, `dump_explanation` and `dump_error`.
+"""One image's entry, in one of the forms of `dump_prediction`, `dump_evidence` and `dump_error`, or of wire 1.
 
 A dictionary, because the gateway passes it on as it is: an object for each image would cost time and change nothing.
 """
@@ -282,29 +282,6 @@ def dump_prediction(top: Sequence[tuple[str, float]], *, familiar: bool | None =
     classes = [{"class": name, "confidence": confidence} for name, confidence in top]
     entry: Entry = {**classes[0], "top": classes}
     return entry if familiar is None else {**entry, "familiar": familiar}
-
-
-def dump_explanation(
-    best: tuple[str, float], *, target: str, method: str, layer: str, heatmap: list[list[float]]
-) -> Entry:
-    """Return the entry of an explained image.
-
-    Args:
-        best: the top class with its probability.
-        target: the class that the heatmap is about.
-        method: the CAM method.
-        layer: the layer that the heatmap comes from, as the contract writes it.
-        heatmap: rows of the network's input size, values from 0 to 1.
-    """
-    name, confidence = best
-    return {
-        "class": name,
-        "confidence": confidence,
-        "target": target,
-        "method": method,
-        "layer": layer,
-        "heatmap": heatmap,
-    }
 
 
 def dump_evidence(

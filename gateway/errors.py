@@ -17,6 +17,7 @@
     ├── ImageTooLarge           413  image_too_large (or by the handler, as ImageRefused)
     ├── TooManyPixels           413  too_many_pixels
     ├── MediaTypeUnsupported,
+    │   FileTypeUnsupported,
     │   FormExpected            415  media_type_unsupported
     ├── QuotaExceeded           429  quota_exceeded
     ├── CallerHasTooManyPixels  429  too_many_pixels

@@ -313,6 +313,20 @@ class MediaTypeUnsupported(GatewayError):
         )
 
 
+class FileTypeUnsupported(GatewayError):
+    """415: the declared content type of a file in a form is not that of a raster image; `index` counts from 0."""
+
+    status = 415
+    code = "media_type_unsupported"
+
+    def __init__(self, index: int, name: str, media_type: str) -> None:
+        super().__init__(
+            f"Image {index}: the file {name[:64]!r} is declared as {media_type[:64]!r}, which is no raster image: "
+            "declare it as image/png, image/jpeg, image/webp, image/bmp or image/gif, or without a type.",
+            index=index,
+        )
+
+
 class FormExpected(GatewayError):
     """415: the route takes a form, and the declared content type is another."""
 

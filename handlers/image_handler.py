@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import contracts.wire
 import handlers.wire
+from contracts.names import EXPLAIN_SUFFIX
 from handlers.model import load_model
 from handlers.wire import read_row
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _METRICS = logging.getLogger("ts.metrics")
 
-_EXPLAIN_SUFFIX = "-explain"
 _EXPLAIN_NICENESS = 10
 """Explanations yield the processor to predictions of the same machine."""
 _TELL_EVERY_S = 1.0
@@ -50,7 +50,7 @@ class ImageHandler:
         """
         # TorchServe logs a line per request at INFO.
         logging.getLogger().setLevel(logging.WARNING)
-        explains = context.model_name.endswith(_EXPLAIN_SUFFIX)
+        explains = context.model_name.endswith(EXPLAIN_SUFFIX)
         if explains:
             os.nice(_EXPLAIN_NICENESS)
         directory = Path(context.system_properties["model_dir"])

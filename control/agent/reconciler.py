@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from contracts import plan as traffic_plan
+from contracts.names import EXPLAIN_SUFFIX
 from control.agent.archive_cache import ArchiveCache
 from control.agent.deployment import Deployment, Kind, Role, Step, Wanted, missing_defaults, next_step
 from control.agent.gateway_reports import GatewayReports
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from contracts import plan as traffic_plan
     from contracts.watched_file import WatchedFile
     from control.agent.torchserve.log import ServerLog
     from control.agent.torchserve.management import Management, Registered
@@ -434,7 +435,7 @@ class Reconciler:
 
 def explain_entry(model: str) -> str:
     """Return the name of the TorchServe entry that explains `model`."""
-    return model + traffic_plan.EXPLAIN
+    return model + EXPLAIN_SUFFIX
 
 
 def _watch_plan(where: Path) -> WatchedFile[traffic_plan.Plans] | WatchedPlan:

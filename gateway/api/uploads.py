@@ -1,7 +1,7 @@
 """Read images from request bodies, raw or multipart, with limits on bytes and time while they arrive.
 
-A file's name and declared size are ignored. Its declared type is used only to refuse a file that is declared as
-something other than an image. The handler decides by the bytes.
+A file's declared size is ignored, and its name too, except in errors. Its declared type is used only to refuse a file
+that is declared as something other than an image. The handler decides by the bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway.refusals import (
     BodyTooLarge,
     BodyTooSlow,
     EmptyBody,
+    FileTypeUnsupported,
     FormExpected,
     MediaTypeUnsupported,
     MissingFile,
@@ -57,7 +58,9 @@ async def read_image(request: Request, *, max_bytes: int, timeout_s: float) -> b
             request, max_images=1, max_image_bytes=max_bytes, max_bytes=max_bytes, timeout_s=timeout_s
         )
         return images[0]
-    check_media_type(request.headers.get("content-type"), request)
+    media_type = media_type_of(request.headers.get("content-type", ""))
+    if not may_be_image(media_type):
+        raise MediaTypeUnsupported(media_type, _own_url(request))
     body = await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     if not body:
         raise EmptyBody
@@ -72,7 +75,7 @@ async def read_images(
     Raises:
         GatewayError: as `read_image`, or the body has more than `max_images` images.
     """
-    form = ImageForm(request, _boundary(request), max_images=max_images, max_image_bytes=max_image_bytes)
+    form = ImageForm(_boundary(request), max_images=max_images, max_image_bytes=max_image_bytes)
     received = 0
     limit = max_bytes + PART_OVERHEAD_BYTES * max_images
     async for chunk in _stream(request, timeout_s):
@@ -110,17 +113,14 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-def check_media_type(declared: str | None, request: Request) -> None:
-    """Accept the types in `ANY_BYTES`, and `image/*` except SVG.
+def media_type_of(declared: str) -> str:
+    """Return the media type in a Content-Type header, without its parameters."""
+    return declared.split(";", 1)[0].strip().lower()
 
-    Raises:
-        MediaTypeUnsupported: the declared type is another one.
-    """
-    media_type = (declared or "").split(";", 1)[0].strip().lower()
-    if media_type in ANY_BYTES:
-        return
-    if not media_type.startswith("image/") or media_type.startswith("image/svg"):
-        raise MediaTypeUnsupported(media_type, _own_url(request))
+
+def may_be_image(media_type: str) -> bool:
+    """Return True for the types in `ANY_BYTES`, and for `image/*` except SVG."""
+    return media_type in ANY_BYTES or (media_type.startswith("image/") and not media_type.startswith("image/svg"))
 
 
 def _own_url(request: Request) -> str:
@@ -161,8 +161,7 @@ async def _stream(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
 class ImageForm:
     """A parser for a multipart form of images, fed while the body arrives; it takes only the fields `FIELDS`."""
 
-    def __init__(self, request: Request, boundary: bytes, *, max_images: int, max_image_bytes: int) -> None:
-        self._request = request
+    def __init__(self, boundary: bytes, *, max_images: int, max_image_bytes: int) -> None:
         self._max_images = max_images
         self._max_image_bytes = max_image_bytes
         self._images: list[bytes] = []
@@ -232,7 +231,10 @@ class ImageForm:
                 raise UnexpectedField(name.decode("utf-8", "replace"))
         if len(self._images) >= self._max_images:
             raise TooManyFiles(self._max_images)
-        check_media_type(self._headers.get(b"content-type", b"").decode("latin-1"), self._request)
+        media_type = media_type_of(self._headers.get(b"content-type", b"").decode("latin-1"))
+        if not may_be_image(media_type):
+            file_name = parse_options_header(disposition)[1].get(b"filename", b"").decode("utf-8", "replace")
+            raise FileTypeUnsupported(len(self._images), file_name, media_type)
 
     def _add_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start

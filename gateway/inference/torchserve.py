@@ -14,6 +14,7 @@ import httpx
 import orjson
 
 from contracts import wire
+from contracts.names import EXPLAIN_SUFFIX
 from gateway.errors import (
     HANDLER_CODES,
     DeadlinePassed,
@@ -124,7 +125,7 @@ class TorchServe:
         await self._transport.aclose()
 
     async def _post(self, target: Target, message: wire.Request, deadline: Deadline) -> bytes:
-        route, suffix = ("predictions", "") if target.entry == "predict" else ("explanations", "-explain")
+        route, suffix = ("predictions", "") if target.entry == "predict" else ("explanations", EXPLAIN_SUFFIX)
         path = f"/{route}/{target.model}{suffix}/{target.version}"
         if deadline.left_s() <= 0:
             raise DeadlinePassed(deadline.timeout_s)  # `asyncio.timeout_at` in the past would still begin the call

@@ -145,7 +145,7 @@ def test_impossible_options_are_refused(header):
 def test_every_kind_of_entry_that_is_dumped_is_parsed_again():
     entries = [
         wire.dump_prediction([("cat", 0.9), ("dog", 0.1)]),
-        wire.dump_explanation(("cat", 0.9), target="dog", method="gradcam", layer="layer4", heatmap=[[0.0, 1.0]]),
+        {"class": "cat", "confidence": 0.9, "target": "dog", "layer": "layer4", "heatmap": [[0.0, 1.0]]},  # of wire 1
         wire.dump_error("image_too_large", "send a smaller one", {"limit": 7}),
         wire.dump_prediction([("cat", 0.9)], familiar=False),
         wire.dump_evidence(

@@ -89,9 +89,8 @@ class FakeTorchServe:
             return httpx.Response(200, json={"results": [{"error": error}]})
         if image.startswith(b"bad:"):
             return httpx.Response(200, json={"results": [self.entry(image, options)]})
-        entry = wire.dump_explanation(
-            ("cat", 0.9), target=target, method=options.method or "gradcam", layer="layer3", heatmap=[[0.0, 1.0]]
-        )
+        entry = {"class": "cat", "confidence": 0.9, "target": target, "method": options.method or "gradcam"}
+        entry |= {"layer": "layer3", "heatmap": [[0.0, 1.0]]}  # of wire 1
         if options.format != "json":
             overlay = overlay_png(wire.dump_about(entry, "cifar10", "1.0.0"))
             return httpx.Response(200, content=overlay, headers={"content-type": "image/png"})

@@ -39,6 +39,7 @@ REFUSALS: tuple[GatewayError, ...] = (
     refusals.TooManyPixels(2, 1),
     refusals.CallerHasTooManyPixels(1),
     refusals.MediaTypeUnsupported(LONG, "http://gateway/predict"),
+    refusals.FileTypeUnsupported(255, LONG, LONG),
     refusals.FormExpected(LONG, "http://gateway/predict/batch"),
     refusals.QuotaExceeded("600 per 1 minute", 12),
     refusals.HeadersTooLarge(16_384, 100),

@@ -81,7 +81,8 @@ def test_the_largest_overlay_of_noise_stays_below_torchserves_limit():
 
 def test_the_gateway_reads_what_an_overlay_tells_of_itself():
     image, heatmap = Image.new("RGB", (8, 8)), np.ones((2, 2), dtype=np.float32)
-    entry = wire.dump_explanation(("café", 0.5), target="thé", method="gradcam", layer="layer4", heatmap=[[1.0]])
+    shown = wire.dump_heatmap(1, 1, b"\xff")
+    entry = wire.dump_evidence(("café", 0.5), target=("thé", 0.25), method="gradcam", strength=1.0, heatmap=shown)
     about = wire.dump_about(entry, "drinks", "1.0.0")
     overlay = draw_overlay(image, heatmap, size=(8, 8), alpha=0.5, about=about)
     del entry["heatmap"]

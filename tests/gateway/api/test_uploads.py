@@ -119,6 +119,17 @@ def test_a_declared_type_that_is_no_raster_image_is_415(
     assert raw.json()["detail"].endswith(f": curl -F {form} http://gateway{route}")
 
 
+@pytest.mark.parametrize("route", ["/predict/batch", "/explain/batch"])
+def test_a_file_of_a_batch_that_is_declared_as_no_image_is_named(
+    stand: Stand, route: str, assert_problem: Callable[..., None]
+) -> None:
+    answer = stand.client.post(route, files=[FILE, ("file", ("notes.txt", IMAGE, "text/plain; charset=utf-8")), FILE])
+    assert_problem(answer, 415, "media_type_unsupported")
+    assert answer.json()["index"] == 1
+    assert answer.json()["detail"].startswith("Image 1: the file 'notes.txt' is declared as 'text/plain', which is no ")
+    assert not stand.torchserve.calls, "no image of the call is sent"
+
+
 def test_a_host_with_shell_characters_is_not_in_the_curl_command(stand: Stand) -> None:
     headers = {"content-type": "application/json", "host": "x;reboot"}
     answer = stand.client.post("/predict", content=b"{}", headers=headers)
