@@ -8,7 +8,7 @@ STAMP := .venv/installed
 TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up train bench test test-long test-browser test-docker test-cluster lock images audit sbom lint types format env-example docs docs-tables clean
+.PHONY: help install up train bench test test-long test-browser test-docker test-bulk test-cluster lock images audit sbom lint types format env-example docs docs-tables clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs 
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest -m 'not long and not docker and not browser' $(PARALLEL) $(ARGS)
+	@$(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk' $(PARALLEL) $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
@@ -54,6 +54,13 @@ test-docker: $(STAMP) ## build and run the containers (needs a Docker engine, ta
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make test-docker: no Docker engine answers '$(DOCKER) info'; nothing was tested"; exit 1; }
 	@DOCKER="$(DOCKER)" COMPOSE="$(COMPOSE)" $(BIN)/python -m pytest -m docker tests/containers $(ARGS)
 
+test-bulk: .venv/bulk ## score images on Ray, which it installs into .venv; also on two nodes in network namespaces (root and iproute2)
+	@$(BIN)/python -m pytest -m bulk tests/control/bulk $(ARGS)
+
+.venv/bulk: requirements/bulk.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bulk.txt
+	@touch $@
+
 HELM ?= helm
 
 test-cluster: $(STAMP) ## check the Helm chart (needs helm 3 or later)
@@ -66,7 +73,7 @@ lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; S
 
 # Without torch-cpu.txt: no database has a local version such as 2.13.0+cpu; torch-cuda.txt has the same torch.
 audit: ## check for known vulnerabilities in the locked packages (needs pip-audit on PATH)
-	@for lock in gateway serving training dev docs torch-cuda; do \
+	@for lock in gateway serving training dev docs bulk torch-cuda; do \
 	  echo "== $$lock"; pip-audit --strict --disable-pip --require-hashes -r requirements/$$lock.txt || exit 1; done
 
 sbom: $(STAMP) ## list the packages of each image and of the wheel in sbom/, as CycloneDX (TORCH=cuda for the build with CUDA)

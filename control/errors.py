@@ -26,6 +26,8 @@ ControlError
 ├── NoServing                a package that loads archives is not installed
 ├── MissingExtra             a package of another optional part is not installed
 ├── FeedbackUnusable         the feedback store is missing or cannot be read
+├── InputUnusable, OutputUnusable    images cannot be scored in bulk from or to a place
+├── ScoringFailed            a run in bulk ended before all images had an answer
 ├── NotAnswering             the stack started and does not answer
 ├── NoModel                  there is no model to serve
 ├── StoreNotWritable         the model store cannot be written to
@@ -293,6 +295,27 @@ class FeedbackUnusable(ControlError):
             f"the feedback store {path}: {problem}. A gateway keeps one if GATEWAY_FEEDBACK_FILE is set; name its file "
             "with --store"
         )
+
+
+class InputUnusable(ControlError):
+    """The images at `place` cannot be scored, because of `problem`."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"the input {place} cannot be used: {problem}")
+
+
+class OutputUnusable(ControlError):
+    """The answers cannot be written to `place`, because of `problem`."""
+
+    def __init__(self, place: str, problem: str) -> None:
+        super().__init__(f"the output {place} cannot be used: {problem}")
+
+
+class ScoringFailed(ControlError):
+    """Images were not scored, for `reason`; what is written stays."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. What is written is kept: run the command again for the rest")
 
 
 class NotAnswering(ControlError):

@@ -9,6 +9,7 @@
 #   gateway, serving, training   the packages of each image, without torch
 #   dev                          further packages for tests, lint and `make sbom`, those of the extras feedback and sources included
 #   docs                         further packages for `make docs`
+#   bulk                         further packages for `make test-bulk`: Ray
 #   torch-cpu, torch-cuda        PyTorch's CPU build; PyPI's build with its CUDA libraries. One of the two is installed
 #   build                        packages that build source packages
 set -euo pipefail
@@ -33,11 +34,11 @@ if [[ -d $source ]]; then from=(--find-links "$source"); else from=(--extra-inde
 # Resolve all together first, because a developer's machine installs all: so no two lock files have different versions of a
 # package. uv prefers the present versions.
 if [[ -z ${UPGRADE:-} ]]; then
-  cat requirements/{gateway,serving,training,dev,docs}.txt >"$new/all.txt"
+  cat requirements/{gateway,serving,training,dev,docs,bulk}.txt >"$new/all.txt"
   cp requirements/torch-cuda.txt "$new/"
 fi
 lock all pyproject.toml --all-extras "${from[@]}" --no-emit-package torch
-for file in gateway serving training dev docs; do
+for file in gateway serving training dev docs bulk; do
   extras=(--extra "$file")
   [[ $file != dev ]] || extras+=(--extra feedback --extra sources)
   lock "$file" pyproject.toml "${extras[@]}" "${from[@]}" --no-emit-package torch --constraint "$new/all.txt"
@@ -45,6 +46,7 @@ done
 for file in gateway serving training; do except "$new/$file.txt" | write "$file"; done
 except "$new/dev.txt" requirements/{gateway,serving,training}.txt | write dev
 except "$new/docs.txt" requirements/{gateway,serving,training,dev}.txt | write docs
+except "$new/bulk.txt" requirements/{gateway,serving,training,dev}.txt | write bulk
 sed -n 's/^requires = \["\(setuptools==.*\)"\]$/\1/p' pyproject.toml | lock build -
 write build <"$new/build.txt"
 

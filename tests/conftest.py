@@ -1,8 +1,13 @@
-"""Fixtures for the tests of several packages: an API server of Kubernetes as a function from request to response."""
+"""Fixtures for the tests of several packages.
+
+An API server of Kubernetes as a function from request to response; images scored in bulk without Ray.
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -169,3 +174,42 @@ def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
         cluster.end_watches()
         server.shutdown()
+
+
+SCORE = """
+import json, sys
+import cloudpickle
+for package in ("control", "gradserve", "gateway"):
+    sys.modules[package] = None  # a cluster's machines need none of them
+with open(sys.argv[1], "rb") as file:
+    load_model, make_scorer, archive, jobs = cloudpickle.load(file)
+model = load_model(archive)
+counts = [[make_scorer(model, job)(shard) for shard in shards] for job, shards in jobs]
+print(json.dumps({"counts": counts, "code": sys.modules["handlers.model"].__file__}))
+"""
+
+
+@pytest.fixture(scope="session")
+def score_without_ray(tmp_path_factory):
+    """`score_without_ray(archive, *plans)`: answer all shards in a process as one of a cluster.
+
+    Returns the counts of each plan's shards, and the file that the handler's code came from.
+    """
+    import cloudpickle
+
+    from control import bulk
+    from control.bulk.scorer import ArchiveModel, Scorer
+
+    def score(archive, *plans):
+        jobs = [(plan.job, plan.shards) for plan in plans]
+        file = tmp_path_factory.mktemp("bulk") / "job.pickle"
+        cloudpickle.register_pickle_by_value(bulk)
+        try:
+            file.write_bytes(cloudpickle.dumps((ArchiveModel, Scorer, archive.read_bytes(), jobs)))
+        finally:
+            cloudpickle.unregister_pickle_by_value(bulk)
+        done = subprocess.run([sys.executable, "-c", SCORE, file], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return score

@@ -67,10 +67,13 @@ def refuse_two_forms(*, as_json: bool, as_csv: bool) -> None:
 
 
 @contextmanager
-def progress(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function that counts one more image; a bar on the standard error shows them if that is a terminal."""
+def progress(total: int, *, is_shown: bool) -> Iterator[Callable[..., None]]:
+    """Yield a function that counts one more image, or as many as its argument says.
+
+    A bar on the standard error shows them if that is a terminal.
+    """
     if not (is_shown and total > 1 and sys.stderr.isatty()):
-        yield lambda: None
+        yield lambda _=1: None
         return
     from rich.console import Console  # noqa: PLC0415 - not for `--help`
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415 - as above
@@ -78,7 +81,7 @@ def progress(total: int, *, is_shown: bool) -> Iterator[Callable[[], None]]:
     parts = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+        yield lambda images=1: bar.advance(task, images)
 
 
 class JsonLines:

@@ -114,7 +114,7 @@ def test_the_images_command_imports_a_function():
 def test_no_two_lock_files_name_a_package_in_two_versions():
     """A developer's machine installs all of them together, each file by its hash."""
     versions: dict[str, set[str]] = {}
-    for file in ("gateway", "serving", "training", "dev", "build"):
+    for file in ("gateway", "serving", "training", "dev", "bulk", "build"):
         text = (ROOT / "requirements" / f"{file}.txt").read_text(encoding="utf-8")
         assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=[a-z])", text)[1:])
         for name, version in LOCKED.findall(text):
