@@ -120,6 +120,29 @@ def _other_engines() -> str:
     return _table(("engine", "batch 1", "batch 8", "accuracy"), rows)
 
 
+def _score() -> str:
+    report = _read("benchmarks/results/score.json")
+    speeds = {name: found for name, found in report["images_per_s"].items() if ": " not in name}
+    bare = next(iter(speeds.values()))["median"]
+    rows = [
+        (name, f"{found['median']:.0f} ({found['least']:.0f}–{found['most']:.0f})", f"{found['median'] / bare:.2f}×")
+        for name, found in speeds.items()
+    ]
+    start, nodes = report["images_per_s"]["score, 2 actors, PNG: seconds to the first file"], report["two_nodes"]
+    about = (
+        f"CIFAR-10's {report['images']:,} test images by {report['model']['name']} {report['model']['version']}, "
+        f"median (range) of {report['rounds']} rounds ([`benchmarks/score.py`](../../benchmarks/results/score.json)):"
+    )
+    said = (
+        f"It takes {start['median']:.0f} s ({start['least']:.0f}–{start['most']:.0f}) to the first file: Ray, the "
+        f"actors and the model start. On two Ray nodes of one core each, of which one was killed after "
+        f"{nodes['images_written_at_the_kill']:,} images, all {nodes['images']:,} were answered in "
+        f"{nodes['seconds']:.0f} s: {nodes['other_class']} with another class than the bare loop's, "
+        f"{nodes['bit_equal']:,} bit-equal, the largest difference of a confidence {nodes['largest_difference']:.2g}."
+    )
+    return f"{about}\n\n{_table(('', 'images/s', 'of the bare loop'), rows)}\n\n{said}"
+
+
 def _through_torchserve() -> str:
     report = _read("benchmarks/results/serving.json")["torchserve"]
     rows = [
@@ -189,6 +212,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training speed": _training_speed,
     "engines": _engines,
     "engines left out": _other_engines,
+    "score": _score,
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "gateway": _gateway,

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import httpx
 import pytest
 
+from control import bulk
+from control.bulk.scorer import ArchiveModel, Scorer
 from gateway.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
@@ -195,10 +198,6 @@ def score_without_ray(tmp_path_factory):
 
     Returns the counts of each plan's shards, and the file that the handler's code came from.
     """
-    import cloudpickle
-
-    from control import bulk
-    from control.bulk.scorer import ArchiveModel, Scorer
 
     def score(archive, *plans):
         jobs = [(plan.job, plan.shards) for plan in plans]

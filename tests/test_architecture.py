@@ -86,6 +86,20 @@ def test_client_needs_httpx_alone_and_numpy_and_pillow_only_where_they_are_asked
             assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
 
 
+def test_ray_is_imported_by_one_module_and_only_where_it_is_used():
+    for package in PACKAGES:
+        for path in modules(package):
+            assert "ray" not in top_level(imported(path, at_import=True)), path
+            assert "ray" not in top_level(imported(path)) or module_name(path) == "control.bulk.on_ray", path
+
+
+@pytest.mark.parametrize("name", ["scorer", "source", "output", "storage"])
+def test_what_runs_on_a_cluster_needs_nothing_else_of_gradserve(name):
+    """The modules travel there with the job."""
+    for found in imported(ROOT / "control" / "bulk" / f"{name}.py"):
+        assert found.split(".")[0] not in PACKAGES or found.startswith("control.bulk"), found
+
+
 def test_gateway_has_no_torch():
     for path in modules("gateway"):
         assert not top_level(imported(path)) & {"torch", "torchvision", "numpy", "mlflow"}, path

@@ -1,4 +1,4 @@
-"""Decide what a run does: the input's kind, the output's columns, and the shards that an earlier run has not written."""
+"""Decide what a run does: the kind of the input, the output's columns, and the shards that are not written yet."""
 
 from __future__ import annotations
 
@@ -163,24 +163,31 @@ def _prepare_output(place: str, about: dict[str, Any]) -> Done:
         before = output_folder.read_about(output)
         if before is None:
             output_folder.write_about(output, about)
-        elif before != about:
-            raise ValueError(_difference(before, about))
+        else:
+            _check_same(before, about)
         output_folder.remove_partial(output)
         return Done(output)
     except (OSError, ValueError, ImportError) as error:
         raise OutputUnusable(public_name(place), str(error)) from error
 
 
-def _difference(before: dict[str, Any], about: dict[str, Any]) -> str:
+def _check_same(before: dict[str, Any], about: dict[str, Any]) -> None:
+    """Raise if a run that wrote `before` about itself answered otherwise.
+
+    Raises:
+        ValueError: it did, and how.
+    """
+    if before == about:
+        return
     remedy = "name another folder, or remove this one"
     if before.get("sha256") != about["sha256"]:
         theirs, ours = (
             f"{one.get('model')} {one.get('version')} (archive {str(one.get('sha256'))[:12]}…)"
             for one in (before, about)
         )
-        return f"it has the answers of {theirs}, not of {ours}: {remedy}"
+        raise ValueError(f"it has the answers of {theirs}, not of {ours}: {remedy}")
     name = next(name for name, value in about.items() if before.get(name) != value)
-    return f"it was written with {name} {before.get(name)!r}, not {about[name]!r}: {remedy}"
+    raise ValueError(f"it was written with {name} {before.get(name)!r}, not {about[name]!r}: {remedy}")
 
 
 def _batch_length(contract: Contract, *, evidence: bool) -> int:

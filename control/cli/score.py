@@ -83,7 +83,9 @@ def score(  # noqa: PLR0917 - every option is an argument
         typer.echo(f"{plan.done:,} images are answered already")
     images, errors, started = 0, 0, time.monotonic()
     with progress(plan.images, is_shown=True) as count:
-        for counts in score_shards(data, plan.job, plan.shards, address=address, workers=workers) if plan.shards else ():
+        for counts in (
+            score_shards(data, plan.job, plan.shards, address=address, workers=workers) if plan.shards else ()
+        ):
             images, errors = images + counts.images, errors + counts.errors
             count(counts.images)
     seconds = time.monotonic() - started

@@ -143,8 +143,10 @@ def test_a_run_that_is_killed_goes_on_where_it_was(run, table, expected, release
     second = run(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     said, errors = second.communicate(timeout=240)
     assert second.returncode == 0, errors
-    assert f"{200 * len(kept):,} images are answered already" in said
-    assert f"{4000 - 200 * len(kept):,} images in " in said
+    # The actors may have written another file after their command was killed.
+    done, rest = (int(line.split()[0].replace(",", "")) for line in said.splitlines())
+    assert done >= 200 * len(kept)
+    assert done + rest == 4000
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}.items()
     check(output, expected)
 

@@ -5,7 +5,11 @@ from control.bulk import output as output_folder
 from control.bulk.output import Done, Form, failed_entry, open_output, write_table
 from control.bulk.source import Batch, Piece
 
-CAT = {"class": "cat", "confidence": 0.9, "top": [{"class": "cat", "confidence": 0.9}, {"class": "dog", "confidence": 0.1}]}
+CAT = {
+    "class": "cat",
+    "confidence": 0.9,
+    "top": [{"class": "cat", "confidence": 0.9}, {"class": "dog", "confidence": 0.1}],
+}
 EXPLAINED = {
     "class": "cat",
     "confidence": 0.9,
@@ -90,7 +94,7 @@ def test_what_a_killed_run_left_half_written_is_removed_and_is_not_done(tmp_path
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="it has other files \\(notes.txt\\): name a new folder"):
+    with pytest.raises(ValueError, match=r"it has other files \(notes\.txt\): name a new folder"):
         output_folder.read_about(open_output(str(tmp_path)))
     with pytest.raises(ValueError, match="it is a file"):
         open_output(str(tmp_path / "notes.txt"))

@@ -31,9 +31,11 @@ def scored(samples, released, score_without_ray, write_parquet, tmp_path_factory
         Asked(str(folder / "photos.parquet"), str(folder / "explained"), keep=("label",), evidence=True), released
     )
     said = score_without_ray(released.path, ranked, explained)
-    tables = {name: dataset.dataset(folder / name).to_table() for name in ("ranked", "explained")}
-    return said, {name: table.sort_by(table.column_names[0:2][-1] if name == "explained" else "file").to_pylist()
-                  for name, table in tables.items()}, contents
+    tables = {
+        name: dataset.dataset(folder / name).to_table().sort_by(key).to_pylist()
+        for name, key in (("ranked", "file"), ("explained", "row"))
+    }
+    return said, tables, contents
 
 
 def test_the_archives_own_code_answers(scored):
@@ -72,8 +74,12 @@ def test_evidence_of_parquet_rows_is_that_of_the_same_batches_in_this_process(sc
     with closing(ArchiveSource(released.path)) as source:
         document = source._named(source._answer("predict", contents[:32], options))
     for row, answer in zip(tables["explained"], parse_batch(document, parse_evidence, 32), strict=False):
-        assert (row["class"], row["confidence"], row["familiar"], row["familiarity"], row["method"], row["strength"]) == (
-            answer.class_name, answer.confidence, answer.familiar, answer.familiarity, answer.method, answer.strength,
-        )  # fmt: skip
+        assert (row["class"], row["confidence"], row["familiar"]) == (
+            answer.class_name,
+            answer.confidence,
+            answer.familiar,
+        )
+        facts = (answer.familiarity, answer.method, answer.strength)
+        assert (row["familiarity"], row["method"], row["strength"]) == facts
         assert [one["id"] for one in row["similar"]] == [one.id for one in answer.similar]
         assert list(row["heatmap"]["values"]) == [round(255 * value) for value in answer.heatmap.values]

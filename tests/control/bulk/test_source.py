@@ -1,4 +1,6 @@
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from control.bulk.source import (
     Piece,
@@ -68,9 +70,6 @@ def test_row_groups_are_the_pieces_of_parquet_files(tmp_path, write_parquet):
 
 @pytest.mark.parametrize("is_struct", [False, True], ids=["bytes", "Hugging Face"])
 def test_images_are_bytes_or_objects_with_bytes_and_columns_are_kept(tmp_path, is_struct):
-    import pyarrow as pa
-    from pyarrow import parquet
-
     images = [b"0", None, b"2"]
     column = [{"bytes": image, "path": "x.png"} for image in images] if is_struct else images
     parquet.write_table(pa.table({"image": column, "label": [7, 8, 9]}), tmp_path / "a.parquet")
