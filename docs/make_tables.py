@@ -134,8 +134,8 @@ def _score() -> str:
         f"median (range) of {report['rounds']} rounds ([`benchmarks/score.py`](../../benchmarks/results/score.json)):"
     )
     said = (
-        f"It takes {start['median']:.0f} s ({start['least']:.0f}–{start['most']:.0f}) to the first file: Ray, the "
-        f"actors and the model start. On two Ray nodes of one core each, of which one was killed after "
+        f"On a cluster that runs already, it takes {start['median']:.0f} s "
+        f"({start['least']:.0f}–{start['most']:.0f}) to the first file: the actors and the model start. When one of two nodes was killed after "
         f"{nodes['images_written_at_the_kill']:,} images, all {nodes['images']:,} were answered in "
         f"{nodes['seconds']:.0f} s: {nodes['other_class']} with another class than the bare loop's, "
         f"{nodes['bit_equal']:,} bit-equal, the largest difference of a confidence {nodes['largest_difference']:.2g}."

@@ -121,7 +121,7 @@ def _find_column(schema: Schema) -> str:
     if len(found) != 1:
         names = ", ".join(found or schema.names)
         raise ValueError(f"{len(found) or 'no'} columns of bytes may be the images: name one by --column ({names})")
-    return found[0]
+    return str(found[0])
 
 
 def _check_columns(source: Source, schema: Schema, file: str) -> None:

@@ -58,7 +58,7 @@ class ArchiveModel:
             RuntimeError: the model cannot run here, and why.
         """
         # Kept, because an engine may map its files.
-        self._folder = tempfile.TemporaryDirectory(prefix="gradserve-")
+        self._folder = tempfile.TemporaryDirectory(prefix="gradserve-score-")
         with zipfile.ZipFile(io.BytesIO(archive)) as members:
             members.extractall(self._folder.name)  # `inspect_archive` refuses members that would leave the folder
         sys.path.insert(0, self._folder.name)

@@ -39,7 +39,7 @@ def scored(samples, released, score_without_ray, write_parquet, tmp_path_factory
 
 
 def test_the_archives_own_code_answers(scored):
-    assert "/gradserve-" in scored[0]["code"]
+    assert "/gradserve-score-" in scored[0]["code"]
 
 
 def test_every_image_has_a_row_and_what_failed_its_error(scored):

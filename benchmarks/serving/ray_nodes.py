@@ -1,0 +1,105 @@
+"""Two Ray nodes in network namespaces of this machine, to be killed like machines. Needs root and iproute2."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BIN = Path(sys.executable).parent
+NETWORK = "10.199.77"
+PORT = 6399
+ADDRESS = f"{NETWORK}.1:{PORT}"
+STORE_BYTES = 200_000_000
+START_WITHIN_S = 180
+OWN_GROUP = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+COUNT_NODES = f"import ray; ray.init('{ADDRESS}', log_to_driver=False); print(len(ray.nodes()))"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A cluster of two nodes with one core each; `inside` begins a command that runs on the first one."""
+
+    inside: tuple[str, ...]
+    second: subprocess.Popen[bytes]
+
+    def kill_second(self) -> None:
+        """Kill all processes of the second node."""
+        kill(self.second)
+
+
+class NoNamespaces(RuntimeError):
+    """This user or machine cannot make network namespaces."""
+
+    def __init__(self) -> None:
+        super().__init__("two nodes need network namespaces: run as root, with iproute2 installed")
+
+
+@contextmanager
+def two_nodes() -> Iterator[Nodes]:
+    """Run the nodes during the block.
+
+    Raises:
+        NoNamespaces: this user or machine cannot make any.
+        TimeoutError: Ray does not start.
+    """
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        raise NoNamespaces
+    names = [f"gradserve-{os.getpid()}-{end}" for end in "ab"]
+    links = [f"gs{os.getpid()}{end}" for end in "ab"]
+    with ExitStack() as made:
+        for name in names:
+            _ip("netns", "add", name)
+            made.callback(_ip, "netns", "delete", name)
+        _ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
+        nodes = []
+        for number, (name, link) in enumerate(zip(names, links, strict=True), 1):
+            address = f"{NETWORK}.{number}"
+            _ip("link", "set", link, "netns", name)
+            for change in (f"addr add {address}/24 dev {link}", f"link set {link} up", "link set lo up"):
+                _ip("-n", name, *change.split())
+            role = (
+                ["--head", f"--port={PORT}", "--include-dashboard=false"] if number == 1 else [f"--address={ADDRESS}"]
+            )
+            sizes = ["--num-cpus=1", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
+            command = [BIN / "ray", "start", "--block", f"--node-ip-address={address}", *role, *sizes]
+            nodes.append(subprocess.Popen([*_inside(name), *map(str, command)], **OWN_GROUP))
+            made.callback(kill, nodes[-1])
+            _wait_for_nodes(names[0], number)
+        yield Nodes(_inside(names[0]), nodes[1])
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and its group."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _inside(namespace: str) -> tuple[str, ...]:
+    return ("ip", "netns", "exec", namespace)
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _wait_for_nodes(namespace: str, count: int) -> None:
+    end = time.monotonic() + START_WITHIN_S
+    command = [*_inside(namespace), sys.executable, "-c", COUNT_NODES]
+    while time.monotonic() < end:
+        time.sleep(5)
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        if said.stdout.strip().endswith(str(count)):
+            return
+    raise TimeoutError(f"Ray has no {count} nodes after {START_WITHIN_S} s: {said.stderr}")
