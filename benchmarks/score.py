@@ -47,6 +47,7 @@ RESULT = Path(__file__).parent / "results" / "score.json"
 CACHE = Path.home() / ".cache" / "gradserve"
 FILE_ROWS = 500
 SAME = 0.002
+GIVE_UP_S = 400
 Answers = dict[str, tuple[str, float]]
 
 
@@ -152,7 +153,7 @@ def kill_one_of_two(nodes: Nodes, scoring: list[str], expected: Answers) -> dict
         time.sleep(0.05)
     written = len(list(output.glob("*.parquet")))
     nodes.kill_second()
-    code = process.wait()
+    code = process.wait(timeout=GIVE_UP_S)
     seconds = time.monotonic() - started
     rows = dataset.dataset(output).to_table(["file", "class", "confidence"]).to_pylist()
     found = {row["file"]: (row["class"], row["confidence"]) for row in rows}

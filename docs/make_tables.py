@@ -135,9 +135,10 @@ def _score() -> str:
     )
     said = (
         f"On a cluster that runs already, it takes {start['median']:.0f} s "
-        f"({start['least']:.0f}–{start['most']:.0f}) to the first file: the actors and the model start. When one of two nodes was killed after "
-        f"{nodes['images_written_at_the_kill']:,} images, all {nodes['images']:,} were answered in "
-        f"{nodes['seconds']:.0f} s: {nodes['other_class']} with another class than the bare loop's, "
+        f"({start['least']:.0f}–{start['most']:.0f}) to the first file: the actors and the model start. "
+        f"When one of two nodes was killed after {nodes['images_written_at_the_kill']:,} images, all "
+        f"{nodes['images']:,} were answered in {nodes['seconds']:.0f} s: {nodes['other_class']} with another class than "
+        f"the bare loop's, "
         f"{nodes['bit_equal']:,} bit-equal, the largest difference of a confidence {nodes['largest_difference']:.2g}."
     )
     return f"{about}\n\n{_table(('', 'images/s', 'of the bare loop'), rows)}\n\n{said}"
