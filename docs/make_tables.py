@@ -137,7 +137,7 @@ def _score() -> str:
         f"On a cluster that runs already, it takes {start['median']:.0f} s "
         f"({start['least']:.0f}–{start['most']:.0f}) to the first file: the actors and the model start. "
         f"When one of two nodes was killed after {nodes['images_written_at_the_kill']:,} images, all "
-        f"{nodes['images']:,} were answered in {nodes['seconds']:.0f} s: {nodes['other_class']} with another class than "
+        f"{nodes['images']:,} were answered in {nodes['seconds']:.0f} s: {nodes['other_class']} of another class than "
         f"the bare loop's, "
         f"{nodes['bit_equal']:,} bit-equal, the largest difference of a confidence {nodes['largest_difference']:.2g}."
     )
