@@ -144,6 +144,36 @@ def _score() -> str:
     return f"{about}\n\n{_table(('', 'images/s', 'of the bare loop'), rows)}\n\n{said}"
 
 
+def _capacity() -> str:
+    report = _read("benchmarks/results/capacity.json")
+
+    def figure(found: dict[str, float]) -> str:
+        return f"{found['median']:.3g} ({found['least']:.3g}–{found['most']:.3g})"
+
+    rows = [
+        (
+            f"{int(count):,}",
+            figure(found["poll_ms"]),
+            f"{int(count) * found['poll_ms']['median'] / 1000 / report['poll_every_s']:.1%}".replace("%", " %"),
+            figure(found["route_us"]),
+            f"{found['replicas_seen']['median']:,.0f}",
+        )
+        for count, found in report["replicas"].items()
+    ]
+    head = ("replicas", "ms for a poll", "of a core, for all polls", "µs to choose a replica", "replicas seen")
+    agent = [
+        (count, figure(found["write_ms"]), f"{found['kilobytes']['median']:.0f}")
+        for count, found in report["agent"].items()
+    ]
+    about = (
+        f"Processor time of one gateway process, median (range) of {report['rounds']} rounds "
+        "([`benchmarks/capacity.py`](../../benchmarks/results/capacity.json)):"
+    )
+    core = f"Polls use one core at about {report['replicas_that_use_one_core']:,} replicas for each gateway process."
+    second = _table(("gateway processes that report", "ms to write the status", "kB"), agent)
+    return f"{about}\n\n{_table(head, rows)}\n\n{core} Of an agent:\n\n{second}"
+
+
 def _through_torchserve() -> str:
     report = _read("benchmarks/results/serving.json")["torchserve"]
     rows = [
@@ -214,6 +244,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": _engines,
     "engines left out": _other_engines,
     "score": _score,
+    "capacity": _capacity,
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "gateway": _gateway,
