@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).parent / "results" / "capacity.json"
 REPLICAS = (1, 10, 100, 1000)
 GATEWAYS = (2, 10, 100, 256)
-POLLS = 2000  # in each measurement, over all replicas
+POLLS = 1000  # in each measurement, over all replicas
 ROUTES = 200
 REPORTING = 10  # gateway processes in the status that is polled
 STAYS_FRESH_S = 1e6
