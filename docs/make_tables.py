@@ -120,60 +120,6 @@ def _other_engines() -> str:
     return _table(("engine", "batch 1", "batch 8", "accuracy"), rows)
 
 
-def _score() -> str:
-    report = _read("benchmarks/results/score.json")
-    speeds = {name: found for name, found in report["images_per_s"].items() if ": " not in name}
-    bare = next(iter(speeds.values()))["median"]
-    rows = [
-        (name, f"{found['median']:.0f} ({found['least']:.0f}–{found['most']:.0f})", f"{found['median'] / bare:.2f}×")
-        for name, found in speeds.items()
-    ]
-    start, nodes = report["images_per_s"]["score, 2 actors, PNG: seconds to the first file"], report["two_nodes"]
-    about = (
-        f"CIFAR-10's {report['images']:,} test images by {report['model']['name']} {report['model']['version']}, "
-        f"median (range) of {report['rounds']} rounds ([`benchmarks/score.py`](../../benchmarks/results/score.json)):"
-    )
-    said = (
-        f"On a cluster that runs already, it takes {start['median']:.0f} s "
-        f"({start['least']:.0f}–{start['most']:.0f}) to the first file: the actors and the model start. "
-        f"When one of two nodes was killed after {nodes['images_written_at_the_kill']:,} images, all "
-        f"{nodes['images']:,} were answered in {nodes['seconds']:.0f} s: {nodes['other_class']} of another class than "
-        f"the bare loop's, "
-        f"{nodes['bit_equal']:,} bit-equal, the largest difference of a confidence {nodes['largest_difference']:.2g}."
-    )
-    return f"{about}\n\n{_table(('', 'images/s', 'of the bare loop'), rows)}\n\n{said}"
-
-
-def _capacity() -> str:
-    report = _read("benchmarks/results/capacity.json")
-
-    def figure(found: dict[str, float]) -> str:
-        return f"{found['median']:.3g} ({found['least']:.3g}–{found['most']:.3g})"
-
-    rows = [
-        (
-            f"{int(count):,}",
-            figure(found["poll_ms"]),
-            f"{int(count) * found['poll_ms']['median'] / 1000 / report['poll_every_s']:.1%}".replace("%", " %"),
-            figure(found["route_us"]),
-            f"{found['replicas_seen']['median']:,.0f}",
-        )
-        for count, found in report["replicas"].items()
-    ]
-    head = ("replicas", "ms for a poll", "of a core, for all polls", "µs to choose a replica", "replicas seen")
-    agent = [
-        (count, figure(found["write_ms"]), f"{found['kilobytes']['median']:.0f}")
-        for count, found in report["agent"].items()
-    ]
-    about = (
-        f"Processor time of one gateway process, median (range) of {report['rounds']} rounds "
-        "([`benchmarks/capacity.py`](../../benchmarks/results/capacity.json)):"
-    )
-    core = f"Polls use one core at about {report['replicas_that_use_one_core']:,} replicas for each gateway process."
-    second = _table(("gateway processes that report", "ms to write the status", "kB"), agent)
-    return f"{about}\n\n{_table(head, rows)}\n\n{core} Of an agent:\n\n{second}"
-
-
 def _through_torchserve() -> str:
     report = _read("benchmarks/results/serving.json")["torchserve"]
     rows = [
@@ -243,8 +189,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "training speed": _training_speed,
     "engines": _engines,
     "engines left out": _other_engines,
-    "score": _score,
-    "capacity": _capacity,
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "gateway": _gateway,
