@@ -30,7 +30,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Asked:
-    """What the operator asks for.
+    """The options of a run.
 
     Attributes:
         place: the input, a path or URL.
@@ -53,7 +53,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do: the shards, of `images` images in all, after `done` that an earlier run has answered."""
+    """The shards that are to be answered, of `images` images in all; an earlier run has answered `done` images."""
 
     job: Job
     shards: tuple[Shard, ...]

@@ -26,7 +26,7 @@ _NAME = "bulk"
 
 
 class Job(NamedTuple):
-    """What is done with every shard.
+    """The work on every shard: where from, where to, and how.
 
     Attributes:
         source: the input.

@@ -13,7 +13,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from control.cli import archive, explain, feedback, keys, models, predict, prune, release, score, serve, train
+from control.bulk import command as score_command
+from control.cli import archive, explain, feedback, keys, models, predict, prune, release, serve, train
 from control.cli.release import UNREACHABLE, Agents, Gateways, agent_addresses, gateway_addresses
 from control.errors import ControlError
 from control.settings import home_directory
@@ -160,7 +161,7 @@ def _read_env_file(path: Path) -> None:
 serve.register(app)
 predict.register(app)
 explain.register(app)
-score.register(app)
+score_command.register(app)
 feedback.register(app)
 train.register(app)
 archive.register(app)

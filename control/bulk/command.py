@@ -1,5 +1,5 @@
 """The `score` command: a whole folder or table of images, answered by an archive on one machine or a Ray cluster."""
-# ruff: noqa: PLC0415 (each command imports what it needs, see main.py)
+# ruff: noqa: PLC0415 (each command imports what it needs, see control/cli/main.py)
 
 from __future__ import annotations
 

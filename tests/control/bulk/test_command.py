@@ -1,4 +1,4 @@
-"""`gradserve score` where Ray is not installed; tests/control/bulk has what it does with it."""
+"""`gradserve score` where Ray is not installed; test_on_ray.py runs it with Ray."""
 
 import sys
 
