@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -24,7 +23,7 @@ from gateway.auth.callers import Callers
 from gateway.errors import GatewayError
 from gateway.feedback.recorder import Recorder
 from gateway.feedback.store import FeedbackStore, StoreError
-from gateway.inference.admission import BodyBudget, ConcurrencyLimiter, PixelBudget
+from gateway.inference.admission import Admission, BodyBudget, PixelBudget, Places
 from gateway.inference.discovery import Discovery, Resolve, resolve_host
 from gateway.inference.examples import Examples
 from gateway.inference.replicas import Agents
@@ -82,14 +81,11 @@ def create_app(
     router = make_router(settings, agents, chance)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
-    predict = limiter(settings.places_predict(workers=settings.workers), settings)
-    explain = limiter(settings.places_explain(workers=settings.workers), settings)
+    admission = Admission(partial(places_of_model, settings), settings.admission_wait_s)
     service = InferenceService(
         router,
         torchserve,
-        predict=predict,
-        explain=explain,
-        backward=limiter(settings.in_flight_backward, settings),
+        admission=admission,
         chunk_images=settings.chunk_images,
         timeout_s=settings.timeout_s,
         processes=settings.workers,
@@ -101,17 +97,18 @@ def create_app(
         agents,
         router,
         service,
+        admission,
         BodyBudget(settings.max_buffered_bytes),
         # Gunicorn's configuration refuses an unusable key file at the start. A file that breaks later must not stop a
         # new worker, because Gunicorn would then stop the gateway.
         Callers(settings, waits_for_file=True),
         metrics,
-        Examples(router, torchserve, explain),
+        Examples(router, torchserve, admission),
         Shadow(
             router,
             torchserve,
             metrics,
-            predict=predict,
+            admission=admission,
             timeout_s=settings.timeout_s,
             batch_images=settings.chunk_images,
         ),
@@ -204,30 +201,18 @@ def make_recorder(settings: Settings, chance: Callable[[], float]) -> Recorder:
     return Recorder(store, settings.feedback_sample, chance)
 
 
-def limiter(for_one: int, settings: Settings) -> ConcurrencyLimiter:
-    """Return the limiter for one kind of call, of which one caller may have `for_one` in flight."""
-    return ConcurrencyLimiter(for_all(for_one), settings.admission_wait_s, per_caller=for_one)
-
-
-def for_all(for_one: int) -> int:
-    """Return the places for all callers together: a quarter more than one caller may have."""
-    return for_one + math.ceil(for_one / 4)
+def places_of_model(settings: Settings, workers: int) -> Places:
+    """Return the places of a model with `workers` ready workers."""
+    return Places(settings.places_predict(workers), settings.places_explain(workers), settings.in_flight_backward)
 
 
 def refresh(state: AppState) -> None:
     """Re-read the plan and the keys, fit the places to the workers, sample their use, and report the refused calls."""
     state.router.refresh_plan()
     state.callers.refresh_keys()
-    if state.router.plans is not None:
-        workers, service = state.router.stable_workers("predict"), state.service
-        for places, for_one in (
-            (service.predict_limiter, state.settings.places_predict(workers)),
-            (service.explain_limiter, state.settings.places_explain(workers)),
-        ):
-            places.resize(for_all(for_one), for_one)
-    state.metrics.sample("predict", state.service.predict_limiter)
-    state.metrics.sample("explain", state.service.explain_limiter)
-    state.metrics.sample("backward", state.service.backward_limiter)
+    state.admission.fit(state.router.stable_workers())
+    for model, kind, limiter in state.admission.limiters():
+        state.metrics.sample(model, kind, limiter)
     report_refused(state)
 
 

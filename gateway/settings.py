@@ -59,9 +59,9 @@ class Settings(BaseSettings):
     timeout_s: float = Field(default=10.0, gt=0)
     """Seconds that a request may take in total. A caller can shorten this with the header `x-timeout-ms`."""
     in_flight_predict: int | None = Field(default=None, ge=1)
-    """Predictions that one caller (by key, else by address) may have in flight in one gateway process; all callers
-    together may have a quarter more. Further calls wait briefly, then get 503. By default two upstream batches
-    (`GATEWAY_CHUNK_IMAGES`) for each worker in the process's share of the version's workers."""
+    """Predictions of one model that one caller (by key, else by address) may have in flight in one gateway process; all
+    callers together may have a quarter more. Further calls wait briefly, then get 503. By default two upstream batches
+    (`GATEWAY_CHUNK_IMAGES`) for each worker in the process's share of the model's workers."""
     in_flight_explain: int | None = Field(default=None, ge=1)
     """Explanations made in the forward pass that one caller may have in flight in one gateway process; otherwise as for
     predictions. By default half of `GATEWAY_IN_FLIGHT_PREDICT`."""
@@ -179,7 +179,7 @@ class Settings(BaseSettings):
                 )
 
     def places_predict(self, workers: int) -> int:
-        """Return the predictions that one caller may have in flight in one process, if `workers` workers are ready.
+        """Return the predictions of a model with `workers` workers that one caller may have in flight in one process.
 
         Unless it is set: of each upstream batch that the process sends at a time, one at the worker and one that waits.
         """
@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         return 2 * self.chunk_images * share if self.in_flight_predict is None else self.in_flight_predict
 
     def places_explain(self, workers: int) -> int:
-        """Return the explanations in the forward pass that one caller may have in flight in one process.
+        """Return the explanations of a model in the forward pass that one caller may have in flight in one process.
 
         Unless it is set, half of the predictions, so that these two never fill the workers' queue with explanations.
         """

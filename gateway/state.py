@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from gateway.auth.callers import Callers
     from gateway.feedback.recorder import Recorder
-    from gateway.inference.admission import BodyBudget
+    from gateway.inference.admission import Admission, BodyBudget
     from gateway.inference.examples import Examples
     from gateway.inference.replicas import Agents
     from gateway.inference.routing import Router
@@ -33,6 +33,7 @@ class AppState:
     agents: Agents
     router: Router
     service: InferenceService
+    admission: Admission
     body_budget: BodyBudget
     callers: Callers
     metrics: Metrics

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from gateway.api.compression import MIN_BYTES, compress
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # Bytes of a body that are read and dropped after the request is refused. Then the connection is closed.
 LATE_BODY_BYTES = 64 * 1024 * 1024
+# The kinds of calls whose places are looked at before the body is read.
+KINDS = {"/predict": "predict", "/predict/batch": "predict", "/explain": "explain", "/explain/batch": "explain"}
 CLIENT_GONE = 499  # nginx's status in logs and metrics for a caller who disconnected; it is never sent
 
 
@@ -37,9 +40,6 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, *, state: AppState) -> None:
         self._app = app
         self._state = state
-        predict, explain = state.service.predict_limiter, state.service.explain_limiter
-        self._limiters = dict.fromkeys(("/predict", "/predict/batch"), predict)
-        self._limiters |= dict.fromkeys(("/explain", "/explain/batch"), explain)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; an exception from the application becomes a problem document."""
@@ -109,12 +109,17 @@ class RequestMiddleware:
         Raises:
             Unavailable: no place is free, and the queue for one is full.
         """
-        limiter = self._limiters.get(scope["path"])
-        if limiter is None or not limiter.may_be_full_for_one():
+        kind, plans = KINDS.get(scope["path"]), self._state.router.plans
+        plan = None if kind is None or plans is None else plans.plan(model_asked(scope["query_string"]))
+        if kind is None or plan is None:
+            return  # the route takes no places, or answers that there is no such model
+        limiter = self._state.admission.of(plan.model).limiters[kind]
+        if not limiter.may_be_full_for_one():
             return  # the usual case, which saves finding the caller
         client = self._state.callers.client_of(Request(scope))
         if limiter.is_full() or (client is not None and limiter.is_full_for(client)):
-            context_of(scope).route = scope["path"]
+            context = context_of(scope)
+            context.route, context.model = scope["path"], plan.model
             raise Unavailable("saturated")
 
     def _finish(self, scope: Scope, context: RequestContext) -> None:
@@ -143,6 +148,13 @@ class RequestMiddleware:
         if context.status:  # the answer has begun, so its status cannot be changed
             raise exception
         await problem_response(error, context.request_id, scope["path"])(scope, receive, send)
+
+
+def model_asked(query: bytes) -> str | None:
+    """Return the model that a call's query names; None if it names none."""
+    if b"model=" not in query:
+        return None  # the usual case
+    return QueryParams(query).get("model")
 
 
 async def send_message(send: Send, message: Message) -> None:

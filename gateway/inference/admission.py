@@ -2,6 +2,8 @@
 
 TorchServe does not limit the time that a request waits in its queue, and does not notice that a caller disconnected. So
 a call holds its place until TorchServe has answered or the deadline has passed, and waits for a place only briefly.
+
+Each model has its own places and turns, which follow from its own workers: the overload of one takes none from another.
 """
 
 from __future__ import annotations
@@ -9,9 +11,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import Unavailable
+from gateway.inference.turns import Turns
 from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.inference.questions import Kind
+
+# Large images that may wait for a turn in one process; they hold places while they wait.
+MOST_LARGE_WAITING = 4
 
 
 class BodyBudget:
@@ -209,3 +221,81 @@ class ConcurrencyLimiter:
             if isinstance(error, TimeoutError):
                 raise Unavailable("saturated") from None
             raise
+
+
+class Places(NamedTuple):
+    """The calls to one model that one caller may have in flight in one gateway process, by kind."""
+
+    predict: int
+    explain: int
+    backward: int
+
+
+def for_all(for_one: int) -> int:
+    """Return the places for all callers together: a quarter more than one caller may have."""
+    return for_one + math.ceil(for_one / 4)
+
+
+class ModelLimits:
+    """The limits of one model's calls in one gateway process.
+
+    Attributes:
+        predict, explain, backward: the places of predictions, of explanations in the forward pass, and of the others.
+        limiters: these three by the name of their kind.
+        batch_turns: the turns of upstream batches of /predict/batch.
+        large_turns: the turns of large images, by the entry that they go to.
+        last_single: when the last single image came, by the monotonic clock.
+    """
+
+    def __init__(self, places: Places, wait_s: float) -> None:
+        self.predict, self.explain, self.backward = (
+            ConcurrencyLimiter(for_all(for_one), wait_s, per_caller=for_one) for for_one in places
+        )
+        self.limiters = {"predict": self.predict, "explain": self.explain, "backward": self.backward}
+        self.batch_turns = Turns()
+        self.large_turns: dict[Kind, Turns] = {
+            "predict": Turns(MOST_LARGE_WAITING),
+            "explain": Turns(MOST_LARGE_WAITING),
+        }
+        self.last_single = -math.inf
+
+    def resize(self, places: Places) -> None:
+        """Change the number of places; calls that have one keep it."""
+        for limiter, for_one in zip(self.limiters.values(), places, strict=True):
+            limiter.resize(for_all(for_one), for_one)
+
+    def is_idle(self) -> bool:
+        """Return True if no call has a place or waits for one."""
+        return not any(limiter.taken or limiter.waiting for limiter in self.limiters.values())
+
+
+class Admission:
+    """The limits of every model. `places_of` returns a model's places by the number of its ready workers."""
+
+    def __init__(self, places_of: Callable[[int], Places], wait_s: float) -> None:
+        self._places_of = places_of
+        self._wait_s = wait_s
+        self._models: dict[str, ModelLimits] = {}
+
+    def of(self, model: str) -> ModelLimits:
+        """Return the limits of `model`; until `fit` they are those of one worker."""
+        limits = self._models.get(model)
+        if limits is None:
+            limits = self._models[model] = ModelLimits(self._places_of(1), self._wait_s)
+        return limits
+
+    def fit(self, workers: Mapping[str, int]) -> None:
+        """Fit each model's places to its ready workers; a model without an entry is gone and has none."""
+        for model, count in workers.items():
+            self.of(model).resize(self._places_of(count))
+        for model, limits in self._models.items():
+            if model not in workers and limits.is_idle():
+                limits.resize(Places(0, 0, 0))
+
+    def limiters(self) -> list[tuple[str, str, ConcurrencyLimiter]]:
+        """Return the places of every model and kind, each with model and kind."""
+        return [
+            (model, kind, limiter)
+            for model, limits in self._models.items()
+            for kind, limiter in limits.limiters.items()
+        ]

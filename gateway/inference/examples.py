@@ -13,7 +13,7 @@ from gateway.refusals import ExampleUnknown
 
 if TYPE_CHECKING:
     from contracts.model import Contract
-    from gateway.inference.admission import ConcurrencyLimiter
+    from gateway.inference.admission import Admission
     from gateway.inference.answer import Call
     from gateway.inference.routing import Router
     from gateway.inference.torchserve import TorchServe
@@ -28,10 +28,10 @@ class Examples:
     The archive's digest is part of the key, so that another archive under the same version gives its own thumbnails.
     """
 
-    def __init__(self, router: Router, upstream: TorchServe, places: ConcurrencyLimiter) -> None:
+    def __init__(self, router: Router, upstream: TorchServe, admission: Admission) -> None:
         self._router = router
         self._upstream = upstream
-        self._places = places
+        self._admission = admission
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     def digest(self, model: str, version: str) -> str:
@@ -54,7 +54,8 @@ class Examples:
         if (content := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
             return content
-        await self._places.take(call.caller)
+        places = self._admission.of(target.model).explain
+        await places.take(call.caller)
         try:
             with target:
                 received = await self._upstream.ask(
@@ -65,7 +66,7 @@ class Examples:
                     options=Options(example=example),
                 )
         finally:
-            self._places.give_back(1, call.caller)
+            places.give_back(1, call.caller)
         if not isinstance(received, bytes):
             raise_for_error(received)
             raise EngineNonsense

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -167,10 +168,15 @@ class Router:
         same = self._targets(target.model, target.version, lambda _contract: target.entry)
         return max(1, sum(found.workers for found in same))
 
-    def stable_workers(self, kind: Kind) -> int:
-        """Return the ready workers of the stable versions of all models on all replicas, at least one."""
-        stable = [(plan.model, plan.stable.version) for plan in self.plans.models] if self.plans is not None else []
-        return max(1, sum(found.workers for version in stable for found in self._targets(*version, entry_of(kind))))
+    def stable_workers(self) -> dict[str, int]:
+        """Return the ready prediction workers of each model's stable version on all replicas, at least one."""
+        if self.plans is None:
+            return {}
+        ready: Counter[tuple[str, str]] = Counter()
+        for _, status, seen in self.seen():
+            if seen.routable and not status.draining:
+                ready[seen.model, seen.version] += seen.predict.ready
+        return {plan.model: max(1, ready[plan.model, plan.stable.version]) for plan in self.plans.models}
 
     def set_aside(self, target: Target, *, is_lost: bool) -> None:
         """Let a replica that did not answer get calls only where no other one is ready.

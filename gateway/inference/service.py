@@ -25,14 +25,13 @@ from gateway.inference.questions import (
     wire_options_in_forward,
 )
 from gateway.inference.torchserve import raise_for_error, translate_entry
-from gateway.inference.turns import Turns
 from gateway.refusals import ImageTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from contracts.wire import Entry
-    from gateway.inference.admission import ConcurrencyLimiter, PixelBudget
+    from gateway.inference.admission import Admission, ConcurrencyLimiter, PixelBudget
     from gateway.inference.questions import Kind, Question
     from gateway.inference.routing import Router, Target
     from gateway.inference.torchserve import TorchServe
@@ -45,8 +44,6 @@ BATCHES_PER_WORKER = 2
 SHORT_BATCH_IMAGES = 8
 # Single images count as arriving for this number of seconds after the last one.
 SINGLES_LAST_S = 2
-# Large images that may wait for a turn in one process; they hold places while they wait.
-MOST_LARGE_WAITING = 4
 
 
 class Work(NamedTuple):
@@ -57,7 +54,7 @@ class Work(NamedTuple):
 
 
 class InferenceService:
-    """Predictions and explanations, each kind with its own places.
+    """Predictions and explanations, each model and kind with its own places.
 
     An explanation that the version makes in the forward pass of a prediction goes to the same workers, in the same
     upstream batches. One that needs a backward pass goes alone to the explain entry; these have their own places.
@@ -71,18 +68,14 @@ class InferenceService:
         router: Router,
         upstream: TorchServe,
         *,
-        predict: ConcurrencyLimiter,
-        explain: ConcurrencyLimiter,
-        backward: ConcurrencyLimiter,
+        admission: Admission,
         chunk_images: int,
         timeout_s: float,
         processes: int,
         max_pixels: int,
         pixels: PixelBudget,
     ) -> None:
-        self.predict_limiter = predict
-        self.explain_limiter = explain
-        self.backward_limiter = backward
+        self._admission = admission
         self._router = router
         self._upstream = upstream
         self._chunk_images = chunk_images
@@ -90,12 +83,6 @@ class InferenceService:
         self._batcher = DynamicBatcher(upstream, chunk_images, processes)
         self._max_pixels = max_pixels
         self._pixels = pixels
-        self._batch_turns = Turns()
-        self._large_turns: dict[Kind, Turns] = {
-            "predict": Turns(MOST_LARGE_WAITING),
-            "explain": Turns(MOST_LARGE_WAITING),
-        }
-        self._last_single = -math.inf  # by the monotonic clock
 
     async def predict(self, image: bytes, *, top_k: int, call: Call) -> Answer:
         """Return the prediction for one image: `class`, `confidence` and `top` in its only entry; or its error."""
@@ -103,7 +90,7 @@ class InferenceService:
         try:
             pixels = count_pixels(image, self._max_pixels)
             with self._choose("predict", progress) as target:
-                work = Work(Options(top_k=top_k), self.predict_limiter)
+                work = Work(Options(top_k=top_k), self._admission.of(target.model).predict)
                 received = await self._answer_one(target, image, pixels, work, progress)
         except GatewayError as error:
             return progress.answer(error=error)
@@ -137,7 +124,7 @@ class InferenceService:
                 options = Options(top_k=top_k)
                 if question is not None:
                     options = wire_options_in_forward(question, target.contract)
-                work = Work(options, self.predict_limiter)
+                work = Work(options, self._admission.of(target.model).predict)
                 return progress.answer(await self._answer_all(target, images, work, progress))
         except GatewayError as error:
             return progress.answer(error=error)
@@ -157,7 +144,8 @@ class InferenceService:
 
     def _explaining(self, target: Target, question: Question) -> Work:
         check_question(question, target.contract)
-        limiter = self.explain_limiter if target.entry == "predict" else self.backward_limiter
+        limits = self._admission.of(target.model)
+        limiter = limits.explain if target.entry == "predict" else limits.backward
         return Work(wire_options(question, target.contract), limiter)
 
     async def _answer_one(
@@ -176,7 +164,8 @@ class InferenceService:
                 with progress.stage("model"):
                     if pixels > LARGE_PIXELS:
                         most = partial(self._most_in_flight, target, 1)
-                        async with self._large_turns[target.entry].turn(most, progress.call.deadline):
+                        turns = self._admission.of(target.model).large_turns[target.entry]
+                        async with turns.turn(most, progress.call.deadline):
                             received = await self._send_one(target, image, work, progress.call)
                     else:
                         received = await self._send_small(target, image, pixels, work, progress)
@@ -192,7 +181,7 @@ class InferenceService:
         """Send an image in an upstream batch with images of other callers, if it can be, else alone."""
         if target.entry == "explain":
             return await self._send_one(target, image, work, progress.call)
-        self._last_single = time.monotonic()
+        self._admission.of(target.model).last_single = time.monotonic()
         if wants_overlay(work.options):
             return await self._send_one(target, image, work, progress.call)
 
@@ -288,7 +277,8 @@ class InferenceService:
             each=work.options.images * len(images),
         )
         is_large = pixels > LARGE_PIXELS
-        turns = self._large_turns["predict"] if is_large else self._batch_turns
+        limits = self._admission.of(target.model)
+        turns = limits.large_turns["predict"] if is_large else limits.batch_turns
         most = partial(self._most_in_flight, target, 1 if is_large else BATCHES_PER_WORKER)
         async with turns.turn(most, call.deadline):
             with target:
@@ -316,20 +306,21 @@ class InferenceService:
     def _most_in_flight(self, target: Target, per_worker: int) -> int:
         """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
         workers = self._router.workers(target)
-        if target.entry == "explain" or self._singles_arrive():
+        if target.entry == "explain" or self._singles_arrive(target):
             return max(1, workers - 1)
         return workers * per_worker
 
-    def _singles_arrive(self) -> bool:
-        """Return True if a single image, which is not large, came in the last `SINGLES_LAST_S`."""
-        return time.monotonic() - self._last_single < SINGLES_LAST_S
+    def _singles_arrive(self, target: Target) -> bool:
+        """Return True if a single image, which is not large, came for the model in the last `SINGLES_LAST_S`."""
+        return time.monotonic() - self._admission.of(target.model).last_single < SINGLES_LAST_S
 
     def _images_per_batch(self, count: int, target: Target, options: Options) -> int:
         """Return the images per upstream batch that give each free worker one; busy workers get one long batch."""
         if target.entry == "explain":
             return 1
-        free = max(1, target.workers - self.predict_limiter.taken - self.explain_limiter.taken)
-        most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive() else self._chunk_images
+        limits = self._admission.of(target.model)
+        free = max(1, target.workers - limits.predict.taken - limits.explain.taken)
+        most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive(target) else self._chunk_images
         if options.images:
             most = min(most, images_that_fit(share_of(options.images[0], target.contract), self._chunk_images))
         return min(most, math.ceil(count / free))

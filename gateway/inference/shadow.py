@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from contracts.wire import Entry
-    from gateway.inference.admission import ConcurrencyLimiter
+    from gateway.inference.admission import Admission
     from gateway.inference.answer import Answer
     from gateway.inference.routing import Router
     from gateway.inference.torchserve import TorchServe
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # Copies in flight at a time in one process. Each holds the images of one upstream batch, at most 6.5 MB.
 MOST_MIRRORS = 4
-# No copy is sent while more than a quarter of the predictions' places are taken: callers need the cores.
+# No copy is sent while more than a quarter of the model's places for predictions are taken: callers need the cores.
 LOAD_DIVISOR = 4
 # Classes of the shadow among which the stable version's class is searched; if missing, its confidence counts as 0.
 TOP_K = 100
@@ -45,14 +45,14 @@ class Shadow:
         upstream: TorchServe,
         metrics: Metrics,
         *,
-        predict: ConcurrencyLimiter,
+        admission: Admission,
         timeout_s: float,
         batch_images: int,
     ) -> None:
         self._router = router
         self._upstream = upstream
         self._metrics = metrics
-        self._predict = predict
+        self._admission = admission
         self._timeout_s = timeout_s
         self._batch_images = batch_images
         self._mirrors: set[asyncio.Task[None]] = set()
@@ -78,7 +78,8 @@ class Shadow:
 
     async def _begin(self, model: str, version: str, pairs: list[tuple[bytes, Entry]], request_id: str) -> None:
         """Start sending the copy if there is room. It does not wait: the connection must take its next request."""
-        if len(self._mirrors) >= MOST_MIRRORS or self._predict.taken > self._predict.limit // LOAD_DIVISOR:
+        places = self._admission.of(model).predict
+        if len(self._mirrors) >= MOST_MIRRORS or places.taken > places.limit // LOAD_DIVISOR:
             self._metrics.count_mirrored(model, version, "dropped", len(pairs))
             return
         mirror = asyncio.create_task(self._mirror(model, version, pairs, request_id))

@@ -133,10 +133,11 @@ function meter(name, text, value, is = "") {
 }
 
 function showPlaces(samples) {
-  const places = Object.entries(totals(samples, "gateway_capacity", "kind")).map(([kind, capacity]) => {
-    const taken = total(samples, "gateway_in_flight", { kind });
-    const waiting = total(samples, "gateway_waiting", { kind });
-    return meter(`${kind}: calls in flight`, `${taken} of ${capacity}${waiting ? `, ${waiting} wait` : ""}`, taken / capacity);
+  const present = select(samples, "gateway_capacity").filter(({ value }) => value > 0); // a model that was removed has no places
+  const places = present.map(({ labels: { model, kind }, value: capacity }) => {
+    const taken = total(samples, "gateway_in_flight", { model, kind });
+    const waiting = total(samples, "gateway_waiting", { model, kind });
+    return meter(`${model} ${kind}: calls in flight`, `${taken} of ${capacity}${waiting ? `, ${waiting} wait` : ""}`, taken / capacity);
   });
   const queues = select(samples, "gateway_queue_depth").map(({ labels: { model, version, kind }, value }) => {
     const room = total(samples, "gateway_queue_capacity", { model, version, kind });

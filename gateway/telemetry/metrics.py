@@ -67,7 +67,12 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._refused = Counter("gateway_refused", "Requests refused or failed, by code.", ("code",), registry=registry)
+        self._refused = Counter(
+            "gateway_refused",
+            "Requests refused or failed, by code and model; it is empty if the request got to none.",
+            ("code", "model"),
+            registry=registry,
+        )
         self._versions = Counter(
             "gateway_version_requests",
             "Requests by version and outcome: ok, or the problem's code.",
@@ -130,7 +135,7 @@ class Metrics:
             for stage, seconds in context.stages.items():
                 self._observe(seconds, self._stages, route, stage)
         if context.code:
-            self._count(1, self._refused, context.code)
+            self._count(1, self._refused, context.code, context.model)
         if context.version:
             kind = KINDS.get(route, "batch")
             is_callers_fault = context.is_hurried and context.code == "deadline_passed"
@@ -153,11 +158,11 @@ class Metrics:
         """Add the shadow's confidence minus the stable version's, from -1 to 1."""
         self._count(abs(shift), self._shift, model, version, "up" if shift > 0 else "down")
 
-    def sample(self, kind: str, places: ConcurrencyLimiter) -> None:
-        """Set the gauges of one kind of call: its places, the calls that have one, and those that wait for one."""
+    def sample(self, model: str, kind: str, places: ConcurrencyLimiter) -> None:
+        """Set the gauges of a model's calls of one kind: places, calls that have one, and calls that wait for one."""
         sampled = ((self._in_flight, places.taken), (self._waiting, places.waiting), (self._capacity, places.limit))
         for gauge, value in sampled:
-            self._child(gauge, kind).set(value)
+            self._child(gauge, model, kind).set(value)
 
     def render(self, state: Iterable[Metric] = ()) -> bytes:
         """Return all metrics and `state` in Prometheus's text format, summed over the gateway processes."""
@@ -168,7 +173,7 @@ class Metrics:
         return generate_latest(Snapshot([*counted.collect(), *state]))
 
     def _sum(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, ("kind",), registry=self._registry, multiprocess_mode="livesum")
+        return Gauge(name, text, ("model", "kind"), registry=self._registry, multiprocess_mode="livesum")
 
     def _count_usage(self, context: RequestContext) -> None:
         caller, key = context.caller.name, context.caller.key

@@ -374,6 +374,20 @@ def stand(make_stand: Callable[..., Stand]) -> Stand:
 
 
 @pytest.fixture
+def make_two_models(make_stand: Callable[..., Stand]) -> Callable[..., Stand]:
+    """Return `make_two_models(…)`: as `make_stand`, with the models cifar10, the default one, and photos."""
+
+    def make(**what: Any) -> Stand:
+        only = plan_data()
+        models = [{"model": name, "stable": only["stable"]} for name in ("cifar10", "photos")]
+        plan = {"schema": 3, "revision": 1, "default": "cifar10", "models": models}
+        agent = FakeAgent([version_status(), version_status(model="photos")])
+        return make_stand(**{"agent": agent, "plan": plan, **what})
+
+    return make
+
+
+@pytest.fixture
 def evidence_stand(make_stand: Callable[..., Stand]) -> Stand:
     """Return a gateway whose stable version was packed with evidence."""
     return make_stand(agent=FakeAgent([version_status(schema=3)]), torchserve=FakeTorchServe(familiar=True))

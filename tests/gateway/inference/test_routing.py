@@ -178,21 +178,10 @@ def test_a_replica_that_cannot_be_reached_is_set_aside_until_its_agent_shows_it_
     assert lost.replica.url in {versions.choose("predict", None).replica.url for _ in range(20)}
 
 
-PHOTOS = {"model": "photos", "stable": {"version": "1.0.0", "archive": "photos-1.0.0.mar", "sha256": "2" * 64}}
-
-
 @pytest.fixture
-def two_models(
-    make_stand: Callable[..., Stand],
-    make_agent: type[FakeAgent],
-    make_version: Callable[..., dict[str, Any]],
-    make_plan: Callable[..., dict[str, Any]],
-) -> Stand:
+def two_models(make_two_models: Callable[..., Stand]) -> Stand:
     """Return a gateway with the models cifar10, the default one, and photos, both in version 1.0.0."""
-    only = make_plan()
-    cifar10 = {name: only[name] for name in ("model", "stable")}
-    plan = {"schema": 3, "revision": 1, "default": "cifar10", "models": [cifar10, PHOTOS]}
-    return make_stand(agent=make_agent(versions=[make_version(), make_version(model="photos")]), plan=plan)
+    return make_two_models()
 
 
 @pytest.mark.parametrize("route", ["/predict", "/explain", "/predict/batch"])
@@ -223,12 +212,13 @@ def test_each_models_name_stands_in_its_answers_and_an_unknown_one_is_404(two_mo
 
 
 def test_a_model_that_is_kept_unloaded_is_no_fault_and_its_calls_get_503(
-    make_stand: Callable[..., Stand], make_plan: Callable[..., dict[str, Any]]
+    make_two_models: Callable[..., Stand], make_agent: type[FakeAgent]
 ) -> None:
-    only = make_plan()
-    asleep = {**PHOTOS, "stable": {**PHOTOS["stable"], "workers": 0}}  # type: ignore[dict-item]
-    models = [{name: only[name] for name in ("model", "stable")}, asleep]
-    stand = make_stand(plan={"schema": 3, "revision": 1, "default": "cifar10", "models": models})
+    stand = make_two_models(agent=make_agent())
+    plan = json.loads(stand.plan.read_text(encoding="utf-8"))
+    plan["models"][1]["stable"]["workers"] = 0
+    stand.plan.write_text(json.dumps({**plan, "revision": 2}), encoding="utf-8")
+    stand.wait_until(lambda: stand.app.state.gateway.router.revision == 2)
     assert stand.client.get("/health").json()["status"] == "ok"
     assert stand.client.post("/predict?model=photos", content=b"x").status_code == 503
     assert stand.client.post("/predict", content=b"x").status_code == 200

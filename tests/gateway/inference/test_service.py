@@ -65,7 +65,7 @@ def test_a_batch_is_split_by_the_workers_that_other_calls_leave_free(stand: Stan
         post_batch(stand, [b"image-of-cat"] * 20)
         return sorted(call.content.count(b"image-of-") for call in stand.torchserve.calls)
 
-    places = stand.app.state.gateway.service.predict_limiter
+    places = stand.app.state.gateway.admission.of("cifar10").predict
     assert sizes_of_batches() == [10, 10]
     assert places.taken == 0, "what the batch took is given back"
     stand.client.portal.call(places.take, "other")
@@ -197,7 +197,7 @@ def test_a_call_never_has_more_upstream_batches_in_flight_than_places(make_stand
     stand = make_stand(upstream=count, chunk_images=1, in_flight_predict=3)
     assert post_batch(stand, [b"image-of-cat"] * 12).status_code == 200
     assert most == 3
-    assert stand.app.state.gateway.service.predict_limiter.taken == 0
+    assert stand.app.state.gateway.admission.of("cifar10").predict.taken == 0
 
 
 def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
@@ -210,7 +210,7 @@ def test_a_place_is_held_until_torchserve_answers_also_when_the_caller_has_gone(
         return stand.torchserve(request)
 
     stand = make_stand(upstream=slow, in_flight_predict=1, admission_wait_s=0.01)
-    places = stand.app.state.gateway.service.predict_limiter
+    places = stand.app.state.gateway.admission.of("cifar10").predict
 
     async def scene() -> None:
         """Make one raw ASGI call whose caller disconnects while TorchServe works."""

@@ -221,7 +221,7 @@ def test_calls_without_a_place_are_refused_on_connections_that_stay_open(
     assert {200, 503} == set(statuses)
     refused = statuses.count(503)
     counts = (
-        f'gateway_refused_total{{code="saturated"}} {refused}.0',
+        f'gateway_refused_total{{code="saturated",model="cifar10"}} {refused}.0',
         f'gateway_requests_total{{method="POST",route="/predict",status="503"}} {refused}.0',
     )
     wait_until(lambda: all(count in httpx.get(f"{base}/metrics").text for count in counts), 10)
