@@ -6,6 +6,7 @@
     ├── KeyMissing, KeyUnknown,
     │   KeyExpired              401  key_missing · key_unknown · key_expired
     ├── ScopeMissing            403  scope_missing
+    ├── ModelForbidden          403  model_forbidden
     ├── RouteUnknown            404  route_unknown
     ├── VersionUnknown          404  version_unknown
     ├── RequestUnknown          404  request_unknown

@@ -154,6 +154,21 @@ class ScopeMissing(GatewayError):
         super().__init__(f"The API key lacks the scope `{scope}`.", scope=scope)
 
 
+class ModelForbidden(GatewayError):
+    """403: the API key is limited to other models."""
+
+    status = 403
+    code = "model_forbidden"
+
+    def __init__(self, model: str, models: tuple[str, ...]) -> None:
+        allowed = ", ".join(models[:20]) + (", …" if len(models) > 20 else "")
+        super().__init__(
+            f"The API key may not call the model {model[:64]!r}: name one of its models ({allowed}) by `model=`, or "
+            "ask for a key for this one.",
+            models=models,
+        )
+
+
 class RouteUnknown(GatewayError):
     """404: no route has this path."""
 

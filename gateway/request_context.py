@@ -41,13 +41,15 @@ class Caller(NamedTuple):
     """The caller of a request.
 
     `client` is what its places count for: the key's name, else the address. `key` is the key's id; `name` and `key` are
-    empty without keys. `quotas` are those that the request was counted against.
+    empty without keys. `quotas` are those that the request was counted against. `models` are those that it may call,
+    empty: all.
     """
 
     client: str = ""
     name: str = ""
     key: str = ""
     quotas: tuple[Quota, ...] = ()
+    models: tuple[str, ...] = ()
 
 
 class RequestContext:

@@ -105,7 +105,8 @@ class Settings(BaseSettings):
     keys_file: Path | None = None
     """File of API keys (only their SHA-256), written by `gradserve keys` and re-read when it changes."""
     keys: Annotated[tuple[str, ...], NoDecode] = ()
-    """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, feedback, read."""
+    """More API keys, each `name:sha256:scope+scope` with the scopes predict, explain, feedback, read. With
+    `:model+model` at its end a key is limited to these models."""
     rate_per_key: str = ""
     """Quota of each API key that has no quota of its own, like `600/minute`; empty for no quota."""
     rate_per_address: str = ""

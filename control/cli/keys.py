@@ -40,6 +40,10 @@ Scopes = Annotated[
         "--scope", help="Permission of the key: predict, explain, feedback or read. Can be repeated.", metavar="SCOPE"
     ),
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", help="Model that the key may call; without it, all. Can be repeated.", metavar="NAME"),
+]
 Expires = Annotated[
     str | None,
     typer.Option(help="Time at which the key expires: 90d, 12h, 30m, or an ISO date and time (UTC).", metavar="WHEN"),
@@ -58,7 +62,13 @@ def register(app: typer.Typer) -> None:
 
 @keys.command()
 def make(
-    name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
+    name: Name,
+    scope: Scopes = None,
+    model: Models = None,
+    expires: Expires = None,
+    quota: QuotaOfKey = None,
+    *,
+    file: File = None,
 ) -> None:
     """Make a key and print its secret once: only its SHA-256 is stored. Default scopes: predict and explain.
 
@@ -75,11 +85,17 @@ def make(
                 path, f"a key named {name} already exists: run `gradserve keys rotate {name}`, or choose another name"
             )
         secret, key = make_key(
-            name, scope or ["predict", "explain"], created=_today(), expires=_moment(path, expires), quota=quota or ""
+            name,
+            scope or ["predict", "explain"],
+            created=_today(),
+            expires=_moment(path, expires),
+            quota=quota or "",
+            models=model or (),
         )
         stored[:] = [*(other for other in stored if other.name != name), key]
     typer.echo(secret)
-    typer.echo(f"stored in {path} for {', '.join(key.scopes)}; the secret is not shown again", err=True)
+    of_models = f" of {', '.join(key.models)}" if key.models else ""
+    typer.echo(f"stored in {path} for {', '.join(key.scopes)}{of_models}; the secret is not shown again", err=True)
     if not os.environ.get("GATEWAY_KEYS_FILE"):
         typer.echo(f"the gateway requires keys if it is started with GATEWAY_KEYS_FILE={path}", err=True)
 
@@ -93,7 +109,7 @@ def rotate(
     expires: Expires = None,
     file: File = None,
 ) -> None:
-    """Make a second key of the same name, scopes and quota, print its secret, and let the old one expire.
+    """Make a second key of the same name, scopes, models and quota, print its secret, and let the old one expire.
 
     Both keys work until --overlap has passed. The metric gateway_caller_requests_total shows by its label `key` if the
     old key is still used. Without --expires the new key expires when the old one would have expired.
@@ -109,7 +125,12 @@ def rotate(
             raise _no_key(path, name)
         newest = own[-1]
         secret, key = make_key(
-            name, newest.scopes, created=_today(), expires=_moment(path, expires) or newest.expires, quota=newest.quota
+            name,
+            newest.scopes,
+            created=_today(),
+            expires=_moment(path, expires) or newest.expires,
+            quota=newest.quota,
+            models=newest.models,
         )
         end = _moment(path, overlap, may_be_now=True)
         if not end:
@@ -126,9 +147,15 @@ def rotate(
 
 @keys.command()
 def edit(
-    name: Name, scope: Scopes = None, expires: Expires = None, quota: QuotaOfKey = None, file: File = None
+    name: Name,
+    scope: Scopes = None,
+    model: Models = None,
+    expires: Expires = None,
+    quota: QuotaOfKey = None,
+    *,
+    file: File = None,
 ) -> None:
-    """Change the scopes, the quota or the expiry of a key; `none` removes expiry or quota. The secret stays.
+    """Change the scopes, models, quota or expiry of a key; `none` removes models, quota or expiry. The secret stays.
 
     If the key is being rotated, the new key is changed.
 
@@ -141,11 +168,13 @@ def edit(
         own = [index for index, key in enumerate(stored) if key.name == name]
         if not own:
             raise _no_key(path, name)
-        if not scope and expires is None and quota is None:
-            raise typer.BadParameter("nothing to change: give --scope, --expires or --quota")
+        if not scope and not model and expires is None and quota is None:
+            raise typer.BadParameter("nothing to change: give --scope, --model, --expires or --quota")
         changes: dict[str, Any] = {}
         if scope:
             changes["scopes"] = tuple(scope)
+        if model:
+            changes["models"] = () if model == [_NONE] else tuple(model)
         if expires is not None:
             changes["expires"] = _moment(path, expires)
         if quota is not None:
@@ -162,11 +191,11 @@ def list_keys(
         bool,
         typer.Option(
             "--json",
-            help="Print a JSON array: name, id, scopes, created, expires, quota and expired of each key; no digest.",
+            help="Print a JSON array: name, id, scopes, models, created, expires, quota, expired of each; no digest.",
         ),
     ] = False,
 ) -> None:
-    """List the keys: name, id, date of creation, scopes, quota and expiry.
+    """List the keys: name, id, date of creation, scopes, models, quota and expiry.
 
     Example: gradserve keys list --json
     """
@@ -179,7 +208,8 @@ def list_keys(
     for key in stored:
         end = f"  {'expired' if key.is_expired() else 'expires'} {key.expires}" if key.expires else ""
         quota = f"  {key.quota}" if key.quota else ""
-        typer.echo(f"{key.name:{width}}  {key.id}  {key.created or '-':10}  {' '.join(key.scopes)}{quota}{end}")
+        models = f"  only {' '.join(key.models)}" if key.models else ""
+        typer.echo(f"{key.name:{width}}  {key.id}  {key.created or '-':10}  {' '.join(key.scopes)}{models}{quota}{end}")
 
 
 @keys.command()

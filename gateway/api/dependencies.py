@@ -58,7 +58,8 @@ def admit(scope: str) -> Any:  # noqa: ANN401 — FastAPI's own type of a depend
 
     async def admitted(request: Request, timeout_ms: TimeoutMs = None) -> Admitted:
         state = state_of(request)
-        await state.callers.admit(request, scope)
+        plans = state.router.plans
+        await state.callers.admit(request, scope, None if plans is None else plans.default)
         refuse_repeated(request)
         longest_s = state.settings.timeout_s
         timeout_s = longest_s if timeout_ms is None else min(timeout_ms / 1000, longest_s)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from contracts import model as model_contract
@@ -59,10 +60,11 @@ async def health(state: State, response: Response) -> dict[str, Any]:
     response_model=Models,
     responses=answers(examples.MODELS, *GUARD),
 )
-async def models(state: State) -> dict[str, Any]:
-    """List the versions that are loaded, with their roles, workers and contracts."""
-    plan = state.router.plan
-    return {"name": plan.model if plan else None, "versions": merge_versions(state)}
+async def models(request: Request, state: State) -> dict[str, Any]:
+    """List the versions that are loaded, with their roles, workers and contracts; of the models that the key names."""
+    plan, allowed = state.router.plan, request.state.caller.models
+    versions = [version for version in merge_versions(state) if not allowed or version["model"] in allowed]
+    return {"name": plan.model if plan else None, "versions": versions}
 
 
 @router.get(

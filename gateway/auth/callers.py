@@ -16,7 +16,7 @@ from limits.storage import storage_from_string
 
 from contracts.watched_file import WatchedFile
 from gateway.auth import keys
-from gateway.refusals import KeyExpired, KeyMissing, KeyUnknown, QuotaExceeded, ScopeMissing
+from gateway.refusals import KeyExpired, KeyMissing, KeyUnknown, ModelForbidden, QuotaExceeded, ScopeMissing
 from gateway.request_context import Caller, Quota
 from gateway.settings import SettingsError
 from gateway.settings_docs import mask_passwords
@@ -80,12 +80,15 @@ class Callers:
     def _load(self, path: Path) -> tuple[keys.Key, ...]:
         return keys.check_names((*self._fixed_keys, *keys.load_keys(path)))
 
-    async def admit(self, request: Request, scope: str) -> None:
+    async def admit(self, request: Request, scope: str, default_model: str | None = None) -> None:
         """Admit the call, and put the caller into `request.state.caller`, also if it is refused.
+
+        A call that names no model is one to `default_model`, or to none.
 
         Raises:
             KeyMissing, KeyUnknown, KeyExpired: the request has no valid key.
             ScopeMissing: the key lacks `scope`.
+            ModelForbidden: the key is limited to other models.
             QuotaExceeded: the caller's quota is used up.
         """
         request.state.caller = Caller(address_of(request))
@@ -94,11 +97,16 @@ class Callers:
         if not self._asks:
             return
         key = self._find(presented_key(request))
-        request.state.caller = request.state.caller._replace(client=key.name, name=key.name, key=key.id)
+        request.state.caller = request.state.caller._replace(
+            client=key.name, name=key.name, key=key.id, models=key.models
+        )
         if key.is_expired():
             raise KeyExpired(key.expires)
         if scope not in key.scopes:
             raise ScopeMissing(scope)
+        if key.models:
+            asked = request.path_params.get("model") or request.query_params.get("model") or default_model
+            check_model(request.state.caller, asked)
         quota = _own_quota(key.quota) if key.quota else self._per_key
         if quota is not None:
             await self._spend(request, quota, "key", key.name)
@@ -148,6 +156,16 @@ class Callers:
         request.state.caller = caller._replace(quotas=(*caller.quotas, spent))
         if count > quota.amount:
             raise QuotaExceeded(str(quota), left_s)
+
+
+def check_model(caller: Caller, model: str | None) -> None:
+    """Refuse a call to a model that the caller's key does not name.
+
+    Raises:
+        ModelForbidden: the key is limited to other models.
+    """
+    if caller.models and model is not None and model not in caller.models:
+        raise ModelForbidden(model, caller.models)
 
 
 def presented_key(request: Request) -> str:

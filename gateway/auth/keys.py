@@ -1,9 +1,11 @@
 """API keys: a file, edited by `gradserve keys` and re-read by the gateway, holds only their SHA-256.
 
-{"schema": 2, "keys": [{"name": "alice", "sha256": "…", "scopes": ["predict", "explain"], "created": "2026-01-31",
-                        "expires": "2026-12-31T00:00:00+00:00", "quota": "600/minute"}]}
+{"schema": 3, "keys": [{"name": "alice", "sha256": "…", "scopes": ["predict", "explain"], "created": "2026-01-31",
+                        "expires": "2026-12-31T00:00:00+00:00", "quota": "600/minute", "models": ["photos"]}]}
 
-`created`, `expires` and `quota` are optional. Files of schema 1, which have no expiry and no quota, can be read too.
+`created`, `expires`, `quota` and `models` are optional. Files of schema 1, which have no expiry and no quota, and of
+schema 2, which have no models, can be read too. A file without models is written in schema 2, so that older gateways
+still follow it; they would ignore models, so they must not read a file with some.
 While a key is rotated there are two with its name; of the keys with one name all except one must have an expiry.
 """
 
@@ -22,11 +24,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from contracts.names import NAME as MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SCHEMA = 2
-READABLE = (1, 2)
+SCHEMA_WITHOUT_MODELS, SCHEMA = 2, 3
+READABLE = (1, 2, 3)
 SCOPES = ("predict", "explain", "read", "feedback")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -48,6 +52,7 @@ class Key:
         created: the day on which the key was made (ISO date).
         expires: the moment from which on the key is refused (ISO date and time with offset); empty: never.
         quota: the calls that the caller may make, like `600/minute`; empty: GATEWAY_RATE_PER_KEY.
+        models: the models that the caller may call; empty: all.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Key:
     created: str = ""
     expires: str = ""
     quota: str = ""
+    models: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -68,15 +74,21 @@ class Key:
 
 
 def make_key(
-    name: str, scopes: Sequence[str], *, created: str = "", expires: str = "", quota: str = ""
+    name: str,
+    scopes: Sequence[str],
+    *,
+    created: str = "",
+    expires: str = "",
+    quota: str = "",
+    models: Sequence[str] = (),
 ) -> tuple[str, Key]:
     """Return a new secret of 256 random bits, to be shown once, and the key that is stored for it.
 
     Raises:
-        KeyFileError: the name, a scope, the expiry or the quota is impossible.
+        KeyFileError: the name, a scope, the expiry, the quota or a model is impossible.
     """
     secret = "gs_" + secrets.token_urlsafe(32)
-    return secret, check_key(Key(name, digest(secret), tuple(scopes), created, expires, quota))
+    return secret, check_key(Key(name, digest(secret), tuple(scopes), created, expires, quota, tuple(models)))
 
 
 def digest(secret: str) -> str:
@@ -88,7 +100,7 @@ def check_key(key: Key) -> Key:
     """Return the key itself.
 
     Raises:
-        KeyFileError: its name, digest, scopes, expiry or quota is impossible.
+        KeyFileError: its name, digest, scopes, expiry, quota or models are impossible.
     """
     if not NAME.fullmatch(key.name):
         raise KeyFileError(f"key name {key.name!r} does not match {NAME.pattern}")
@@ -100,6 +112,8 @@ def check_key(key: Key) -> Key:
         raise KeyFileError(f"key {key.name} expires at {key.expires!r}: write like 2026-12-31T00:00:00+00:00")
     if key.quota and not QUOTA.fullmatch(key.quota):
         raise KeyFileError(f"key {key.name} has the quota {key.quota!r}: write like 600/minute (second, hour, day)")
+    if wrong := [model for model in key.models if not MODEL.fullmatch(model)]:
+        raise KeyFileError(f"key {key.name} has the model {wrong[0]!r}: write a model's name, like cifar10")
     return key
 
 
@@ -126,7 +140,8 @@ def save_keys(path: Path, keys: Sequence[Key]) -> None:
         KeyFileError: two keys have the same name and no expiry.
     """
     items = [{field: value for field, value in asdict(key).items() if value} for key in check_names(keys)]
-    data = {"schema": SCHEMA, "keys": items}
+    schema = SCHEMA if any(key.models for key in keys) else SCHEMA_WITHOUT_MODELS
+    data = {"schema": schema, "keys": items}
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp creates the file with mode 0600.
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -146,17 +161,17 @@ def save_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def parse_entry(entry: str) -> Key:
-    """Return the key of an entry `name:sha256:scope+scope` of GATEWAY_KEYS.
+    """Return the key of an entry `name:sha256:scope+scope` of GATEWAY_KEYS, or with models: `…:model+model`.
 
     Raises:
         KeyFileError: the entry is no key.
     """
     parts = entry.split(":")
-    if len(parts) != 3:
+    if len(parts) not in {3, 4}:
         # The message does not quote the entry: it may be a secret in the wrong place.
-        raise KeyFileError("an entry is no key: write name:sha256:scope+scope")
-    name, sha256, scopes = parts
-    return check_key(Key(name, sha256, tuple(scopes.split("+"))))
+        raise KeyFileError("an entry is no key: write name:sha256:scope+scope, or name:sha256:scope+scope:model+model")
+    name, sha256, scopes, *models = parts
+    return check_key(Key(name, sha256, tuple(scopes.split("+")), models=tuple(models[0].split("+")) if models else ()))
 
 
 def check_names(keys: Iterable[Key]) -> tuple[Key, ...]:
@@ -180,11 +195,18 @@ def check_names(keys: Iterable[Key]) -> tuple[Key, ...]:
 def _parse_key(item: object) -> Key:
     if not isinstance(item, dict):
         raise KeyFileError(f"a key is an object, not {type(item).__name__}")
-    scopes = item.get("scopes")
-    if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-        raise KeyFileError(f"key {item.get('name')!r} has no list of scopes")
+    scopes, models = _texts(item, "scopes"), _texts({"models": [], **item}, "models")
+    if "models" in item and not models:
+        raise KeyFileError(f"key {item.get('name')!r} has an empty list of models: leave it out to allow all")
     name, sha256, *rest = (str(item.get(field, "")) for field in ("name", "sha256", "created", "expires", "quota"))
-    return check_key(Key(name, sha256, tuple(scopes), *rest))
+    return check_key(Key(name, sha256, scopes, *rest, models=models))
+
+
+def _texts(item: dict[str, object], field: str) -> tuple[str, ...]:
+    found = item.get(field)
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise KeyFileError(f"key {item.get('name')!r} has no list of {field}")
+    return tuple(found)
 
 
 def _is_moment(text: str) -> bool:

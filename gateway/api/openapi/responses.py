@@ -35,6 +35,7 @@ BODY = (
     refusals.MediaTypeUnsupported("text/plain", "http://localhost:8000/predict"),
 )
 ENGINE = (
+    refusals.ModelForbidden("other", ("cifar10",)),
     refusals.VersionUnknown("9.9.9"),
     HandlerFailed(),
     Internal(),
@@ -79,6 +80,7 @@ OVERLAY_HEADERS = {
 FEEDBACK = (
     *AUTHENTICATION,
     refusals.ScopeMissing("feedback"),
+    refusals.ModelForbidden("other", ("cifar10",)),
     refusals.QuotaExceeded("600 per 1 minute", 12),
     refusals.EmptyBody(),
     refusals.BadJson("class: Field required"),

@@ -114,9 +114,22 @@ def test_edit_sets_and_removes_quota_and_expiry(run, tmp_path):
     assert changed == Key("alice", key.sha256, ("read",), key.created)
 
 
+def test_a_key_is_limited_to_models_keeps_them_when_it_is_rotated_and_edit_changes_and_removes_them(run, tmp_path):
+    run("keys", "make", "alice", "--model", "photos", "--model", "pets")
+    run("keys", "rotate", "alice", "--overlap", "0d")
+    assert [key.models for key in load_keys(tmp_path / "keys.json")] == [("photos", "pets")] * 2
+    assert "only photos pets" in run("keys", "list").stdout
+    run("keys", "edit", "alice", "--model", "pets")
+    assert load_keys(tmp_path / "keys.json")[-1].models == ("pets",)
+    assert json.loads(run("keys", "list", "--json").stdout)[-1]["models"] == ["pets"]
+    run("keys", "edit", "alice", "--model", "none")
+    assert load_keys(tmp_path / "keys.json")[-1].models == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (("make", "bob", "--model", "a/b"), "write a model's name"),
         (("make", "alice"), "already exists: run `gradserve keys rotate alice`"),
         (("make", "bob", "--quota", "often"), "write like 600/minute"),
         (("make", "bob", "--expires", "soon"), "write 90d"),

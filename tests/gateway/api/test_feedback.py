@@ -108,6 +108,15 @@ def test_feedback_needs_its_own_scope_and_names_the_caller(make: Callable[..., S
     assert "x-api-key" not in call.headers
 
 
+def test_a_key_that_is_limited_to_other_models_corrects_no_call(make: Callable[..., Stand]) -> None:
+    entries = tuple(f"{key.name}:{key.sha256}:predict+feedback" for key in (KEY, READER_KEY))
+    stand = make(keys=(entries[0], f"{entries[1]}:photos"))
+    call = stand.client.post("/predict", content=b"image-of-cat", headers={"x-api-key": SECRET})
+    said = {"request_id": call.json()["request_id"], "class": "dog"}
+    refused = stand.client.post("/feedback", json=said, headers={"x-api-key": READER})
+    assert (refused.status_code, refused.json()["code"]) == (403, "model_forbidden")
+
+
 def test_a_sampled_call_keeps_its_image_and_only_harmless_headers(
     make: Callable[..., Stand], store: FeedbackStore
 ) -> None:

@@ -9,7 +9,7 @@ import socket
 import socketserver
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from starlette.requests import Request
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import httpx
     from conftest import Stand
 
 
@@ -107,6 +108,53 @@ def test_wrong_keys_use_up_the_addresss_quota(make_stand: Callable[..., Stand]) 
     client = make_stand(keys=(f"a:{'0' * 64}:read",), rate_per_address="2/hour").client
     statuses = [client.get("/models", headers={"x-api-key": "guess"}).status_code for _ in range(3)]
     assert statuses == [401, 401, 429]
+
+
+KEYS_OF_MODELS: dict[str, tuple[str, ...]] = {"limited": ("photos",), "everything": ()}
+IMAGE = {"files": {"file": b"image-of-cat"}}
+TENSOR = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["aW1hZ2Utb2YtZG9n"]}
+TO_PHOTOS: list[tuple[str, str, dict[str, Any]]] = [
+    *(("POST", f"/{route}?model=photos", IMAGE) for route in ("predict", "explain", "predict/batch")),
+    ("POST", "/v2/models/photos/infer", {"json": {"inputs": [TENSOR]}}),
+    ("GET", "/v2/models/photos", {}),
+    ("GET", "/v2/models/photos/versions/1.0.0/ready", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "what"), TO_PHOTOS, ids=[path for _, path, _ in TO_PHOTOS])
+def test_a_key_that_is_limited_to_a_model_calls_no_other(
+    make_two_models: Callable[..., Stand], tmp_path: Path, method: str, path: str, what: dict[str, Any]
+) -> None:
+    limited, everything = (keys.make_key(name, keys.SCOPES, models=only) for name, only in KEYS_OF_MODELS.items())
+    keys.save_keys(tmp_path / "keys.json", [limited[1], everything[1]])
+    stand = make_two_models(keys_file=tmp_path / "keys.json")
+
+    def ask(secret: str, path: str) -> httpx.Response:
+        return stand.client.request(method, path, headers={"x-api-key": secret}, **what)
+
+    for other in {path.replace("photos", "cifar10"), path.replace("?model=photos", "")} - {path}:
+        refused = ask(limited[0], other)
+        assert (refused.status_code, refused.json()["code"]) == (403, "model_forbidden")
+        assert "the model 'cifar10': name one of its models (photos)" in refused.json()["detail"]
+        assert not stand.torchserve.calls
+    assert ask(limited[0], path).status_code == 200
+    assert ask(everything[0], path.replace("photos", "cifar10")).status_code == 200
+
+
+def test_a_key_that_is_limited_to_a_model_sees_only_that_one_and_calls_of_no_model_are_free(
+    make_two_models: Callable[..., Stand],
+) -> None:
+    made = {name: keys.make_key(name, ["read", "predict"], models=only) for name, only in KEYS_OF_MODELS.items()}
+    entries = [f"{key.name}:{key.sha256}:read+predict" for _, key in made.values()]
+    stand = make_two_models(keys=(f"{entries[0]}:photos", entries[1]))
+
+    def seen(name: str) -> set[str]:
+        answer = stand.client.get("/models", headers={"x-api-key": made[name][0]})
+        return {version["model"] for version in answer.json()["versions"]}
+
+    assert (seen("limited"), seen("everything")) == ({"photos"}, {"photos", "cifar10"})
+    for path in ("/metrics", "/v2"):
+        assert stand.client.get(path, headers={"x-api-key": made["limited"][0]}).status_code == 200
 
 
 def test_two_keys_of_one_name_work_until_the_old_one_expires(make_stand: Callable[..., Stand], tmp_path: Path) -> None:

@@ -67,6 +67,13 @@ def test_an_impossible_expiry_or_quota_is_refused(changes: dict[str, str], sente
         ('{"schema":1,"keys":[{"name":"a b","sha256":"x","scopes":["read"]}]}', "does not match"),
         ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":["all"]}]}' % ("0" * 64), "use one or more of"),
         ('{"schema":1,"keys":[{"name":"a","sha256":"%s","scopes":"read"}]}' % ("0" * 64), "no list of scopes"),
+        ('{"schema":3,"keys":[{"name":"a","sha256":"%s","scopes":["read"],"models":"m"}]}' % ("0" * 64), "of models"),
+        ('{"schema":3,"keys":[{"name":"a","sha256":"%s","scopes":["read"],"models":[]}]}' % ("0" * 64), "leave it out"),
+        (
+            '{"schema":3,"keys":[{"name":"a","sha256":"%s","scopes":["read"],"models":["/"]}]}' % ("0" * 64),
+            "like cifar",
+        ),
+        ('{"schema":4,"keys":[]}', "no key file of schema 1 or 2 or 3"),
     ],
 )
 def test_a_file_that_holds_no_keys_is_refused_with_the_reason(tmp_path: Path, content: str, sentence: str) -> None:
@@ -108,3 +115,12 @@ def test_a_file_that_cannot_be_written_leaves_the_former_one_and_no_other(tmp_pa
         keys.save_keys(path, [keys.Key("b", "0" * 64, ("read",), created=object())])  # type: ignore[arg-type]
     assert path.read_bytes() == former
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_file_with_a_limited_key_has_the_schema_that_older_gateways_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    for models, schema in (((), 2), (("photos", "pets"), 3)):
+        _, key = keys.make_key("alice", ["predict"], models=models)
+        keys.save_keys(path, [key])
+        assert json.loads(path.read_text(encoding="utf-8"))["schema"] == schema
+        assert keys.load_keys(path) == (key,)
