@@ -35,8 +35,9 @@ class Report:
     """One gateway process, named by `id`.
 
     `revision` is that of the plan it routes by; None: it has no plan, so it routes nothing. `in_flight` counts the
-    calls that it has given to this agent's TorchServe and that are not over, by `MODEL/VERSION`; gateways of before
-    schema 3 of the plan count them by version alone.
+    calls that it has given to this agent's TorchServe and that are not over, by `MODEL/VERSION`. Gateways of before
+    schema 3 of the plan count them by version alone. These counts stand for every model: a version may stay loaded for
+    longer than it is needed, until that gateway is updated, and never for less.
     """
 
     id: str

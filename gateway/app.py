@@ -27,7 +27,7 @@ from gateway.inference.admission import Admission, BodyBudget, PixelBudget, Plac
 from gateway.inference.discovery import Discovery, Resolve, resolve_host
 from gateway.inference.examples import Examples
 from gateway.inference.replicas import Agents
-from gateway.inference.routing import Router
+from gateway.inference.routing import Router, Workers
 from gateway.inference.service import InferenceService
 from gateway.inference.shadow import Shadow
 from gateway.inference.torchserve import TorchServe
@@ -74,10 +74,10 @@ def create_app(
     """Return the gateway. Without `settings` they come from the environment; tests pass in all else.
 
     Raises:
-        SettingsError: the environment's settings cannot be used, or no Kubernetes API is known for the plan.
+        SettingsError: the environment's settings cannot be used, or no Kubernetes API is known for plan or agents.
     """
     settings = settings or load_settings()
-    agents = Agents(Discovery(settings.agents, resolve=resolve), max_age_s=settings.status_max_age_s, transport=agent)
+    agents = Agents(make_discovery(settings, resolve), max_age_s=settings.status_max_age_s, transport=agent)
     router = make_router(settings, agents, chance)
     torchserve = TorchServe(upstream or PooledTransport())
     metrics = Metrics()
@@ -174,6 +174,18 @@ def create_app(
     return app
 
 
+def make_discovery(settings: Settings, resolve: Resolve) -> Discovery:
+    """Return the list of the agents.
+
+    Raises:
+        SettingsError: the agents are the endpoints of a Service, and no Kubernetes API is known.
+    """
+    try:
+        return Discovery(settings.agents, resolve=resolve)
+    except NotInCluster as error:
+        raise SettingsError(f"GATEWAY_AGENTS: {error}") from error
+
+
 def make_router(settings: Settings, agents: Agents, chance: Callable[[], float]) -> Router:
     """Return the router with its reader of the plan.
 
@@ -201,9 +213,10 @@ def make_recorder(settings: Settings, chance: Callable[[], float]) -> Recorder:
     return Recorder(store, settings.feedback_sample, chance)
 
 
-def places_of_model(settings: Settings, workers: int) -> Places:
-    """Return the places of a model with `workers` ready workers."""
-    return Places(settings.places_predict(workers), settings.places_explain(workers), settings.in_flight_backward)
+def places_of_model(settings: Settings, workers: Workers) -> Places:
+    """Return the places of a model with these workers."""
+    share = workers.share(settings.workers)
+    return Places(settings.places_predict(share), settings.places_explain(share), settings.in_flight_backward)
 
 
 def refresh(state: AppState) -> None:

@@ -42,12 +42,14 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on."""
     workers: int = Field(default=1, ge=1, le=64)
-    """Number of gateway processes. Each counts places and turns for itself, so that all limits rise with the number.
-    One suffices for about four cores, which it shares with TorchServe's workers."""
+    """Number of gateway processes. They share the workers, and so do several gateways: the agents tell each process how
+    many others have calls in flight. Each counts places for itself. One suffices for about four cores, which it shares
+    with TorchServe's workers."""
 
     agents: Annotated[tuple[str, ...], NoDecode] = ("http://127.0.0.1:9100",)
     """Addresses of the agents, one per replica. A host name that has several addresses stands for as many replicas; it
-    is resolved again every 3 s."""
+    is resolved again every 3 s. `kubernetes:NAMESPACE/SERVICE:PORT` stands for the endpoints of a Service, which are
+    followed by watch."""
     plan: Path = Field(default_factory=lambda: _home_file("plan.json"))
     """File of the traffic plan, or `kubernetes:NAMESPACE/NAME` for a ConfigMap that is followed by watch. The default
     is `plan.json` in GRADSERVE_HOME, which itself defaults to `.gradserve`."""
@@ -154,8 +156,16 @@ class Settings(BaseSettings):
     @field_validator("agents")
     @classmethod
     def _addresses(cls, agents: tuple[str, ...]) -> tuple[str, ...]:
-        if not agents or not all(agent.startswith(("http://", "https://")) for agent in agents):
-            raise ValueError("takes one or more addresses like http://127.0.0.1:9100")
+        if not agents or not all(agent.startswith(("http://", "https://", "kubernetes:")) for agent in agents):
+            raise ValueError(
+                "takes one or more addresses like http://127.0.0.1:9100, or kubernetes:NAMESPACE/SERVICE:9100"
+            )
+        for agent in agents:
+            if agent.startswith("kubernetes:"):
+                # Imported here: most commands need no client.
+                from gateway.kubernetes.endpoints import parse_address  # noqa: PLC0415
+
+                parse_address(agent)
         return tuple(agent.rstrip("/") for agent in agents)
 
     @model_validator(mode="after")
@@ -179,20 +189,19 @@ class Settings(BaseSettings):
                     "or GATEWAY_HOST=127.0.0.1"
                 )
 
-    def places_predict(self, workers: int) -> int:
-        """Return the predictions of a model with `workers` workers that one caller may have in flight in one process.
+    def places_predict(self, share: int) -> int:
+        """Return the predictions of a model that one caller may have in flight in a process with `share` workers.
 
         Unless it is set: of each upstream batch that the process sends at a time, one at the worker and one that waits.
         """
-        share = math.ceil(workers / self.workers)
         return 2 * self.chunk_images * share if self.in_flight_predict is None else self.in_flight_predict
 
-    def places_explain(self, workers: int) -> int:
-        """Return the explanations of a model in the forward pass that one caller may have in flight in one process.
+    def places_explain(self, share: int) -> int:
+        """Return the explanations in the forward pass that one caller may have in flight there.
 
         Unless it is set, half of the predictions, so that these two never fill the workers' queue with explanations.
         """
-        half = math.ceil(self.places_predict(workers) / 2)
+        half = math.ceil(self.places_predict(share) / 2)
         return half if self.in_flight_explain is None else self.in_flight_explain
 
     @property

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeKubernetes:
-    """ConfigMaps with `resourceVersion`, 404, 409, watches with events, and 410 for watches from before `oldest`.
+    """ConfigMaps and EndpointSlices with `resourceVersion`, 404, 409 and watches.
 
-    `fail` is the status, or the exception, of every call.
+    Watches from before `oldest` get 410. `fail` is the status, or the exception, of every call.
     """
 
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class FakeKubernetes:
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        parts = request.url.path.removeprefix("/api/v1/namespaces/").split("/")
-        assert parts[:2] == ["default", "configmaps"], request.url
+        parts = request.url.path.partition("/v1/namespaces/")[2].split("/")
+        assert parts[:2] in (["default", "configmaps"], ["default", "endpointslices"]), request.url
         is_watch = request.url.params.get("watch") == "true"
         with self.changed:
             self.calls.append(("WATCH" if is_watch else request.method, parts[2] if parts[2:] else ""))
@@ -55,10 +55,9 @@ class FakeKubernetes:
             if self.fail is not None:
                 return self.status(self.fail, "the server says no")
         if request.method == "GET" and len(parts) == 2:
-            name = request.url.params["fieldSelector"].removeprefix("metadata.name=")
             if is_watch:
-                return self.watch(name, int(request.url.params["resourceVersion"]))
-            items = [self.objects[name]] if name in self.objects else []
+                return self.watch(request.url.params, int(request.url.params["resourceVersion"]))
+            items = [found for found in self.objects.values() if is_selected(request.url.params, found)]
             return httpx.Response(200, json={"metadata": {"resourceVersion": str(self.version)}, "items": items})
         if request.method == "GET":
             found = self.objects.get(parts[2])
@@ -110,13 +109,13 @@ class FakeKubernetes:
             self.watches_ended += 1
             self.changed.notify_all()
 
-    def watch(self, name: str, since: int) -> httpx.Response:
+    def watch(self, params: httpx.QueryParams, since: int) -> httpx.Response:
         if since < self.oldest:
             event = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
             return httpx.Response(200, content=json.dumps(event).encode() + b"\n")
-        return httpx.Response(200, content=self.lines(name, since, self.watches_ended))
+        return httpx.Response(200, content=self.lines(params, since, self.watches_ended))
 
-    def lines(self, name: str, since: int, ended: int) -> Iterator[bytes]:
+    def lines(self, params: httpx.QueryParams, since: int, ended: int) -> Iterator[bytes]:
         while True:
             with self.changed:
                 while self.watches_ended == ended and self.version <= since:
@@ -125,7 +124,7 @@ class FakeKubernetes:
                 since = self.version
                 is_over = self.watches_ended > ended
             for _, kind, manifest in due:
-                if kind == "BOOKMARK" or manifest["metadata"]["name"] == name:
+                if kind == "BOOKMARK" or is_selected(params, manifest):
                     yield json.dumps({"type": kind, "object": manifest}).encode() + b"\n"
             if is_over:
                 return
@@ -136,6 +135,15 @@ class FakeKubernetes:
 
     def api(self) -> KubernetesApi:
         return KubernetesApi("http://cluster", transport=httpx.MockTransport(self))
+
+
+def is_selected(params: httpx.QueryParams, manifest: dict[str, Any]) -> bool:
+    """Return True if the object has the name, or the label, that a list or watch selects."""
+    metadata = manifest["metadata"]
+    if "labelSelector" in params:
+        label, _, value = params["labelSelector"].partition("=")
+        return bool(metadata.get("labels", {}).get(label) == value)
+    return bool(params["fieldSelector"] == f"metadata.name={metadata['name']}")
 
 
 @pytest.fixture

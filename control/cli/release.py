@@ -90,11 +90,16 @@ def _resolved(urls: list[str]) -> list[str]:
     import asyncio
 
     from gateway.inference.discovery import Discovery
+    from gateway.kubernetes.errors import NotInCluster
 
     found = []
     for url in urls:
-        discovery = Discovery([url])
+        try:
+            discovery = Discovery([url])
+        except (ValueError, NotInCluster) as error:
+            raise typer.BadParameter(str(error)) from error
         addresses = discovery.listed() if discovery.is_fixed else asyncio.run(discovery.find())
+        discovery.close()
         found += [address.url for address in addresses] or [url]
     return found
 

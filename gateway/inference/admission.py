@@ -14,6 +14,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import Unavailable
+from gateway.inference.routing import Workers
 from gateway.inference.turns import Turns
 from gateway.refusals import CallerHasTooManyPixels, TooManyPixels
 
@@ -270,9 +271,9 @@ class ModelLimits:
 
 
 class Admission:
-    """The limits of every model. `places_of` returns a model's places by the number of its ready workers."""
+    """The limits of every model. `places_of` returns a model's places by its workers."""
 
-    def __init__(self, places_of: Callable[[int], Places], wait_s: float) -> None:
+    def __init__(self, places_of: Callable[[Workers], Places], wait_s: float) -> None:
         self._places_of = places_of
         self._wait_s = wait_s
         self._models: dict[str, ModelLimits] = {}
@@ -281,13 +282,13 @@ class Admission:
         """Return the limits of `model`; until `fit` they are those of one worker."""
         limits = self._models.get(model)
         if limits is None:
-            limits = self._models[model] = ModelLimits(self._places_of(1), self._wait_s)
+            limits = self._models[model] = ModelLimits(self._places_of(Workers(1)), self._wait_s)
         return limits
 
-    def fit(self, workers: Mapping[str, int]) -> None:
-        """Fit each model's places to its ready workers; a model without an entry is gone and has none."""
-        for model, count in workers.items():
-            self.of(model).resize(self._places_of(count))
+    def fit(self, workers: Mapping[str, Workers]) -> None:
+        """Fit each model's places to its workers; a model without an entry is gone and has none."""
+        for model, own in workers.items():
+            self.of(model).resize(self._places_of(own))
         for model, limits in self._models.items():
             if model not in workers and limits.is_idle():
                 limits.resize(Places(0, 0, 0))

@@ -1,7 +1,8 @@
 """Dynamic batching: single images of several callers are sent to TorchServe as one upstream batch.
 
 For TorchServe and the handler a request costs more than a small image in it. So all gateway processes together keep
-about as many upstream batches in flight as the version has workers. While there are fewer an image is sent at once. If
+about as many upstream batches in flight as the version has workers; the agent tells each process how many others have
+calls in flight there. While there are fewer an image is sent at once. If
 there are as many it waits until one has been answered, and is sent together with all images that wait by then.
 
 Predictions and explanations in the forward pass share upstream batches: each image has its own options.
@@ -160,7 +161,7 @@ class BatchQueue:
         asyncio.get_running_loop().call_soon(self._send_batches, target)
 
     def _send_batches(self, target: Target) -> None:
-        share = math.ceil(target.workers / self._processes)
+        share = math.ceil(target.workers / max(target.processes, self._processes))
         while len(self._in_flight) < share and (calls := self._next_batch()):
             self._in_flight.add(asyncio.create_task(self.send(calls, target)))
 

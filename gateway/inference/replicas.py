@@ -36,7 +36,10 @@ class Replica:
     """One agent and the TorchServe behind it.
 
     `in_flight` counts by version the calls and upstream batches that this process has in flight there; among them are
-    calls that still wait for a place, and calls whose caller disconnected. `clock_ahead_s` estimates the seconds that
+    calls that still wait for a place, and calls whose caller disconnected. `held` counts the calls of many images: each
+    of their upstream batches finds its own replica, and the version must stay loaded here until the last is answered.
+    `sharers` counts by version the other gateway processes that have calls in flight there, as the agent last told.
+    `clock_ahead_s` estimates the seconds that
     its clock is ahead of ours; it is 0 while the clocks may agree. `avoid_until` (monotonic time) is set when it
     refuses a call; `lost_at` is set when it cannot be reached, and counts until a later poll shows it well. `is_gone`:
     it is no longer listed, gets no more calls, and is forgotten once it has none in flight. `complaint` is the reason
@@ -53,11 +56,21 @@ class Replica:
     is_gone: bool = False
     complaint: str = ""
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
+    held: Counter[str] = field(default_factory=Counter, compare=False)
+    sharers: Counter[str] = field(default_factory=Counter, compare=False)
     poll: asyncio.Task[None] | None = field(default=None, compare=False)
 
     def is_avoided(self, now: float) -> bool:
         """Return True if it gets calls only where no other replica is ready; `now` is monotonic time."""
         return self.avoid_until > now or self.lost_at >= self.fresh_at
+
+    def calls(self) -> Counter[str]:
+        """Return by version the calls that need it here."""
+        return self.in_flight + self.held
+
+    def processes(self, model: str, version: str) -> int:
+        """Return the gateway processes that have calls to the version in flight here, this one included."""
+        return 1 + self.sharers[report.counter(model, version)] + self.sharers[version]  # see `Report.in_flight`
 
 
 class Agents:
@@ -117,10 +130,11 @@ class Agents:
 
         A replica that is gone is polled until it has no call in flight: its agent waits for that before it stops.
         """
-        if self._clock() >= self._find_at and (self._finding is None or self._finding.done()):
+        is_due = self._clock() >= self._find_at or self._discovery.has_changed
+        if is_due and (self._finding is None or self._finding.done()):
             self._finding = asyncio.create_task(self._find())
         for url, replica in list(self._replicas.items()):
-            if replica.is_gone and not replica.in_flight.total():
+            if replica.is_gone and not replica.calls():
                 del self._replicas[url]
             elif replica.poll is None or replica.poll.done():
                 replica.poll = asyncio.create_task(self._poll(replica, revision))
@@ -130,6 +144,7 @@ class Agents:
         for task in (self._finding, *(replica.poll for replica in self._replicas.values())):
             if task is not None:
                 task.cancel()
+        self._discovery.close()
         await self._client.aclose()
 
     async def _find(self) -> None:
@@ -142,8 +157,11 @@ class Agents:
             self._replicas.setdefault(url, Replica(url, address.name))
 
     def _report(self, replica: Replica, revision: int | None) -> str:
-        in_flight = {version: count for version, count in replica.in_flight.items() if count}
-        return report.dump(Report(self._id, revision, in_flight))
+        return report.dump(Report(self._id, revision, dict(replica.calls())))
+
+    def _sharers(self, status: AgentStatus) -> Counter[str]:
+        others = (gateway.report for gateway in status.gateways if gateway.report.id != self._id)
+        return Counter(version for other in others for version, count in other.in_flight.items() if count)
 
     async def _ask(self, url: str, headers: dict[str, str]) -> AgentStatus:
         """Return the status of the agent at `url`.
@@ -174,6 +192,7 @@ class Agents:
             replica.complaint = str(error)
             return
         replica.complaint = ""
+        replica.sharers = self._sharers(status)
         status = at_address(status, replica)
         now = self._wall()
         if status.told_at is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from contracts.report import counter
 from gateway.errors import Unavailable
@@ -18,7 +20,7 @@ from gateway.kubernetes.plan_object import watch_plan
 from gateway.refusals import ModelUnknown, VersionUnknown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from contracts import plan as traffic_plan
@@ -58,6 +60,35 @@ class Target:
 
     def __exit__(self, *exception: object) -> None:
         self.replica.in_flight[counter(self.model, self.version)] -= 1
+
+    @contextmanager
+    def held(self) -> Iterator[Self]:
+        """Keep the version loaded for a call whose upstream batches are counted one by one, each where it is sent."""
+        name = counter(self.model, self.version)
+        self.replica.held[name] += 1
+        try:
+            yield self
+        finally:
+            self.replica.held[name] -= 1
+
+    @property
+    def processes(self) -> int:
+        """The gateway processes that have calls to the version in flight on the replica, this one included."""
+        return self.replica.processes(self.model, self.version)
+
+
+class Workers(NamedTuple):
+    """The `ready` workers of a version on all replicas, at least one, and the gateway `processes` that call them now.
+
+    The agents tell these, so that several gateways share the workers by what each has in flight.
+    """
+
+    ready: int
+    processes: int = 1
+
+    def share(self, least_processes: int = 1) -> int:
+        """Return the workers that one process reckons with, at least one."""
+        return math.ceil(self.ready / max(self.processes, least_processes))
 
 
 class Router:
@@ -163,20 +194,24 @@ class Router:
             raise Unavailable("not_ready")
         return self._least_loaded(targets)
 
-    def workers(self, target: Target) -> int:
-        """Return the ready workers of the target's entry on all replicas, at least one."""
-        same = self._targets(target.model, target.version, lambda _contract: target.entry)
-        return max(1, sum(found.workers for found in same))
+    def workers(self, target: Target) -> Workers:
+        """Return the workers of the target's entry on all replicas."""
+        same = self._same(target)
+        return Workers(max(1, sum(found.workers for found in same)), max((each.processes for each in same), default=1))
 
-    def stable_workers(self) -> dict[str, int]:
-        """Return the ready prediction workers of each model's stable version on all replicas, at least one."""
+    def stable_workers(self) -> dict[str, Workers]:
+        """Return the prediction workers of each model's stable version on all replicas."""
         if self.plans is None:
             return {}
         ready: Counter[tuple[str, str]] = Counter()
-        for _, status, seen in self.seen():
+        processes: Counter[tuple[str, str]] = Counter()
+        for replica, status, seen in self.seen():
             if seen.routable and not status.draining:
-                ready[seen.model, seen.version] += seen.predict.ready
-        return {plan.model: max(1, ready[plan.model, plan.stable.version]) for plan in self.plans.models}
+                version = (seen.model, seen.version)
+                ready[version] += seen.predict.ready
+                processes[version] = max(processes[version], replica.processes(*version))
+        stable = {plan.model: (plan.model, plan.stable.version) for plan in self.plans.models}
+        return {model: Workers(max(1, ready[version]), max(1, processes[version])) for model, version in stable.items()}
 
     def set_aside(self, target: Target, *, is_lost: bool) -> None:
         """Let a replica that did not answer get calls only where no other one is ready.
@@ -191,9 +226,20 @@ class Router:
 
     def choose_another(self, refused: Target) -> Target | None:
         """Return a target on another replica for a call that `refused` did not begin; None if there is none."""
-        targets = self._targets(refused.model, refused.version, lambda _contract: refused.entry)
-        others = [target for target in targets if target.replica is not refused.replica]
+        others = [target for target in self._same(refused) if target.replica is not refused.replica]
         return self._least_loaded(others) if others else None
+
+    def choose_again(self, held: Target) -> Target:
+        """Return the target with the least work for one more upstream batch of a call that holds `held`.
+
+        If no replica takes calls to the version any more it is `held` itself, where the version is still loaded.
+        """
+        same = self._same(held)
+        return self._least_loaded(same) if same else held
+
+    def _same(self, target: Target) -> list[Target]:
+        """Return the targets on all replicas with the target's version and entry."""
+        return self._targets(target.model, target.version, lambda _contract: target.entry)
 
     def _choose_side(self, plan: traffic_plan.Plan, answering: EntryOf, caller: str) -> list[Target]:
         """Return the targets of the canary or of the stable version, by the canary's share."""

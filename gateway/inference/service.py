@@ -114,13 +114,14 @@ class InferenceService:
         """Return one entry per image, in order: a prediction, or `{"error": {…}}` as a caller gets it.
 
         With a `question` the entries are explanations by a method of the forward pass. The images are sent in several
-        upstream batches that keep all ready workers busy. If one of these fails, only its own images have an error; an
-        image that is too large is the only one that has an error. The answer has an error if no upstream batch was
-        answered, if the images together have too many pixels, or if the version has no method of the forward pass.
+        upstream batches that keep all ready workers of all replicas busy. If one of these fails, only its own images
+        have an error; an image that is too large is the only one that has an error. The answer has an error if no
+        upstream batch was answered, if the images together have too many pixels, or if the version has no method of the
+        forward pass.
         """
         progress = Progress(call)
         try:
-            with self._choose("predict", progress) as target:
+            with self._choose("predict", progress).held() as target:
                 options = Options(top_k=top_k)
                 if question is not None:
                     options = wire_options_in_forward(question, target.contract)
@@ -136,7 +137,7 @@ class InferenceService:
         """
         progress = Progress(call)
         try:
-            with self._choose("explain", progress, question.method) as target:
+            with self._choose("explain", progress, question.method).held() as target:
                 work = self._explaining(target, question)
                 return progress.answer(await self._answer_all(target, images, work, progress))
         except GatewayError as error:
@@ -231,7 +232,7 @@ class InferenceService:
             await work.limiter.take(call.caller)
         # Several at once only if places are free now: a call does not wait for places after some of its work is done.
         per_worker = BATCHES_PER_WORKER if target.entry == "predict" else 1
-        most = min(target.workers * per_worker, len(batches))
+        most = min(self._router.workers(target).ready * per_worker, len(batches))
         places = 1 + work.limiter.take_free(most - 1, call.caller)
         try:
             with progress.stage("model"):
@@ -262,11 +263,13 @@ class InferenceService:
     async def _send_batch(
         self, target: Target, images: Sequence[bytes], pixels: int, work: Work, call: Call
     ) -> list[Entry]:
-        """Wait for a turn, then send images of one call together; to the explain entry one image, without a turn."""
-        # The target is counted in flight once per upstream batch, so that the least loaded replica is found.
+        """Wait for a turn, then send images of one call together to the replica that has the least work then.
+
+        To the explain entry one image is sent, without a turn.
+        """
         if target.entry == "explain":
-            with target:
-                entry = await self._send_one(target, images[0], work, call)
+            with self._router.choose_again(target) as chosen:
+                entry = await self._send_one(chosen, images[0], work, call)
             return [entry] if isinstance(entry, dict) else []
         send = partial(
             self._upstream.predict,
@@ -281,8 +284,8 @@ class InferenceService:
         turns = limits.large_turns["predict"] if is_large else limits.batch_turns
         most = partial(self._most_in_flight, target, 1 if is_large else BATCHES_PER_WORKER)
         async with turns.turn(most, call.deadline):
-            with target:
-                return await self._send(target, send)
+            with self._router.choose_again(target) as chosen:
+                return await self._send(chosen, send)
 
     async def _send(self, target: Target, send: Callable[[Target], Awaitable[Received]]) -> Received:
         """Return the result of `send` for `target`, or for another replica if `target` refused before any work began.
@@ -307,8 +310,8 @@ class InferenceService:
         """Return the number of batches, or large images, that may be in flight; single images keep one worker."""
         workers = self._router.workers(target)
         if target.entry == "explain" or self._singles_arrive(target):
-            return max(1, workers - 1)
-        return workers * per_worker
+            return workers._replace(ready=max(1, workers.ready - 1)).share()
+        return workers.share() * per_worker
 
     def _singles_arrive(self, target: Target) -> bool:
         """Return True if a single image, which is not large, came for the model in the last `SINGLES_LAST_S`."""
@@ -319,7 +322,7 @@ class InferenceService:
         if target.entry == "explain":
             return 1
         limits = self._admission.of(target.model)
-        free = max(1, target.workers - limits.predict.taken - limits.explain.taken)
+        free = max(1, self._router.workers(target).ready - limits.predict.taken - limits.explain.taken)
         most = min(self._chunk_images, SHORT_BATCH_IMAGES) if self._singles_arrive(target) else self._chunk_images
         if options.images:
             most = min(most, images_that_fit(share_of(options.images[0], target.contract), self._chunk_images))

@@ -32,6 +32,8 @@ _REFUSALS = {404: ObjectMissing, 409: Conflict, 410: Expired}
 
 Manifest: TypeAlias = dict[str, Any]
 """An object as the API writes it: `metadata`, and fields of its kind."""
+Selector: TypeAlias = dict[str, str]
+"""The query parameter that selects objects of a collection."""
 
 
 @dataclass(frozen=True)
@@ -105,17 +107,17 @@ class KubernetesApi:
         """
         return self._call("PUT", f"{collection}/{manifest['metadata']['name']}", manifest)
 
-    def list(self, collection: str, name: str) -> tuple[list[Manifest], str]:
-        """Return the objects called `name` (one or none) and the `resourceVersion` from which a watch goes on.
+    def list(self, collection: str, selector: Selector) -> tuple[list[Manifest], str]:
+        """Return the selected objects and the `resourceVersion` from which a watch goes on.
 
         Raises:
             KubernetesError: the server refuses, or gives no answer.
         """
-        found = self._call("GET", collection, params=_only(name))
+        found = self._call("GET", collection, params=selector)
         return found.get("items") or [], found["metadata"]["resourceVersion"]
 
-    def watch(self, collection: str, name: str, version: str) -> Iterator[Event]:
-        """Yield the changes of the object called `name` since `version`, until the server ends the watch.
+    def watch(self, collection: str, selector: Selector, version: str) -> Iterator[Event]:
+        """Yield the changes of the selected objects since `version`, until the server ends the watch.
 
         Raises:
             Expired: `version` is too old: list again.
@@ -123,7 +125,7 @@ class KubernetesApi:
         """
         what = f"watch {collection}"
         params = {
-            **_only(name),
+            **selector,
             "watch": "true",
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
@@ -181,8 +183,27 @@ def config_maps(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/configmaps"
 
 
-def _only(name: str) -> dict[str, str]:
+def endpoint_slices(namespace: str) -> str:
+    """Return the collection of the namespace's EndpointSlices."""
+    return f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
+
+
+def named(name: str) -> Selector:
+    """Return the selector of the object called `name`."""
     return {"fieldSelector": f"metadata.name={name}"}
+
+
+def of_service(service: str) -> Selector:
+    """Return the selector of the EndpointSlices of a Service."""
+    return {"labelSelector": f"kubernetes.io/service-name={service}"}
+
+
+def pod_namespace() -> str | None:
+    """Return the namespace of the pod in which this runs; None if it runs in none."""
+    try:
+        return (SERVICE_ACCOUNT / "namespace").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
 
 
 def _refusal(what: str, response: httpx.Response) -> ApiRefused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import threading
 from dataclasses import dataclass
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
 from contracts.watched_file import WatchedFile
-from gateway.kubernetes import api as kubernetes
-from gateway.kubernetes.api import config_maps, connect
-from gateway.kubernetes.errors import Expired, KubernetesError
+from gateway.kubernetes.api import config_maps, connect, named, pod_namespace
+from gateway.kubernetes.watch import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from gateway.kubernetes.api import KubernetesApi, Manifest
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 PREFIX = "kubernetes:"
 KEY = "plan.json"
 """The key under which the ConfigMap holds the plan."""
-BACKOFF_FIRST_S, BACKOFF_MOST_S = 0.2, 10.0
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?"
 _ADDRESS = re.compile(rf"{PREFIX}((?P<namespace>{_NAME})/)?(?P<name>{_NAME})")
 
@@ -55,14 +51,9 @@ def parse_address(text: str) -> PlanObject | None:
     found = _ADDRESS.fullmatch(text)
     if found is None:
         raise ValueError(f"{text} names no plan: write like kubernetes:NAMESPACE/NAME")
-    namespace = found["namespace"]
+    namespace = found["namespace"] or pod_namespace()
     if namespace is None:
-        try:
-            namespace = (kubernetes.SERVICE_ACCOUNT / "namespace").read_text(encoding="ascii").strip()
-        except OSError as error:
-            raise ValueError(
-                f"{text} has no namespace, and this runs in no pod: write kubernetes:NAMESPACE/NAME"
-            ) from error
+        raise ValueError(f"{text} has no namespace, and this runs in no pod: write kubernetes:NAMESPACE/NAME")
     return PlanObject(namespace, found["name"])
 
 
@@ -131,7 +122,14 @@ class WatchedPlan:
         self._api.close()
 
     def _follow(self) -> None:
-        follow(self._api, self._address, self._report, self._stop)
+        follow(self._api, self._address.collection, named(self._address.name), self._report_objects, self._stop)
+
+    def _report_objects(self, objects: dict[str, Manifest] | None, error: str | None) -> None:
+        if objects is None:
+            self._report(None, f"the plan {self._address} cannot be followed: {error}")
+        else:
+            manifest = objects.get(self._address.name)
+            self._report(manifest, f"there is no ConfigMap {self._address}" if manifest is None else None)
 
     def _report(self, manifest: Manifest | None, error: str | None) -> None:
         text = None if manifest is None else plan_text(manifest)
@@ -139,46 +137,3 @@ class WatchedPlan:
             if text is None and self._found is not None:
                 text = self._found[0]  # an error must not hide a plan that was not taken over yet
             self._found = text, error
-
-
-def follow(
-    api: KubernetesApi,
-    address: PlanObject,
-    report: Callable[[Manifest | None, str | None], None],
-    stop: threading.Event,
-) -> None:
-    """Call `report` with the ConfigMap whenever it has changed, or with the reason why it cannot be followed.
-
-    A watch that ends goes on from the last version that was seen. After an error, with back-off, the ConfigMap is
-    listed again: that shows at once what changed meanwhile. Return when `stop` is set.
-    """
-    version: str | None = None
-    delay_s = BACKOFF_FIRST_S
-    while not stop.is_set():
-        try:
-            if version is None:
-                found, version = api.list(address.collection, address.name)
-                _report_object(address, found[0] if found else None, report)
-            for event in api.watch(address.collection, address.name, version):
-                delay_s = BACKOFF_FIRST_S
-                version = event.manifest["metadata"]["resourceVersion"]
-                if event.kind != "BOOKMARK":
-                    _report_object(address, None if event.kind == "DELETED" else event.manifest, report)
-        except Expired:
-            version = None
-        except KubernetesError as error:
-            report(None, f"the plan {address} cannot be followed: {error}")
-            version = None
-        except Exception as error:  # noqa: BLE001 (the thread must not end: nothing would follow the plan any more)
-            report(None, f"the plan {address} cannot be followed ({type(error).__name__})")
-            version = None
-        else:
-            delay_s = BACKOFF_FIRST_S
-        stop.wait(delay_s * random.uniform(0.5, 1))  # noqa: S311 (not for secrets)
-        delay_s = BACKOFF_FIRST_S if version is not None else min(BACKOFF_MOST_S, 2 * delay_s)
-
-
-def _report_object(
-    address: PlanObject, manifest: Manifest | None, report: Callable[[Manifest | None, str | None], None]
-) -> None:
-    report(manifest, f"there is no ConfigMap {address}" if manifest is None else None)

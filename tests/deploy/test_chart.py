@@ -149,7 +149,9 @@ def test_only_the_operator_may_write_the_plan(manifests):
         is_operator = role["metadata"]["name"].endswith("-operator")
         assert ("update" in verbs) == is_operator
         assert verbs <= {"get", "list", "watch"} | ({"update", "create"} if is_operator else set())
-        assert all(set(rule["verbs"]) == {"create"} or "resourceNames" in rule for rule in role["rules"])
+        for rule in role["rules"]:
+            is_bounded = set(rule["verbs"]) == {"create"} or rule["resources"] == ["endpointslices"]
+            assert is_bounded or "resourceNames" in rule
 
 
 @needs_helm
@@ -161,10 +163,32 @@ def test_gateways_find_agents_by_a_headless_service_and_follow_one_plan(manifest
     for pod in pods(manifests):
         env = {variable["name"]: variable.get("value") for variable in pod["containers"][0]["env"]}
         plans |= {value for name, value in env.items() if name.endswith("_PLAN")}
-        assert env.get("GATEWAY_AGENTS") in {None, "http://release-agents.models.svc:9100"}
+        by_name, by_watch = "http://release-agents.models.svc:9100", "kubernetes:models/release-agents:9100"
+        assert env.get("GATEWAY_AGENTS") in {None, by_name, by_watch}
     assert plans == {"kubernetes:models/release-plan"}
     maps = {each["metadata"]["name"] for each in manifests if each["kind"] == "ConfigMap"}
     assert maps <= {"release-dashboard"}, "an upgrade must not bring back a plan"
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("discovery", "address", "may_watch"),
+    [
+        ("watch", "kubernetes:models/release-agents:9100", True),
+        ("dns", "http://release-agents.models.svc:9100", False),
+    ],
+)
+def test_gateways_watch_the_agents_endpoints_or_resolve_their_name(discovery, address, may_watch):
+    made = list(yaml.safe_load_all(template([OFF, f"gateway.discovery={discovery}"]).stdout))
+    (gateway,) = [
+        each for each in made if each["kind"] == "Deployment" and each["metadata"]["name"].endswith("-gateway")
+    ]
+    env = {variable["name"]: variable.get("value") for variable in pods([gateway])[0]["containers"][0]["env"]}
+    assert env["GATEWAY_AGENTS"] == address
+    GatewaySettings(agents=address)
+    (reader,) = [each for each in made if each["kind"] == "Role" and each["metadata"]["name"].endswith("-reader")]
+    slices = {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    assert (slices in reader["rules"]) == may_watch
 
 
 @needs_helm
@@ -188,6 +212,7 @@ def test_disruptions_and_the_network_are_limited_by_default():
     [
         "gateway.replica=3",
         "gateway.replicas=0",
+        "gateway.discovery=guess",
         "agents.replicas=3",
         "gateway.settings.AGENT_WORKERS=1",
         "gateway.settings.GATEWAY_PROT=1",

@@ -30,7 +30,8 @@ from contracts import status as agent_status
 from contracts import wire
 from contracts.evidence import AnswerSet, Evidence, Familiar, Similar
 from contracts.model import Contract, Explanation, Input
-from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
+from contracts.report import Report
+from contracts.status import AgentStatus, GatewayStatus, Pool, ServerStatus, VersionStatus
 from gateway.api import schemas
 from gateway.app import create_app
 from gateway.inference.discovery import Discovery
@@ -186,6 +187,7 @@ class FakeAgent:
 
     Its clock is `ahead_s` ahead of ours.
 
+    `others` are the calls in flight of other gateway processes that report to it.
     `heard` is the report that came with the last poll; `processes` has the last report of each process by its id.
     """
 
@@ -196,6 +198,7 @@ class FakeAgent:
     observed_at: float = 0.0
     ahead_s: float = 0.0
     inference_url: str = "http://torchserve:8080"
+    others: list[dict[str, int]] = field(default_factory=list)
     heard: dict[str, Any] = field(default_factory=dict)
     processes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -213,6 +216,9 @@ class FakeAgent:
             plan_revision=1,
             torchserve=ServerStatus("running", 0, self.inference_url, pid=7),
             versions=(),
+            gateways=tuple(
+                GatewayStatus(Report(f"other-{index}", 1, calls), 0.1) for index, calls in enumerate(self.others)
+            ),
         )
         return httpx.Response(200, json=agent_status.dump(status) | {"versions": self.versions})
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.kubernetes import api as kubernetes
-from gateway.kubernetes.api import KubernetesApi, ServiceAccountToken, config_maps, connect
+from gateway.kubernetes.api import KubernetesApi, ServiceAccountToken, config_maps, connect, named
 from gateway.kubernetes.errors import ApiRefused, Conflict, Expired, NoAnswer, NotInCluster, ObjectMissing
 
 if TYPE_CHECKING:
@@ -44,19 +44,19 @@ def test_an_object_is_created_read_and_replaced_by_its_version(cluster: FakeKube
     with pytest.raises(Conflict, match=r"409 to PUT .*the object has been modified"):
         api.replace(MAPS, {**created, "data": {"key": "3"}})
     assert api.get(MAPS, "a")["data"] == {"key": "2"}
-    assert api.list(MAPS, "a")[0] == [api.get(MAPS, "a")]
-    assert api.list(MAPS, "b")[0] == []
+    assert api.list(MAPS, named("a"))[0] == [api.get(MAPS, "a")]
+    assert api.list(MAPS, named("b"))[0] == []
 
 
 def test_a_watch_yields_changes_of_one_object_and_ends_with_the_server(cluster: FakeKubernetes) -> None:
     api = cluster.api()
-    _, version = api.list(MAPS, "a")
+    _, version = api.list(MAPS, named("a"))
     cluster.put(new("a"))
     cluster.put(new("other"))
     cluster.put(new("a"))
     cluster.bookmark()
     cluster.delete("a")
-    watched = api.watch(MAPS, "a", version)
+    watched = api.watch(MAPS, named("a"), version)
     assert [next(watched).kind for _ in range(4)] == ["ADDED", "MODIFIED", "BOOKMARK", "DELETED"]
     cluster.end_watches()
     assert list(watched) == []
@@ -65,14 +65,14 @@ def test_a_watch_yields_changes_of_one_object_and_ends_with_the_server(cluster: 
 def test_a_watch_from_too_old_a_version_has_expired(cluster: FakeKubernetes) -> None:
     cluster.oldest = 1000
     with pytest.raises(Expired, match="too old"):
-        list(cluster.api().watch(MAPS, "a", "1"))
+        list(cluster.api().watch(MAPS, named("a"), "1"))
 
 
 @pytest.mark.parametrize("line", [b"no json\n", b"[]\n", b'{"type": "ADDED"}\n', b'{"type": "ADDED", "object": {}}\n'])
 def test_a_line_that_is_no_event_is_refused(line: bytes) -> None:
     api = KubernetesApi("http://x", transport=httpx.MockTransport(lambda _: httpx.Response(200, content=line)))
     with pytest.raises(ApiRefused, match="no event"):
-        list(api.watch(MAPS, "a", "1"))
+        list(api.watch(MAPS, named("a"), "1"))
 
 
 def test_refusals_name_the_remedy_and_silence_is_an_error_of_its_own(cluster: FakeKubernetes) -> None:
@@ -80,7 +80,7 @@ def test_refusals_name_the_remedy_and_silence_is_an_error_of_its_own(cluster: Fa
     with pytest.raises(ApiRefused, match=r"403 to GET .*the server says no.*service account the right"):
         cluster.api().get(MAPS, "a")
     with pytest.raises(ApiRefused, match="403"):
-        list(cluster.api().watch(MAPS, "a", "1"))
+        list(cluster.api().watch(MAPS, named("a"), "1"))
     cluster.fail = httpx.ConnectError("refused")
     with pytest.raises(NoAnswer, match=r"http://cluster gives no answer \(ConnectError\)"):
         cluster.api().get(MAPS, "a")
@@ -98,7 +98,7 @@ def test_the_token_is_read_again_for_each_call(cluster: FakeKubernetes, tmp_path
     api = KubernetesApi("http://cluster", auth=ServiceAccountToken(token), transport=transport)
     for text in ("first\n", "second\n"):
         token.write_text(text)
-        api.list(MAPS, "a")
+        api.list(MAPS, named("a"))
     assert cluster.tokens == ["Bearer first", "Bearer second"]
 
 

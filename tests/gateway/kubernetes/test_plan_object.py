@@ -12,7 +12,7 @@ import pytest
 from contracts import plan as traffic_plan
 from contracts.watched_file import WatchedFile
 from gateway.kubernetes import api as kubernetes
-from gateway.kubernetes import plan_object
+from gateway.kubernetes import watch
 from gateway.kubernetes.plan_object import PlanObject, WatchedPlan, parse_address, watch_plan
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def plan_text(revision: int) -> str:
 
 @pytest.fixture
 def watched(cluster: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedPlan]:
-    monkeypatch.setattr(plan_object, "BACKOFF_FIRST_S", 0.01)
-    monkeypatch.setattr(plan_object, "BACKOFF_MOST_S", 0.05)
+    monkeypatch.setattr(watch, "BACKOFF_FIRST_S", 0.01)
+    monkeypatch.setattr(watch, "BACKOFF_MOST_S", 0.05)
     watched = WatchedPlan(cluster.api(), PlanObject("default", "plan"))
     yield watched
     watched.close()
