@@ -127,6 +127,7 @@ def create_app(
             state.tracer = exporting_tracer(settings.otlp_endpoint)
         refresh(state)
         await agents.poll_all(router.revision)
+        admission.fit(router.stable_workers())
         tasks = [asyncio.create_task(refresh_forever(state))]
         if state.recorder is not None:
             tasks.append(asyncio.create_task(state.recorder.run()))

@@ -161,7 +161,7 @@ class ModelForbidden(GatewayError):
     code = "model_forbidden"
 
     def __init__(self, model: str, models: tuple[str, ...]) -> None:
-        allowed = ", ".join(models[:20]) + (", …" if len(models) > 20 else "")
+        allowed = ", ".join(models[:5]) + (", …" if len(models) > 5 else "")
         super().__init__(
             f"The API key may not call the model {model[:64]!r}: name one of its models ({allowed}) by `model=`, or "
             "ask for a key for this one.",

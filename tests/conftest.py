@@ -9,7 +9,8 @@ import json
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from control.bulk.scorer import ArchiveModel, Scorer
 from gateway.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass
@@ -116,13 +117,14 @@ class FakeKubernetes:
         return httpx.Response(200, content=self.lines(params, since, self.watches_ended))
 
     def lines(self, params: httpx.QueryParams, since: int, ended: int) -> Iterator[bytes]:
+        ends_at = time.monotonic() + float(params["timeoutSeconds"])
         while True:
             with self.changed:
-                while self.watches_ended == ended and self.version <= since:
-                    self.changed.wait(30)
+                while self.watches_ended == ended and self.version <= since and time.monotonic() < ends_at:
+                    self.changed.wait(ends_at - time.monotonic())
                 due = [event for event in self.events if event[0] > since]
                 since = self.version
-                is_over = self.watches_ended > ended
+                is_over = self.watches_ended > ended or time.monotonic() >= ends_at
             for _, kind, manifest in due:
                 if kind == "BOOKMARK" or is_selected(params, manifest):
                     yield json.dumps({"type": kind, "object": manifest}).encode() + b"\n"
@@ -154,10 +156,8 @@ def cluster() -> Iterator[FakeKubernetes]:
     fake.end_watches()
 
 
-@pytest.fixture
-def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
-    """Return the address at which other processes reach the API server."""
-
+@contextmanager
+def serve(cluster: FakeKubernetes, host: str, listen: Callable[..., ThreadingHTTPServer]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
@@ -179,12 +179,28 @@ def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with listen((host, 0), Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{host}:{server.server_port}"
         cluster.end_watches()
         server.shutdown()
+
+
+@pytest.fixture
+def serve_cluster(cluster: FakeKubernetes) -> Callable[..., AbstractContextManager[str]]:
+    """Return `serve_cluster(host, listen)`: a context manager with the address at which processes reach the API server.
+
+    `listen` makes the server of its address and handler.
+    """
+    return lambda host, listen: serve(cluster, host, listen)
+
+
+@pytest.fixture
+def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
+    """Return the address at which processes of this machine reach the API server."""
+    with serve(cluster, "127.0.0.1", ThreadingHTTPServer) as url:
+        yield url
 
 
 SCORE = """

@@ -198,8 +198,9 @@ def _parse_key(item: object) -> Key:
     scopes, models = _texts(item, "scopes"), _texts({"models": [], **item}, "models")
     if "models" in item and not models:
         raise KeyFileError(f"key {item.get('name')!r} has an empty list of models: leave it out to allow all")
-    name, sha256, *rest = (str(item.get(field, "")) for field in ("name", "sha256", "created", "expires", "quota"))
-    return check_key(Key(name, sha256, scopes, *rest, models=models))
+    fields = ("name", "sha256", "created", "expires", "quota")
+    name, sha256, created, expires, quota = (str(item.get(field, "")) for field in fields)
+    return check_key(Key(name, sha256, scopes, created, expires, quota, models))
 
 
 def _texts(item: dict[str, object], field: str) -> tuple[str, ...]:

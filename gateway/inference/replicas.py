@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 POLL_TIMEOUT_S = 1.0
+# A replica whose agent has not answered a poll for so long is set aside: a host that is cut off refuses no connection.
+SILENT_S = 0.45  # less than `GATEWAY_POLL_S`, so that the next tick notices
 
 
 @dataclass
@@ -39,11 +41,13 @@ class Replica:
     calls that still wait for a place, and calls whose caller disconnected. `held` counts the calls of many images: each
     of their upstream batches finds its own replica, and the version must stay loaded here until the last is answered.
     `sharers` counts by version the other gateway processes that have calls in flight there, as the agent last told.
-    `clock_ahead_s` estimates the seconds that
-    its clock is ahead of ours; it is 0 while the clocks may agree. `avoid_until` (monotonic time) is set when it
-    refuses a call; `lost_at` is set when it cannot be reached, and counts until a later poll shows it well. `is_gone`:
-    it is no longer listed, gets no more calls, and is forgotten once it has none in flight. `complaint` is the reason
-    why the agent's last answer was no status. `name` is the host name that it was found by.
+
+    `avoid_until` (monotonic time) is set when it refuses a call; `lost_at` is set when it, or its agent, cannot be
+    reached, and counts until a later poll shows it well. `asked_at` is when the last poll began.
+
+    `clock_ahead_s` estimates the seconds that its clock is ahead of ours; it is 0 while the clocks may agree.
+    `is_gone`: it is no longer listed, gets no more calls, and is forgotten once it has none in flight. `complaint` is
+    the reason why the agent's last answer was no status. `name` is the host name that it was found by.
     """
 
     url: str
@@ -53,6 +57,7 @@ class Replica:
     clock_ahead_s: float = 0.0
     avoid_until: float = 0.0
     lost_at: float = -1.0
+    asked_at: float = 0.0
     is_gone: bool = False
     complaint: str = ""
     in_flight: Counter[str] = field(default_factory=Counter, compare=False)
@@ -138,6 +143,8 @@ class Agents:
                 del self._replicas[url]
             elif replica.poll is None or replica.poll.done():
                 replica.poll = asyncio.create_task(self._poll(replica, revision))
+            elif self._clock() - replica.asked_at >= SILENT_S:
+                replica.lost_at = self._clock()
 
     async def close(self) -> None:
         """Cancel the polls and close the connections to the agents."""
@@ -181,10 +188,12 @@ class Agents:
 
     async def _poll(self, replica: Replica, revision: int | None) -> None:
         asked_at, asked_wall = self._clock(), self._wall()
+        replica.asked_at = asked_at
         try:
             status = await self._ask(replica.url, {report.HEADER: self._report(replica, revision)})
         except httpx.HTTPError as error:
             logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
+            replica.lost_at = asked_at
             return
         except StatusError as error:
             if str(error) != replica.complaint:  # once, not at each poll

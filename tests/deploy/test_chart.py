@@ -48,6 +48,7 @@ CASES = {
         "keda.enabled=true",
         "keda.prometheus=http://prometheus:9090",
         "grafanaDashboard.enabled=true",
+        "prometheusRule.enabled=true",
     ],
     "little": [OFF, "operator.enabled=false", "podDisruptionBudget.enabled=false", "networkPolicy.enabled=false"],
 }
@@ -58,7 +59,7 @@ DECIDED = {
     | {"config", "gpus", "trusted_keys", "port", "inference_port", "metrics_port"},
 }
 # Their schemas are not part of Kubernetes.
-FOREIGN = {"HTTPRoute", "ServiceMonitor", "ScaledObject"}
+FOREIGN = {"HTTPRoute", "ServiceMonitor", "PrometheusRule", "ScaledObject"}
 needs_helm = pytest.mark.skipif(HELM is None, reason="helm is not on PATH, and HELM does not name it")
 
 
@@ -197,6 +198,16 @@ def test_the_dashboard_is_the_one_of_the_containers():
     (found,) = [each for each in yaml.safe_load_all(done.stdout) if each and each["kind"] == "ConfigMap"]
     original = CHART.parents[2] / "config" / "grafana" / "dashboards" / "gradserve.json"
     assert json.loads(found["data"]["gradserve.json"]) == json.loads(original.read_text(encoding="utf-8"))
+
+
+@needs_helm
+def test_the_alerts_are_those_of_the_containers_with_the_job_of_the_service_monitor():
+    done = template([OFF, "prometheusRule.enabled=true"])
+    (found,) = [each for each in yaml.safe_load_all(done.stdout) if each and each["kind"] == "PrometheusRule"]
+    original = yaml.safe_load((CHART.parents[2] / "config" / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
+    wanted = [rule for rule in original["groups"][0]["rules"] if rule["alert"] != "TorchServeDown"]
+    wanted[0]["expr"] = 'up{job="release-gateway"} == 0'
+    assert found["spec"]["groups"] == [{"name": "gradserve", "rules": wanted}]
 
 
 @needs_helm

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.app import create_app, for_all
+from gateway.app import create_app
+from gateway.inference.admission import for_all
 from gateway.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -33,6 +34,13 @@ def test_a_plan_in_kubernetes_needs_a_known_api(monkeypatch: pytest.MonkeyPatch)
         create_app(Settings(plan=Path("kubernetes:models/plan")))
 
 
+def test_agents_in_kubernetes_need_a_known_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADSERVE_KUBERNETES_API", raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SettingsError, match=r"GATEWAY_AGENTS: no Kubernetes API is known.*GRADSERVE_KUBERNETES_API"):
+        create_app(Settings(agents=("kubernetes:models/agents:9100",)))
+
+
 def test_a_gateway_does_not_start_with_a_store_that_it_cannot_use(
     make_stand: Callable[..., Stand], tmp_path: Path
 ) -> None:
@@ -43,11 +51,11 @@ def test_a_gateway_does_not_start_with_a_store_that_it_cannot_use(
 
 
 def test_places_follow_the_number_of_ready_workers(stand: Stand) -> None:
-    service, settings = stand.app.state.gateway.service, stand.app.state.gateway.settings
-    stand.wait_until(lambda: service.predict_limiter.limit == for_all(settings.places_predict(2)))
+    limits, settings = stand.app.state.gateway.admission.of("cifar10"), stand.app.state.gateway.settings
+    stand.wait_until(lambda: limits.predict.limit == for_all(settings.places_predict(2)))
     stand.agent.versions[0]["predict"] = {"ready": 20, "wanted": 20, "pending": 0, "capacity": 100}
-    stand.wait_until(lambda: service.predict_limiter.limit == for_all(settings.places_predict(20)))
-    assert service.explain_limiter.limit == for_all(settings.places_explain(20))
+    stand.wait_until(lambda: limits.predict.limit == for_all(settings.places_predict(20)))
+    assert limits.explain.limit == for_all(settings.places_explain(20))
     assert settings.places_predict(20) > settings.places_predict(2)
 
 

@@ -25,6 +25,7 @@ REFUSALS: tuple[GatewayError, ...] = (
     refusals.KeyUnknown(),
     refusals.KeyExpired("2026-01-31T00:00:00+00:00"),
     refusals.ScopeMissing("predict"),
+    refusals.ModelForbidden(LONG, tuple(f"{number}{'m' * 63}" for number in range(9))),
     refusals.RouteUnknown(),
     refusals.RequestUnknown(LONG, 30),
     refusals.VersionUnknown("9.9.9"),

@@ -145,3 +145,38 @@ def test_a_slow_poll_does_not_change_the_estimate_of_a_clock_that_may_agree(
         return agents.replicas[0].clock_ahead_s
 
     assert asyncio.run(scene()) == 0.0
+
+
+def test_a_replica_whose_agent_does_not_answer_is_set_aside_before_its_status_is_too_old(
+    make_agent: type[FakeAgent], listed: Callable[..., Discovery]
+) -> None:
+    agent, now = make_agent(), 100.0
+    is_cut_off = asyncio.Event()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if is_cut_off.is_set():
+            await asyncio.sleep(1e6)
+        return agent(request)
+
+    async def scene() -> None:
+        nonlocal now
+        agents = Agents(listed("http://a"), max_age_s=3, transport=httpx.MockTransport(answer), clock=lambda: now)
+        await agents.poll_all(1)
+        (replica,) = agents.replicas
+        is_cut_off.set()
+        for passed, is_avoided in ((0.5, False), (0.5, True)):  # the first tick asks, the second has no answer
+            now += passed
+            agents.begin_polls(1)
+            await asyncio.sleep(0)
+            assert replica.is_avoided(now) == is_avoided
+        assert agents.current(), "its status is not old yet, so it gets calls if there is no other replica"
+        is_cut_off.clear()
+        assert replica.poll is not None
+        replica.poll.cancel()
+        await asyncio.sleep(0)
+        now += 0.5
+        await agents.poll_all(1)
+        assert not replica.is_avoided(now)
+        await agents.close()
+
+    asyncio.run(scene())

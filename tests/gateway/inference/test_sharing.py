@@ -59,7 +59,7 @@ def test_a_long_batch_keeps_every_replica_busy_until_its_end(make_three: Callabl
     stand, _, calls = make_three(chunk_images=2)
     assert post_batch(stand, 120).status_code == 200
     assert calls.total() == 60
-    assert all(abs(count - 20) <= 2 for count in calls.values())
+    assert all(abs(count - 20) <= 2 for count in calls.values()), calls
 
 
 def test_a_batch_explained_by_a_backward_pass_is_spread_too(make_three: Callable[..., Any]) -> None:

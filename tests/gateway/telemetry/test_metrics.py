@@ -107,7 +107,7 @@ def test_many_classes_share_a_label_and_hide_no_failure() -> None:
         'gateway_version_requests_total{kind="predict",model="cifar10",outcome="handler_failed",version="1.0.0"} 1.0'
         in lines
     )
-    assert 'gateway_refused_total{code="handler_failed"} 1.0' in lines
+    assert 'gateway_refused_total{code="handler_failed",model="cifar10"} 1.0' in lines
 
 
 def test_images_are_counted_by_their_caller(make_stand: Callable[..., Stand]) -> None:
@@ -143,7 +143,7 @@ def test_a_refusals_time_does_not_hide_those_of_served_calls() -> None:
         metrics.finish("POST", context)
     lines = metrics.render().decode().splitlines()
     assert 'gateway_request_seconds_count{route="/predict"} 1.0' in lines
-    assert 'gateway_refused_total{code="saturated"} 1.0' in lines
+    assert 'gateway_refused_total{code="saturated",model=""} 1.0' in lines
 
 
 def test_a_shadows_shifts_up_and_down_are_summed_apart() -> None:

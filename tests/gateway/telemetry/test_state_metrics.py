@@ -41,8 +41,8 @@ def test_metrics_have_replicas_workers_queues_places_plan_and_disks(
         'gateway_workers_wanted{kind="predict",model="cifar10",role="canary",version="2.0.0"} 2.0',
         'gateway_queue_depth{kind="predict",model="cifar10",role="stable",version="1.0.0"} 7.0',
         'gateway_queue_capacity{kind="predict",model="cifar10",role="stable",version="1.0.0"} 100.0',
-        'gateway_capacity{kind="predict"} 7.0',
-        'gateway_waiting{kind="predict"} 0.0',
+        'gateway_capacity{kind="predict",model="cifar10"} 7.0',
+        'gateway_waiting{kind="predict",model="cifar10"} 0.0',
     } <= lines
     free, size = (stand.metric(f"gateway_disk_{name}_bytes", folder="plan") for name in ("free", "size"))
     assert 0 < free < size
