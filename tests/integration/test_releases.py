@@ -138,9 +138,7 @@ def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_req
         time.sleep(3)
         command(stack, "promote")
         time.sleep(1)
-        began = time.monotonic()
         command(stack, "rollback")
-        took = time.monotonic() - began
         time.sleep(1)
         command(stack, "promote", "9.0.0")
         command(stack, "retire", stable)
@@ -150,8 +148,6 @@ def test_a_canary_promoted_rolled_back_promoted_and_the_old_retired_loses_no_req
     assert outside_the_plan(load, changes(stack)) == []
     assert {version for _, _, _, version in load.answers} == {stable, "9.0.0"}
     assert load.answers[-1][3] == "9.0.0"
-    # The command's own start included; that traffic follows within a second is held above.
-    assert took < 6.0
     # And back, though it is not loaded any more.
     command(stack, "rollback")
     assert httpx.post(f"{stack.gateway}/predict", content=image).json()["model"]["version"] == stable

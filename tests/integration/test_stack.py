@@ -206,13 +206,6 @@ def gunicorns(stack) -> list[int]:
     return found
 
 
-def test_help_of_every_command_says_what_it_does_without_starting_anything(stack):
-    for name in ("up", "agent", "status", "train", "evaluate", "package"):
-        answer = stack.command(name, "--help")
-        assert answer.returncode == 0, name
-        assert len(answer.stdout.splitlines()) > 5, name
-
-
 @pytest.mark.long
 def test_a_worker_that_torchserve_gives_up_is_replaced_while_the_others_serve(stack, until):
     def workers():
