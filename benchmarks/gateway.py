@@ -29,13 +29,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.serving.load import Address, Measurement, closed_loop, open_loop
-from benchmarks.serving.servers import ROOT, SINGLE_ROWS, Stack, eager_folder, engines, rival, stack
+from benchmarks.serving.servers import ROOT, SINGLE_ROWS, Stack, eager_folder, engines, memory_mb, rival, stack
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator, Sequence
 
 CLIENTS = 32
+FEW_CLIENTS = 8
 BATCH_IMAGES = 32
 BATCH_CLIENTS = 2
 WARM_UP_S = 20.0
@@ -74,11 +75,12 @@ def main() -> None:
         released = running.enter_context(stack(chosen.folder))
         if chosen.only != "overload":
             eager = eager_folder(chosen.folder, scratch / "eager")
-            addresses = start_everything(running, released, chosen.folder, eager)
+            addresses, in_process = start_everything(running, released, chosen.folder, eager)
             alone = running.enter_context(engines(chosen.folder.resolve(), CORES))
             report |= measure_throughput(
                 addresses, released, alone, rounds=rounds, seconds=seconds, warm_up_s=chosen.warm_up
             )
+            report["memory_mb"] = {GATEWAY: round(released.memory_mb()), IN_PROCESS: round(memory_mb(in_process))}
         if chosen.only != "throughput":
             report["overload"] = measure_overload(released, rounds, seconds, chosen.warm_up)
     report["wanted"] = compare(report)
@@ -94,24 +96,25 @@ def main() -> None:
     print(f"written to {chosen.output}")
 
 
-def start_everything(running: contextlib.ExitStack, released: Stack, folder: Path, eager: Path) -> dict[str, Address]:
-    """Start the released stack and the rivals, which stay until `running` ends; return their addresses."""
+def start_everything(
+    running: contextlib.ExitStack, released: Stack, folder: Path, eager: Path
+) -> tuple[dict[str, Address], int]:
+    """Start the rivals, which stay until `running` ends; return all addresses, and the pid of FastAPI in process."""
     direct = running.enter_context(stack(folder, **SINGLE_ROWS))
     other = running.enter_context(stack(eager, **SINGLE_ROWS))
     predictions = f"/predictions/cifar10/{direct.version}"
     pass_to = f"http://127.0.0.1:{direct.inference}{predictions}"
+    pass_through, _ = running.enter_context(rival("pass_through", CORES, PASS_TO=pass_to))
+    in_process, pid = running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(folder.resolve())))
+    in_process_eager, _ = running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(eager)))
     return {
         GATEWAY: Address(released.gateway, single("/predict", released.key)),
-        PASS_THROUGH: Address(running.enter_context(rival("pass_through", CORES, PASS_TO=pass_to)), single("/predict")),
+        PASS_THROUGH: Address(pass_through, single("/predict")),
         TORCHSERVE: Address(direct.inference, single(predictions)),
-        IN_PROCESS: Address(
-            running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(folder.resolve()))), single("/predict")
-        ),
-        IN_PROCESS_EAGER: Address(
-            running.enter_context(rival("in_process", CORES, MODEL_FOLDER=str(eager))), single("/predict")
-        ),
+        IN_PROCESS: Address(in_process, single("/predict")),
+        IN_PROCESS_EAGER: Address(in_process_eager, single("/predict")),
         TORCHSERVE_EAGER: Address(other.inference, single(f"/predictions/cifar10/{other.version}")),
-    }
+    }, pid
 
 
 def measure_throughput(
@@ -128,6 +131,9 @@ def measure_throughput(
     for address in addresses.values():
         closed_loop(address, CLIENTS, warm_up_s)
     many = in_turn(addresses, rounds, lambda address: closed_loop(address, CLIENTS, seconds))
+    rivals = {name: addresses[name] for name in (GATEWAY, TORCHSERVE, IN_PROCESS)}
+    few = in_turn(rivals, rounds, lambda address: closed_loop(address, FEW_CLIENTS, seconds))
+    cost = {clients: cpu_ms(released, addresses[GATEWAY], clients, seconds) for clients in (1, FEW_CLIENTS, CLIENTS)}
     # One client asks the gateway's own TorchServe: Java is as warm there as it is behind the gateway.
     behind = Address(released.inference, single(f"/predictions/cifar10/{released.version}"))
     quick = {GATEWAY: addresses[GATEWAY], PASS_THROUGH: addresses[PASS_THROUGH], TORCHSERVE: behind}
@@ -140,7 +146,10 @@ def measure_throughput(
         "many_clients": {name: summary(measurements) for name, measurements in many.items()},
         "ratios": {name: ratio(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
         "ratios_each": {name: ratios(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
+        "few_clients": {name: summary(measurements) for name, measurements in few.items()},
+        "few_ratios_each": {name: ratios(few[GATEWAY], few[name]) for name in rivals if name != GATEWAY},
         "one_client": {name: summary(measurements) for name, measurements in one.items()},
+        "cpu_ms": cost,
         "batch": {
             "images": BATCH_IMAGES,
             "clients": BATCH_CLIENTS,
@@ -150,6 +159,13 @@ def measure_throughput(
             "statuses": [ours.statuses() for ours, _ in pairs],
         },
     }
+
+
+def cpu_ms(released: Stack, address: Address, clients: int, seconds: float) -> dict[str, float]:
+    """Return the milliseconds of CPU that each part of the stack uses for one answer."""
+    before = released.cpu_seconds()
+    answers = len(closed_loop(address, clients, seconds, warm_up_s=0.0).answers)
+    return {part: round(1000 * (used - before[part]) / answers, 2) for part, used in released.cpu_seconds().items()}
 
 
 def ratio(ours: Sequence[Measurement], its: Sequence[Measurement]) -> float:
@@ -223,8 +239,8 @@ def sustainable_rate(address: Address, seconds: float) -> float:
 
 def flood(released: Stack, address: Address, sustainable: float, normal_ms: float) -> dict[str, Any]:
     """Measure the memory under FLOOD times the rate, and the time until answers are normal again."""
-    before = released.resident_mb()
-    with sampled(released.resident_mb) as resident:
+    before = released.memory_mb()
+    with sampled(released.memory_mb) as held:
         flooded = open_loop(address, FLOOD * sustainable, 5.0)
     # The generator waits for the flood's last answers; this time counts as not yet normal.
     left_s = max(0.0, max((answered for _, answered, _ in flooded.answers), default=0.0) - flooded.seconds)
@@ -233,7 +249,7 @@ def flood(released: Stack, address: Address, sustainable: float, normal_ms: floa
     return {
         "factor": FLOOD,
         **summary([flooded]),
-        "resident_mb": {"before": round(before), "most": round(max(resident)), "after": round(released.resident_mb())},
+        "memory_mb": {"before": round(before), "most": round(max(held)), "after": round(released.memory_mb())},
         "normal_ms": round(normal_ms, 1),
         "last_answer_after_s": round(left_s, 2),
         "normal_after_s": None if well_after_s is None else round(left_s + well_after_s, 2),
@@ -307,7 +323,28 @@ def compare(report: dict[str, Any]) -> list[dict[str, Any]]:
             (f"requests/s, times {IN_PROCESS} with the same engine", ratios[IN_PROCESS], "at least", 0.8),
             ("images/s of /predict/batch, times the engine alone", report["batch"]["ratio"], "at least", 0.75),
         ]
+        engine = statistics.median(report["batch"]["engine_images_per_s"])
+        few = {name: statistics.median(each) for name, each in report["few_ratios_each"].items()}
+        memory = report["memory_mb"]
         one = report["one_client"]
+        goals += [
+            (
+                f"requests/s at {CLIENTS} clients, times the engine alone",
+                round(report["many_clients"][GATEWAY]["good_per_s"] / engine, 3),
+                "at least",
+                0.8,
+            ),
+            (f"requests/s at {FEW_CLIENTS} clients, times {IN_PROCESS}", few[IN_PROCESS], "at least", 0.9),
+            (f"requests/s at {FEW_CLIENTS} clients, times {TORCHSERVE}", few[TORCHSERVE], "at least", 1.0),
+            (f"requests/s at {CLIENTS} clients, times {TORCHSERVE}", ratios[TORCHSERVE], "at least", 1.0),
+            (
+                f"p50 with one client, times {IN_PROCESS}",
+                round(one[GATEWAY]["p50_ms"] / one[IN_PROCESS]["p50_ms"], 2),
+                "at most",
+                1.3,
+            ),
+            (f"memory, times {IN_PROCESS}", round(memory[GATEWAY] / memory[IN_PROCESS], 2), "at most", 1.3),
+        ]
         extra = round(one[GATEWAY]["p50_ms"] - one[TORCHSERVE]["p50_ms"], 2)
         goals.append(("ms of p50 with one client above TorchServe direct", extra, "at most", 1.5))
     if overload := report.get("overload"):
@@ -404,10 +441,13 @@ def draw(overload: dict[str, Any], path: Path) -> None:
 
 def show(report: dict[str, Any]) -> None:
     """Print the tables."""
-    for title, key in ((f"{CLIENTS} clients", "many_clients"), ("one client", "one_client")):
+    titles = {"many_clients": f"{CLIENTS} clients", "few_clients": f"{FEW_CLIENTS} clients", "one_client": "one client"}
+    for key, title in titles.items():
         for name, row in report.get(key, {}).items():
             times = f"p50 {row['p50_ms']:6.1f}  p99 {row['p99_ms']:6.1f} ms"
             print(f"{title:12s} {name:32s} {row['good_per_s']:7.1f}/s  {times}")
+    for clients, parts in report.get("cpu_ms", {}).items():
+        print(f"ms of CPU for an answer, {clients} clients: {parts}")
     for point in report.get("overload", {}).get("curve", []):
         print(
             f"{point['factor']:5.2f}x  offered {point['offered_per_s']:7.1f}/s  good {point['good_per_s']:7.1f}/s  "

