@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,29 +168,19 @@ def _far() -> str:
 
 
 def _gateway() -> str:
-    """Return each server's answers per second at 1, 8 and 32 clients, and how many times that the gateway answers."""
     report = _read("benchmarks/results/gateway.json")
-    found = [report[name] for name in ("one_client", "few_clients", "many_clients")]
-    ours = [clients["gateway"] for clients in found]
-    rows = [("gateway", *(_rate(own) for own in ours), f"{ours[-1]['p50_ms']:.0f} / {ours[-1]['p99_ms']:.0f}")]
-    for name, last in found[-1].items():
-        if name != "gateway":
-            cells = [_beside(own, clients.get(name)) for own, clients in zip(ours, found, strict=True)]
-            rows.append((name, *cells, f"{last['p50_ms']:.0f} / {last['p99_ms']:.0f}"))
-    clients = ("1 client", "8 clients", "32 clients")
-    return _table(("requests/s; in brackets the gateway's, as a multiple", *clients, "p50 / p99 ms at 32"), rows)
+    rows = []
+    for name, found in report["many_clients"].items():
+        each, ratios = found["good_per_s_each"], report["ratios_each"].get(name)
+        rate = f"{found['good_per_s']:,.0f} ({min(each):,.0f}–{max(each):,.0f})"
+        times = f"{report['ratios'][name]:.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else ""
+        rows.append((name, rate, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times))
+    return _table((f"requests/s at {report['clients']} clients", "", "p50 ms", "p99 ms", "the gateway is ×"), rows)
 
 
 def _rate(found: dict[str, Any]) -> str:
     each = found["good_per_s_each"]
     return f"{found['good_per_s']:,.0f} ({min(each):,.0f}–{max(each):,.0f})"
-
-
-def _beside(ours: dict[str, Any], its: dict[str, Any] | None) -> str:
-    if its is None:
-        return ""
-    times = [a / b for a, b in zip(ours["good_per_s_each"], its["good_per_s_each"], strict=True)]
-    return f"{its['good_per_s']:,.0f} (× {statistics.median(times):.2f}, {min(times):.2f}–{max(times):.2f})"
 
 
 def _mechanisms(label: str) -> str:
