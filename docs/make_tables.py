@@ -120,6 +120,36 @@ def _other_engines() -> str:
     return _table(("engine", "batch 1", "batch 8", "accuracy"), rows)
 
 
+def _capacity() -> str:
+    report = _read("benchmarks/results/capacity.json")
+
+    def figure(found: dict[str, float]) -> str:
+        return f"{found['median']:.3g} ({found['least']:.3g}–{found['most']:.3g})"
+
+    rows = [
+        (
+            f"{int(count):,}",
+            figure(found["poll_ms"]),
+            f"{int(count) * found['poll_ms']['median'] / 1000 / report['poll_every_s']:.1%}".replace("%", " %"),
+            figure(found["route_us"]),
+            f"{found['replicas_seen']['median']:,.0f}",
+        )
+        for count, found in report["replicas"].items()
+    ]
+    head = ("replicas", "ms for a poll", "of a core, for all polls", "µs to choose a replica", "replicas seen")
+    agent = [
+        (count, figure(found["write_ms"]), f"{found['kilobytes']['median']:.0f}")
+        for count, found in report["agent"].items()
+    ]
+    about = (
+        f"Processor time of one gateway process, median (range) of {report['rounds']} rounds "
+        "([`benchmarks/capacity.py`](../../benchmarks/results/capacity.json)):"
+    )
+    core = f"Polls use one core at about {report['replicas_that_use_one_core']:,} replicas for each gateway process."
+    second = _table(("gateway processes that report", "ms to write the status", "kB"), agent)
+    return f"{about}\n\n{_table(head, rows)}\n\n{core} Of an agent:\n\n{second}"
+
+
 def _through_torchserve() -> str:
     report = _read("benchmarks/results/serving.json")["torchserve"]
     rows = [
@@ -220,6 +250,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training speed": _training_speed,
     "engines": _engines,
     "engines left out": _other_engines,
+    "capacity": _capacity,
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "explanations served": _explain_serving,
