@@ -30,9 +30,6 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 1024**2
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """Report nothing to Ray's makers; and no line about every actor that may be restarted (Ray's issue 53727)."""
 
-_MOST_RETRIES = 3
-"""An image that crashes the process that decodes it would otherwise be tried for ever."""
-
 _SHARDS_AT_ONCE = 2
 """Shards that an actor has: one that it answers, and the next."""
 
@@ -87,7 +84,6 @@ def score_shards(
                 min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=_SHARDS_AT_ONCE
             ),
             num_cpus=1,
-            max_task_retries=_MOST_RETRIES,
         )
         try:
             for row in answered.iter_rows():
