@@ -1,4 +1,4 @@
-"""Draw docs/answers.png from a running gateway: two images side by side as one, and the heatmap of each one's class.
+"""Draw docs/answers.png from a running gateway: the evidence for the answers to three images.
 
 python docs/make_picture.py http://127.0.0.1:8000
 """
@@ -8,47 +8,104 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
-SAMPLES = Path(__file__).parents[1] / "tests" / "samples"
-PAIRS = (("cat", "ship"), ("horse", "truck"), ("dog", "airplane"), ("bird", "ship"))
-NUMBERS = ((0, 0), (1, 0), (1, 3), (2, 3))  # of the samples: the first ones whose pair is answered with both classes
-SIDE = 256
+from gradserve import Client, Evidence, Similar, Unavailable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROOT = Path(__file__).parents[1]
+PAIR = ROOT / "gateway" / "page" / "samples" / "cat-and-ship.png"
+STRANGE = ROOT / "gateway" / "page" / "samples" / "clock.png"
+KNOWN = ROOT / "tests" / "samples" / "dog" / "0.png"
+ASKED = ("cat", "ship", "horse")  # of the pair; the last one is not in the image
+NEIGHBOURS = 3
+WIDTH, HEIGHT, DPI = 10.0, 4.6, 124  # inches; half as many pixels again as a README shows
+SIDE = 384
+ALPHA = 0.6
 
 
 def main(address: str) -> None:
-    """Ask about each pair once, ask for the heatmap of both classes, and write the figure beside this file."""
-    figure = Figure(figsize=(3 * len(PAIRS), 5.3), layout="constrained")
-    rows = figure.subplots(3, len(PAIRS))
-    with httpx.Client(base_url=address, timeout=30) as client:
-        for column, (pair, numbers) in enumerate(zip(PAIRS, NUMBERS, strict=True)):
-            data = side_by_side(*(SAMPLES / name / f"{number}.png" for name, number in zip(pair, numbers, strict=True)))
-            answer = client.post("/predict", params={"top_k": 2}, files={"file": data}).raise_for_status().json()
-            image = Image.open(io.BytesIO(data))
-            rows[0, column].imshow(image.resize((SIDE, SIDE // 2), Image.Resampling.LANCZOS))
-            rows[0, column].set_title(", ".join(f"{top['class']} {top['confidence']:.0%}" for top in answer["top"]))
-            for row, target in enumerate(pair, start=1):
-                asked = {"size": SIDE, "target": target}
-                overlay = client.post("/explain", params=asked, content=data).raise_for_status().content
-                rows[row, column].imshow(Image.open(io.BytesIO(overlay)))
-                rows[row, column].set_title(f"what speaks for {target}")
-    for axes in rows.flat:
-        axes.set_axis_off()
-    figure.savefig(Path(__file__).with_name("answers.png"), dpi=80)
+    """Ask about the three images and write the figure beside this file."""
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", facecolor="white")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(0.7, 1), hspace=0.02)
+    left, right = bottom.subfigures(1, 2, width_ratios=(1, 2), wspace=0.04)
+    with Client(address) as client:
+        draw_classes(client, top)
+        draw_strange(client, left)
+        draw_neighbours(client, right)
+    path = Path(__file__).with_name("answers.png")
+    figure.savefig(path, dpi=DPI)
+    Image.open(path).convert("RGB").save(path, optimize=True)
 
 
-def side_by_side(left: Path, right: Path) -> bytes:
-    """Return both images, of one height, as one PNG."""
-    images = [Image.open(path) for path in (left, right)]
-    both = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-    both.paste(images[0], (0, 0))
-    both.paste(images[1], (images[0].width, 0))
-    file = io.BytesIO()
-    both.save(file, "PNG")
-    return file.getvalue()
+def draw_classes(client: Client, figure: SubFigure) -> None:
+    """Draw one image and what speaks for several classes in it."""
+    axes = figure.subplots(1, 1 + len(ASKED))
+    top = client.predict(PAIR, top_k=2).top
+    title(figure, "One image, asked about three classes: what speaks for each")
+    show(axes[0], Image.open(PAIR), ", ".join(f"{entry.class_name} {entry.confidence:.0%}" for entry in top))
+    for place, name in zip(axes[1:], ASKED, strict=True):
+        found = client.evidence(PAIR, target=name, heatmap=False)
+        confidence = found.target.confidence or 0.0
+        show(place, overlay(client, PAIR, name), f"{name}? {confidence:.1%}")
+
+
+def draw_strange(client: Client, figure: SubFigure) -> None:
+    """Draw an image of something that the model does not know."""
+    found = client.evidence(STRANGE, heatmap=False)
+    title(figure, "Unfamiliar" if found.familiar is False else "Familiar")
+    more = f"{1 - found.familiarity:.0%}" if isinstance(found.familiarity, float) else "?"
+    text = f"{found.class_name} {found.confidence:.0%}; {more} of known\nimages are more familiar"
+    show(figure.subplots(), Image.open(STRANGE), text)
+
+
+def draw_neighbours(client: Client, figure: SubFigure) -> None:
+    """Draw an image and the training images that are nearest to it, of the answer and of the runner-up."""
+    found = client.evidence(KNOWN, similar=NEIGHBOURS, heatmap=False)
+    title(figure, "The nearest training images of the answer and of the runner-up")
+    grid = figure.subplot_mosaic(
+        [["image", "image", *(f"{row}{place}" for place in range(NEIGHBOURS))] for row in "ab"]
+    )
+    show(grid["image"], Image.open(KNOWN), f"{found.class_name} {found.confidence:.1%}")
+    for row, similar in zip("ab", by_class(found), strict=True):
+        for place, neighbour in enumerate(similar):
+            thumbnail = Image.open(io.BytesIO(client.example(neighbour)))
+            show(grid[f"{row}{place}"], thumbnail, f"{neighbour.class_name} {neighbour.similarity:.2f}")
+
+
+def by_class(found: Evidence) -> list[list[Similar]]:
+    """Return the similar images of the answer's class and those of the runner-up's.
+
+    Raises:
+        SystemExit: the version has none.
+    """
+    if isinstance(found.similar, Unavailable):
+        raise SystemExit(f"no similar images: {found.similar.reason}")
+    of_answer = [similar for similar in found.similar if similar.class_name == found.class_name]
+    return [of_answer, [similar for similar in found.similar if similar.class_name != found.class_name]]
+
+
+def overlay(client: Client, path: Path, target: str) -> Image.Image:
+    """Return the image with the heatmap of a class."""
+    return Image.open(io.BytesIO(client.explain(path, target=target, size=SIDE, alpha=ALPHA)))
+
+
+def title(figure: SubFigure, text: str) -> None:
+    """Write the headline of a part of the figure."""
+    figure.suptitle(text, fontsize=12, fontweight="bold")
+
+
+def show(axes: Axes, image: Image.Image, text: str) -> None:
+    """Draw an image with a line above it."""
+    scale = SIDE / max(image.size)
+    axes.imshow(image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS))
+    axes.set_title(text, fontsize=11)
+    axes.set_axis_off()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from contracts.wire import parse_about
 
-pytestmark = [pytest.mark.server, pytest.mark.long]
+pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from handlers.engines import run_all
+from handlers.engines import MAX_BATCH, run_all
 from handlers.preprocess import normalise
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def predict_logits(
     *,
     device: torch.device | None = None,
     bf16: bool = False,
-    batch_size: int = 256,
+    batch_size: int = MAX_BATCH,
 ) -> Tensor:
     """Logits (N, K) float32 on the CPU, of `images` (N, H, W, 3) uint8 of the contract's height and width.
 

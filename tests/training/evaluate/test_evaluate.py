@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import zipfile
@@ -13,8 +14,12 @@ from PIL import Image
 from contracts.model import Accepted, Ancestor
 from contracts.model import load as load_contract
 from contracts.model import save as save_contract
+from contracts.wire import ImageOptions, Options
 from handlers.build import digest
 from handlers.engines import softmax
+from handlers.evidence.store import read_store
+from handlers.model import ServedModel, load_model
+from handlers.wire import Row
 from training.errors import DataError, ExportError, HeatmapsAlike, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.card import write_card
@@ -252,6 +257,54 @@ def test_package_keeps_what_it_measured(packed, tmp_path, cache):
     for when, temperature in (("_before", 1.0), ("", contract.engine.temperature)):
         expected = expected_calibration_error(softmax(logits, temperature), images.labels)
         assert report[f"expected_calibration_error{when}"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_archive_contract_and_card_tell_of_the_same_evidence_as_the_answers(packed, tmp_path, cache):
+    """From packing to answers: what is measured about evidence is what the handler of the archive gives."""
+    with zipfile.ZipFile(packed.archive) as members:
+        members.extractall(tmp_path / "archive")
+    served = load_model(tmp_path / "archive", device="cpu", explains=False)
+    settings = served.contract.evidence
+    assert settings == packed.contract.evidence
+    store = read_store(tmp_path / "archive")
+    assert len(store["familiarity_scores"]) == settings.familiar.images == 20
+    assert len(store["answer_set_scores"]) == settings.answer_set.images == 20
+    assert len(store["labels"]) == settings.similar.images == 80, "everything that it learnt from"
+    report = json.loads((tmp_path / "archive" / "familiarity.json").read_text())
+    best = report["candidates"][0]
+    assert settings.familiar.method == best["method"]
+    assert dict(served.contract.accepted.figures.familiarity) == best["far"] | best["near"]
+
+    measured = evaluated(packed.folder, tmp_path / "results", cache, card=tmp_path / "card.md")
+    _, held_out = split_images(recipe_from_dict(served.contract.accepted.recipe), cache)
+    entries = explained(served, held_out.images, coverage=0.9)
+    is_familiar = np.mean([entry["familiar"] for entry in entries])
+    assert measured["familiarity"]["familiar"] == pytest.approx(is_familiar, abs=1e-4)
+    sets = [[one["class"] for one in entry["classes"]] for entry in entries]
+    names = [held_out.classes[label] for label in held_out.labels]
+    (figures,) = (row for row in measured["answer_sets"] if row["asked"] == 0.9)
+    covered = np.mean([name in of_image for name, of_image in zip(names, sets, strict=True)])
+    assert figures["served_coverage"] == pytest.approx(covered, abs=1e-4)
+    assert figures["mean_size"] == pytest.approx(np.mean([*map(len, sets)]), abs=1e-4)
+    assert covered >= 0.9
+    card = (tmp_path / "card.md").read_text()
+    for told in (
+        f"images {is_familiar:.1%} are:",
+        "from 80 training images",
+        f"| {covered:.4f} | {figures['mean_size']:.3f} |",
+    ):
+        assert told in card
+    assert all(f"| {name} | {area:.3f} |" in card for name, area in (best["far"] | best["near"]).items())
+
+
+def explained(served: ServedModel, images: np.ndarray, *, coverage: float) -> list[dict]:
+    """Return the handler's explanations of images (N, H, W, 3)."""
+    files = [io.BytesIO() for _ in images]
+    for pixels, file in zip(images, files, strict=True):
+        Image.fromarray(pixels).save(file, "PNG")
+    asked = (ImageOptions(explain=True, coverage=coverage),) * len(images)
+    row = Row("predict", Options(images=asked, format="json"), [file.getvalue() for file in files])
+    return json.loads(served.answer([row])[0].body)["results"]
 
 
 def test_packing_a_registered_model_registers_its_archive_with_its_hash(packed, tmp_path):
