@@ -144,13 +144,19 @@ def best_of(rows: list[dict[str, Any]], max_alike: float = MAX_ALIKE) -> dict[st
     """Return the most faithful of the admitted candidates, by insertion less deletion and ROAD together.
 
     A network that has learnt little may have none: then it is the one that points best at the class, of those that
-    depend on it; or the one that depends on it most.
+    depend on it; or the one that depends on it most. A method with a backward pass, which takes a worker of its own, is
+    chosen only if there is no method of the forward pass among them: on few images small differences are chance.
     """
     if admitted := [row for row in rows if row["admitted"]]:
-        return max(admitted, key=lambda row: row["score"] + row["road"])
+        return max(_cheapest(admitted), key=lambda row: row["score"] + row["road"])
     if about := [row for row in rows if row["class_correlation"] <= max_alike]:
-        return max(about, key=lambda row: (row["quarter"] or 0) + (row["half"] or 0))
+        return max(_cheapest(about), key=lambda row: (row["quarter"] or 0) + (row["half"] or 0))
     return min(rows, key=lambda row: row["class_correlation"])
+
+
+def _cheapest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the candidates of the forward pass; all of them if there is none."""
+    return [row for row in rows if row["method"] in FORWARD_METHODS] or rows
 
 
 def check_classes_differ(

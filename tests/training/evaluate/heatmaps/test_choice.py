@@ -45,10 +45,17 @@ def test_each_threshold_refuses_alone_and_what_was_not_measured_does_not(name):
     assert is_admitted(replace(GOOD, **{name: None}))
 
 
-def row(*, admitted: bool, score: float, quarter: float | None = 0.5, alike: float = 0.0, road: float = 0.0) -> dict:
-    return {
-        "admitted": admitted, "score": score, "quarter": quarter, "half": 0.5, "class_correlation": alike, "road": road
-    }  # fmt: skip
+def row(
+    *,
+    admitted: bool,
+    score: float,
+    quarter: float | None = 0.5,
+    alike: float = 0.0,
+    road: float = 0.0,
+    method: str = "cam",
+) -> dict:
+    figures = {"score": score, "quarter": quarter, "half": 0.5, "class_correlation": alike, "road": road}
+    return {"method": method, "admitted": admitted} | figures
 
 
 def test_the_most_faithful_of_the_admitted_is_chosen_however_faithful_the_others():
@@ -70,6 +77,17 @@ def test_without_an_admitted_one_the_best_pointing_is_chosen_of_those_that_depen
     assert best_of([alike, faithful, pointing]) == pointing
     assert best_of([alike, row(admitted=False, score=1, alike=0.99)]) == alike
     assert best_of([row(admitted=False, score=1, quarter=None)])["score"] == 1
+
+
+@pytest.mark.parametrize("admitted", [True, False])
+def test_a_method_with_a_backward_pass_is_chosen_only_if_none_of_the_forward_pass_can_be(admitted):
+    backward = row(admitted=True, score=0.9, quarter=0.9, method="gradcam")
+    forward = row(admitted=admitted, score=0.2)
+    assert best_of([backward, forward]) == (forward if admitted else backward)
+    neither = row(admitted=False, score=0.9, quarter=0.9, method="gradcam")
+    alike = row(admitted=False, score=0.2, alike=MAX_ALIKE + 0.01)
+    assert best_of([neither, row(admitted=False, score=0.2)])["method"] == "cam"
+    assert best_of([neither, alike]) == neither
 
 
 def test_a_network_that_sees_all_classes_alike_is_refused_with_the_figure_and_the_remedy(
