@@ -56,7 +56,7 @@ def test_eight_large_images_of_each_of_two_classes_give_evidence_or_the_reason(t
     )
     run = train(recipe, tmp_path / "run", cache, registers=False)
     made = package(
-        str(run), "1", tmp_path / "store", tmp_path / "files", cache, explain_images=4, max_alike=1.0
+        str(run), "1", tmp_path / "store", tmp_path / "files", cache, explain_images=2, max_alike=1.0
     )
     contract = made.contract
     assert (contract.architecture, contract.input.height, contract.input.width) == ("resnet18", 224, 224)
