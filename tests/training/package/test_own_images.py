@@ -55,9 +55,7 @@ def test_eight_large_images_of_each_of_two_classes_give_evidence_or_the_reason(t
         data=data, name="photos", validation=0.25, epochs=1, batch_size=4, workers=0, augmentation=Augmentation(0)
     )
     run = train(recipe, tmp_path / "run", cache, registers=False)
-    made = package(
-        str(run), "1", tmp_path / "store", tmp_path / "files", cache, explain_images=2, max_alike=1.0
-    )
+    made = package(str(run), "1", tmp_path / "store", tmp_path / "files", cache, explain_images=2, max_alike=1.0)
     contract = made.contract
     assert (contract.architecture, contract.input.height, contract.input.width) == ("resnet18", 224, 224)
     assert contract.explain.method in contract.explain.forward
