@@ -74,22 +74,22 @@ function stages(header) {
     .map(([, name, ms]) => [name, Number(ms)]);
 }
 
-const typeOf = (blob) => blob.type || "application/octet-stream";
+// Sent for every image: the gateway looks at the bytes, and a wrong type (a text file, an SVG) would get a sentence about headers.
+const BYTES = "application/octet-stream";
 
 /** Ask for all classes of one image, best first. */
 export const predict = (blob, { model, version, signal } = {}) =>
-  call("predict", { query: { top_k: 1000, model, version }, body: blob, type: typeOf(blob), signal });
+  call("predict", { query: { top_k: 1000, model, version }, body: blob, type: BYTES, signal });
 
 /** Ask for the evidence about one class of an image. */
 export const explain = (blob, { signal, ...query } = {}) =>
-  call("explain", { query, body: blob, type: typeOf(blob), signal });
+  call("explain", { query, body: blob, type: BYTES, signal });
 
 /**
- * Ask about many images; the answer has one entry for each, in order. They are sent without their types, because one
- * that is no image would refuse the whole call; without a type it gets an error of its own.
+ * Ask about many images; the answer has one entry for each, in order, which is an error for a file that is no image.
  */
 export function predictBatch(files, { model, version } = {}) {
   const form = new FormData();
-  for (const file of files) form.append("file", file.slice(0, file.size, "application/octet-stream"), file.name || "image");
+  for (const file of files) form.append("file", file.slice(0, file.size, BYTES), file.name || "image");
   return call("predict/batch", { query: { top_k: 2, model, version }, body: form });
 }

@@ -58,8 +58,9 @@ async function take(files) {
 
 async function openFromGallery(file) {
   await openFile(file);
-  $("work").scrollIntoView();
-  $("work").focus({ preventScroll: true });
+  const shown = $("work").hidden ? $("message") : $("work");
+  shown.scrollIntoView();
+  shown.focus({ preventScroll: true });
 }
 
 async function openFile(file) {
@@ -67,7 +68,8 @@ async function openFile(file) {
   asking = new AbortController();
   const { signal } = asking;
   quiet();
-  now = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
+  const opened = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
+  now = opened;
   try {
     now.image = await loadImage(file);
   } catch {
@@ -75,7 +77,7 @@ async function openFile(file) {
   }
   document.body.classList.add("working");
   eraser.load(now.image);
-  show($("work"));
+  show($("work"), now.image !== null);
   show($("restore"), false);
   for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback"]) show($(part), false);
   for (const part of ["answer", "sure", "bars", "changed", "served", "why-text-a", "why-text-b", "why-text-both"]) $(part).replaceChildren();
@@ -85,6 +87,7 @@ async function openFile(file) {
   try {
     await askAll(signal);
   } catch (error) {
+    if (now === opened) $("work").classList.toggle("unanswered", !opened.answer);
     say(error, () => openFile(file));
   }
 }
@@ -93,6 +96,8 @@ async function openFile(file) {
 async function askAll(signal) {
   const answered = await predict(now.blob, { ...chosen(), signal });
   now.before = answered.data;
+  show($("work"));
+  $("work").classList.remove("unanswered");
   showTimings("predict", answered);
   showAnswer(answered.data);
   await askEvidence(signal);
@@ -177,7 +182,10 @@ function bar(entry, before) {
 }
 
 function showUnfamiliar(familiar, familiarity = null) {
-  show($("unfamiliar"), familiar === false);
+  const isGuess = familiar === false;
+  show($("unfamiliar"), isGuess);
+  $("says").classList.toggle("guess", isGuess);
+  $("answer-title").textContent = isGuess ? "Its best guess" : "The answer";
   const share = typeof familiarity === "number" ? ` Of the images this model was checked with, ${percent(1 - familiarity)} look more like its training images.` : "";
   $("unfamiliar-text").textContent = `It is unlike the images the model was trained on, so take the answer as a guess.${share}`;
 }
@@ -193,7 +201,7 @@ function showEvidence(evidence) {
   show($("test-result"), false);
   $("test").disabled = !now.heat;
   showMissing(evidence);
-  showSet(evidence.classes, coverage());
+  showSet(evidence.classes, coverage(), evidence.familiar);
   showSimilar(evidence.similar, asking.signal);
   compare.show();
   redraw();
@@ -236,7 +244,8 @@ async function explainAgain() {
 const askSet = latest(async () => {
   try {
     const query = evidenceQuery("", { heatmap: "none", similar: 0, coverage: coverage(), signal: asking.signal });
-    showSet((await explain(now.blob, query)).data.classes, query.coverage);
+    const { classes, familiar } = (await explain(now.blob, query)).data;
+    showSet(classes, query.coverage, familiar);
   } catch (error) {
     say(error, askSet);
   }
@@ -325,8 +334,8 @@ const whyNot = {
       draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity, share);
       $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${names[index]}`);
       const entry = now.answer.top.find((found) => found.class === names[index]);
-      const support = share < 1 ? `; dimmed, with ${percent(share)} of the other's evidence` : "";
-      $(`why-text-${side}`).textContent = `What speaks for ${names[index]}, ${confidence(entry?.confidence ?? 0)}${support}`;
+      const support = share < 1 ? ` Dimmed: its evidence is ${percent(share)} of that for ${names[1 - index]}.` : "";
+      $(`why-text-${side}`).textContent = `What speaks for ${names[index]} (${confidence(entry?.confidence ?? 0)}).${support}`;
     });
     if (heats.includes(null)) return;
     drawDifference($("why-canvas-both"), eraser.view, heats, strengths, opacity);

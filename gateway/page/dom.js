@@ -21,7 +21,7 @@ export const show = (element, is = true) => { element.hidden = !is; };
 export function percent(value, digits = 0) {
   const scale = 10 ** digits;
   const shown = value < 1 ? Math.min(Math.round(value * 100 * scale), 100 * scale - 1) / scale : 100;
-  return `${shown.toFixed(digits)} %`;
+  return `${shown.toFixed(digits)}\u00a0%`;
 }
 
 /** Return a confidence with as many digits as it deserves. */

@@ -19,12 +19,14 @@ export function showMissing(evidence) {
 }
 
 /** Show the answer set, the smallest set of classes that holds the right one with the chosen coverage. */
-export function showSet(classes, coverage) {
+export function showSet(classes, coverage, isFamiliar) {
   show($("set"), !isMissing(classes));
   if (isMissing(classes)) return;
   const names = classes.map((entry) => h("span", { className: "chip", title: confidence(entry.confidence), textContent: entry.class }));
-  const text = classes.length === 1 ? "the right class is" : `the right class is one of these ${classes.length}:`;
-  $("set-text").replaceChildren(`In at least ${percent(coverage, Number.isInteger(coverage * 100) ? 0 : 1)} of such cases ${text} `, ...names);
+  $("set-list").replaceChildren("Answer set: ", ...names);
+  const share = percent(coverage, Number.isInteger(coverage * 100) ? 0 : 1);
+  const limit = isFamiliar === false ? " It promises nothing for this image, which is unlike them." : "";
+  $("set-text").textContent = `Over many images like those of the training, such a set holds the right class in at least ${share} of the cases.${limit}`;
 }
 
 /** Show the nearest training images, those of each class together. */
@@ -36,8 +38,8 @@ export async function showSimilar(similar, signal) {
   $("similar-list").replaceChildren(...[...byClass].map(([name, entries]) => h(
     "figure",
     {},
-    h("ul", { className: "near" }, ...entries.map((entry) => near(entry, signal))),
     h("figcaption", { textContent: name }),
+    h("ul", { className: "near" }, ...entries.map((entry) => near(entry, signal))),
   )));
 }
 

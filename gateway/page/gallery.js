@@ -1,7 +1,7 @@
 // The gallery: many images at once, the least certain first.
 
 import { $, confidence, h, show } from "./dom.js";
-import { predictBatch } from "./api.js";
+import { predictBatch, sentence } from "./api.js";
 
 const IMAGES_PER_CALL = 32;
 
@@ -49,17 +49,24 @@ export class Gallery {
   #tile(image) {
     const { entry, file, url } = image;
     const isSure = entry?.confidence !== undefined;
-    const text = isSure ? `${entry.class}, ${confidence(entry.confidence)}` : entry ? entry.error.detail : "…";
+    const text = isSure ? `${entry.class}, ${confidence(entry.confidence)}` : entry ? sentence(entry.error.detail) : "…";
     const caption = isSure
       ? [h("strong", { textContent: entry.class }), h("span", { textContent: confidence(entry.confidence) }), entry.familiar === false ? h("span", { className: "tag", textContent: "unfamiliar" }) : null]
       : [h("span", { className: entry ? "failed" : "", textContent: text })];
     return h("li", {}, h(
       "button",
       { type: "button", className: "tile", title: `${file.name}: ${text}`, onclick: () => this.open(file) },
-      h("img", { src: url, alt: file.name, loading: "lazy" }),
+      picture(url, file.name),
       h("span", { className: "caption" }, ...caption),
     ));
   }
+}
+
+/** Return the image, or the file's name if the browser cannot show it. */
+function picture(url, name) {
+  const image = h("img", { src: url, alt: name, loading: "lazy" });
+  image.onerror = () => image.replaceWith(h("span", { className: "unseen", textContent: name }));
+  return image;
 }
 
 /** Yield the images in calls that the gateway takes. */

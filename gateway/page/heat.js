@@ -77,7 +77,7 @@ export function drawDifference(canvas, image, [a, b], [strengthA, strengthB], op
     const [valuesA, valuesB] = [stretch(a, width, height), stretch(b, width, height)];
     return (index) => {
       const more = (valuesA[index] * strengthA - valuesB[index] * strengthB) / (255 * most);
-      return [more > 0 ? WARM : COOL, 0, Math.min(1, 0.1 + 1.1 * Math.abs(more))];
+      return [more > 0 ? WARM : COOL, 0, Math.min(1, 1.2 * Math.abs(more))];
     };
   });
 }

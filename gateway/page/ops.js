@@ -10,6 +10,9 @@ const EVERY_MS = 2000;
 const SPAN_S = 300;
 const WINDOW_S = 20;
 const KINDS = { stable: "stable", canary: "canary" };
+// Outcomes that are the version's fault, as `gradserve promote --auto` counts them; a caller's broken image is none.
+const FAULTS = ["handler_failed", "engine_broke", "engine_nonsense", "deadline_passed", "not_ready", "internal_error"];
+const PLACES = { predict: "Predictions in flight", explain: "Explanations in flight", backward: "Explanations with a backward pass" };
 const STATES = { ok: "All is well", degraded: "It serves, with less than it should", unavailable: "It does not serve" };
 
 const readings = []; // {at: seconds, samples}, oldest first
@@ -75,13 +78,14 @@ function showVersions(versions, samples) {
 function figures(a, b, { model, version }) {
   const wanted = { model, version };
   const span = b.at - a.at;
-  const answers = growth(a.samples, b.samples, "gateway_version_requests_total", wanted);
-  const good = growth(a.samples, b.samples, "gateway_version_requests_total", { ...wanted, outcome: "ok" });
+  const ended = (outcome) => growth(a.samples, b.samples, "gateway_version_requests_total", { ...wanted, outcome });
+  const failed = FAULTS.reduce((sum, fault) => sum + ended(fault), 0);
+  const answers = ended("ok") + failed;
   const count = growth(a.samples, b.samples, "gateway_confidence_count", wanted);
   return {
     requests: span > 0 ? answers / span : null,
     answers,
-    failed: answers ? 1 - good / answers : null,
+    failed: answers ? failed / answers : null,
     median: quantile(a.samples, b.samples, "gateway_model_seconds", 0.5, wanted),
     slowest: quantile(a.samples, b.samples, "gateway_model_seconds", 0.99, wanted),
     confidence: count ? growth(a.samples, b.samples, "gateway_confidence_sum", wanted) / count : null,
@@ -137,11 +141,11 @@ function showPlaces(samples) {
   const places = present.map(({ labels: { model, kind }, value: capacity }) => {
     const taken = total(samples, "gateway_in_flight", { model, kind });
     const waiting = total(samples, "gateway_waiting", { model, kind });
-    return meter(`${model} ${kind}: calls in flight`, `${taken} of ${capacity}${waiting ? `, ${waiting} wait` : ""}`, taken / capacity);
+    return meter(`${PLACES[kind] ?? kind}, ${model}`, `${taken} of ${capacity}${waiting ? `, ${waiting} wait` : ""}`, taken / capacity);
   });
   const queues = select(samples, "gateway_queue_depth").map(({ labels: { model, version, kind }, value }) => {
     const room = total(samples, "gateway_queue_capacity", { model, version, kind });
-    return meter(`${model} ${version} ${kind}: queue`, room ? `${value} of ${room}` : String(value), room ? value / room : 0);
+    return meter(`Queue of ${model} ${version}, ${kind}`, room ? `${value} of ${room}` : String(value), room ? value / room : 0);
   });
   $("places").replaceChildren(...places, ...queues);
 }
@@ -151,7 +155,7 @@ function showRefused() {
   const codes = Object.entries(totals(samples, "gateway_refused_total", "code")).sort(([, a], [, b]) => b - a);
   const most = codes[0]?.[1] ?? 0;
   const lately = (code) => growth(readings[0].samples, samples, "gateway_refused_total", { code });
-  $("refused").replaceChildren(...codes.map(([code, count]) => meter(code, `${count}, ${lately(code)} of them lately`, count / most, "bad")));
+  $("refused").replaceChildren(...codes.map(([code, count]) => meter(code, `${count} in all, ${lately(code)} lately`, count / most, "bad")));
   if (codes.length === 0) $("refused").replaceChildren(h("li", { className: "muted", textContent: "None since the gateway started." }));
 }
 

@@ -71,6 +71,9 @@ def test_a_server_that_is_down_is_named_with_what_to_do(
     process.wait(timeout=60)
     choose(page, CAT)
     expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    expect(page.locator("#stage")).to_be_visible()  # the image, without the former one's answer, evidence and code
+    for part in ("#answer", "#erase", "#how"):
+        expect(page.locator(part)).to_be_hidden()
     start_gateway(PORT=base.rsplit(":", 1)[1])
     page.get_by_role("button", name="Try again").click()
     expect(page.get_by_role("alert")).to_be_hidden()

@@ -25,8 +25,11 @@ def test_an_unfamiliar_image_is_not_known(open_page: Callable[..., Page]) -> Non
     choose(page, CAT)
     expect(page.locator("#similar")).to_be_visible()
     expect(page.get_by_text("I do not know this kind of image")).to_be_hidden()
+    expect(page.locator("#answer-title")).to_have_text("The answer")
     page.get_by_role("button", name="a clock, which the model does not know").click()
     expect(page.get_by_text("I do not know this kind of image")).to_be_visible()
+    expect(page.locator("#answer-title")).to_have_text("Its best guess")
+    expect(page.locator("#set-text")).to_contain_text("promises nothing for this image")
 
 
 def test_a_higher_coverage_needs_more_classes(open_page: Callable[..., Page]) -> None:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import CAT, SAMPLES, answer, choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from playwright.sync_api import Page
 
@@ -67,6 +69,19 @@ def test_the_answer_comes_before_the_tools_on_a_phone(open_page: Callable[..., P
     expect(answer(page)).to_have_text("cat")
     tops = [page.locator(part).bounding_box()["y"] for part in ("#stage", "#answer", "#erase")]
     assert tops == sorted(tops)
+
+
+def test_a_tall_image_is_seen_as_a_whole(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    tall = tmp_path / "tall.png"
+    with Image.open(CAT) as image:
+        image.resize((100, 400)).save(tall)
+    page = open_page(viewport=DESK)
+    choose(page, tall)
+    expect(page.locator("#why-text-both")).not_to_be_empty()
+    for canvas in ("#stage", "#why-canvas-a", "#why-canvas-both"):
+        box = page.locator(canvas).bounding_box()
+        assert box["height"] <= DESK["height"]
+        assert abs(box["height"] / box["width"] - 4) < 0.1
 
 
 def test_all_that_the_page_loads_is_small(open_page: Callable[..., Page]) -> None:

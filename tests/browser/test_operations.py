@@ -52,9 +52,13 @@ def test_operations_show_the_canary_against_the_stable_version_live(
         for _ in range(3):
             httpx.post(f"{stack.gateway}/predict", params={"version": version}, content=image).raise_for_status()
     httpx.get(f"{stack.gateway}/no-such-route")
+    httpx.post(f"{stack.gateway}/predict", params={"version": canary}, content=image[:100])
     expect(page.locator("#trial-body")).to_contain_text("Share of the answers")
     expect(page.locator("#trial-body tr").first).not_to_contain_text("0")
     expect(page.locator("#charts path.canary")).not_to_have_count(0)
     expect(page.locator("#charts path.stable")).not_to_have_count(0)
     expect(page.locator("#refused")).to_contain_text("route_unknown")
-    expect(page.locator("#places")).to_contain_text("predict: calls in flight")
+    expect(page.locator("#refused")).to_contain_text("image_unreadable")
+    # A caller's broken image is no failure of the version.
+    expect(page.get_by_role("row", name="Failed answers").get_by_role("cell")).to_have_text(["0.00 %", "0.00 %"])
+    expect(page.locator("#places")).to_contain_text("Predictions in flight")

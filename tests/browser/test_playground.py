@@ -149,10 +149,11 @@ def test_many_images_become_a_gallery_with_the_least_certain_first(
     expect(page.locator("#gallery-state")).to_have_text(f"{len(images) + 1} images")
     captions = page.locator("#gallery-list .caption").all_inner_texts()
     assert "no known image" in captions[0]
-    certain = [("unfamiliar" not in text, float(re.search(r"([\d.]+) %", text)[1])) for text in captions[1:]]
+    certain = [("unfamiliar" not in text, float(re.search(r"([\d.]+)\s%", text)[1])) for text in captions[1:]]
     assert certain == sorted(certain)  # unfamiliar images first
     page.get_by_label("Sort").select_option("certain")
     expect(page.locator("#gallery-list .caption").last).to_contain_text("no known image")
+    expect(page.locator("#gallery-list .unseen")).to_have_text("notes.txt")  # in place of a broken picture
     page.locator("#gallery-list button").first.click()
     expect(answer(page)).to_have_text(page.locator("#gallery-list strong").first.inner_text())
 
@@ -165,9 +166,20 @@ def test_an_image_that_cannot_be_read_is_refused_with_a_sentence(
     page = open_page(may_fail=True)
     choose(page, broken)
     expect(page.get_by_role("alert")).to_contain_text("send a whole")
+    expect(page.locator("#work")).to_be_hidden()
     choose(page, CAT)
     expect(answer(page)).to_have_text("cat")
     expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_file_that_is_no_image_is_refused_with_a_sentence_about_the_file(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    page = open_page(may_fail=True)
+    choose(page, text)
+    expect(page.get_by_role("alert")).to_contain_text("The bytes are no known image: send a whole PNG")
 
 
 def test_two_images_stand_side_by_side(open_page: Callable[..., Page]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from control.release.gateway_metrics import FAULTS
 from gateway.api.playground import FOLDER
 
 if TYPE_CHECKING:
@@ -51,6 +53,12 @@ def test_files_name_no_other_host(name: str) -> None:
 def test_modules_import_files_that_exist(name: str) -> None:
     for imported in re.findall(r"""from "\./([^"]+)\"""", (FOLDER / name).read_text(encoding="utf-8")):
         assert imported in FILES, imported
+
+
+def test_the_operations_view_counts_the_faults_that_end_a_canary() -> None:
+    listed = re.search(r"const FAULTS = (\[.*?\]);", (FOLDER / "ops.js").read_text(encoding="utf-8"))
+    assert listed is not None
+    assert tuple(json.loads(listed[1])) == FAULTS
 
 
 @pytest.mark.parametrize("name", FILES)
