@@ -162,9 +162,9 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     Example: gradserve evaluate model_store/released
     """
     _use_all_cores()
+    _show_progress()
     from training.evaluate import evaluate as evaluation  # noqa: PLC0415 - imports torch
 
-    _show_progress()
     is_released = Path(model).resolve() == (STORE / "released").resolve()
     looks = (RESULTS if is_released else home_directory()) / "test_looks.jsonl"
     if output is None:
@@ -251,9 +251,9 @@ def package(  # noqa: PLR0917 - every option is an argument
     Example: gradserve package .gradserve/training/20260101-120000 --version 1.0.1 --precision int8
     """
     _use_all_cores()
+    _show_progress()
     from training.package.packaging import package as pack  # noqa: PLC0415 - imports torch
 
-    _show_progress()
     folder = keep or (Path(model) if Path(model).is_dir() else RUNS) / f"package-{version}"
     if sign is not None:
         check_key(sign)  # packing takes minutes
@@ -287,10 +287,10 @@ def pack_run(run: Path, version: str, store: Path, cache: Path) -> Path:
         ControlError: the run cannot be packed; the text says why.
     """
     _use_all_cores()
+    _show_progress()
     from training.evaluate.heatmaps.choice import MAX_ALIKE  # noqa: PLC0415 - imports torch
     from training.package.packaging import package as pack  # noqa: PLC0415 - imports torch
 
-    _show_progress()
     console.print(f"packing {run} as version {version}", soft_wrap=True, highlight=False)
     with _translate_errors():
         made = pack(str(run), version, store, run / f"package-{version}", cache, max_alike=1.0)
@@ -334,10 +334,13 @@ def _use_all_cores() -> None:
 
 
 def _show_progress() -> None:
+    """Print the log's lines and progress bars, without those of MLflow. Call before importing it."""
     level = os.environ.get("LOG_LEVEL", "INFO") if _is_first_process() else "WARNING"
     logging.basicConfig(level=level, format="%(message)s")
-    for chatty in ("httpx", "alembic", "mlflow"):
+    for chatty in ("httpx", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def _table(report: dict[str, Any]) -> Table:

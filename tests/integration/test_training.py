@@ -66,6 +66,7 @@ def test_the_readmes_path_with_ones_own_images_works_as_it_is_written(tmp_path, 
                     command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
                 )
                 assert done.returncode == 0, (command, done.stdout, done.stderr)
+                assert " INFO mlflow" not in done.stderr
         address = re.search("ready: (.*)", said.read_text())[1]
         image = (ROOT / "tests" / "samples" / "ship" / "0.png").read_bytes()
         answer = httpx.post(f"{address}/predict", content=image, headers={"content-type": "image/png"}).json()

@@ -299,6 +299,7 @@ def _measure_explanation(
     network: nn.Module, contract: Contract, engine: Engine, images: Images, count: int
 ) -> dict[str, Any]:
     shown = images.sample(count)
+    logger.info("measuring heatmaps on %d images, which takes minutes on a few cores", len(shown))
     pixels = normalise(shown.images, contract.input)
     return measure_explanation(network, contract, engine, pixels, shown.labels)
 
