@@ -56,7 +56,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_INSTALL = "run `make install` in the clone (in an environment of your own: pip install -e '.[serving]')"
+# No package index has gradserve: installing it by its name would fail, or fetch somebody else's package.
+_INSTALL_EXTRA = "run `make install` in the clone (in an environment of your own: pip install -e '.[{extra}]')"
+_INSTALL = _INSTALL_EXTRA.format(extra="serving")
 
 
 class ControlError(Exception):
@@ -138,7 +140,7 @@ class NoModelSigning(ControlError):
     """The library that signs and checks archives is not installed."""
 
     def __init__(self) -> None:
-        super().__init__("signatures need the package model-signing: pip install 'gradserve[serving]'")
+        super().__init__(f"signatures need the package model-signing: {_INSTALL}")
 
 
 class VerificationError(ControlError):
@@ -275,7 +277,7 @@ class NoServing(ControlError):
 
     def __init__(self, package: str) -> None:
         super().__init__(
-            f"an archive is loaded with {package}, which is not installed: pip install 'gradserve[serving]', "
+            f"an archive is loaded with {package}, which is not installed: {_INSTALL}, "
             "or ask a running gateway: --url URL"
         )
 
@@ -284,7 +286,8 @@ class MissingExtra(ControlError):
     """The package `package` of the extra `extra` is needed for `purpose`, and is not installed."""
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'gradserve[{extra}]'")
+        remedy = _INSTALL_EXTRA.format(extra=extra)
+        super().__init__(f"{purpose} needs {package}, which is not installed: {remedy}")
 
 
 class FeedbackUnusable(ControlError):

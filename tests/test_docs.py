@@ -106,6 +106,13 @@ def test_folder_table_names_every_package(document):
         assert re.search(rf"^\| \[{package}/\]", text, re.MULTILINE), f"{document} has no row for {package}/"
 
 
+def test_nothing_says_to_install_gradserve_from_a_package_index():
+    """There it would be somebody else's package."""
+    code = [path for folder in FOLDERS_OF_CODE for path in (ROOT / folder).rglob("*.py")]
+    for path in (*DOCUMENTS, *code):
+        assert not re.search(r"pip install \S*gradserve", path.read_text(encoding="utf-8")), path
+
+
 def test_every_alert_has_its_entry_in_the_runbook():
     rules = yaml.safe_load((ROOT / "config" / "prometheus" / "rules.yml").read_text(encoding="utf-8"))
     alerts = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules["groups"][0]["rules"]}
