@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 SAMPLE = "a cat and a ship side by side"
-SIZE = {"width": 1000, "height": 900}
+SIZE = {"width": 1200, "height": 900}
 MOST_BYTES = 400_000
 
 

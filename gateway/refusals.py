@@ -88,14 +88,18 @@ class BadJson(BadRequest):
         super().__init__(f"The JSON body is wrong: {reason}.")
 
 
+def list_some(names: tuple[str, ...], most: int = 20) -> str:
+    """Return the names for a sentence, the first `most` of them."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
 class ClassUnknown(BadRequest):
     """400: feedback names a class that the version does not have."""
 
     code = "unknown_class"
 
     def __init__(self, name: str, classes: tuple[str, ...]) -> None:
-        known = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
-        super().__init__(f"There is no class {name[:64]!r}: use one of {known}.", classes=classes)
+        super().__init__(f"There is no class {name[:64]!r}: use one of {list_some(classes)}.", classes=classes)
 
 
 class BadHttp(BadRequest):

@@ -105,9 +105,10 @@ def explain(  # noqa: PLR0917 - every option is an argument
     ):
         for result in explain_all(source, images, question, output, force=force):
             failures += result.error is not None
-            printer.add(result)
-            if is_table:
-                _show(result, show)
+            with count.aside():
+                printer.add(result)
+                if is_table:
+                    _show(result, show)
             count()
     printer.close()
     raise typer.Exit(1 if failures else 0)

@@ -71,8 +71,12 @@ def predict(  # noqa: PLR0917 - every option is an argument
         progress(len(images), is_shown=is_table) as count,
     ):
         for result in predict_all(source, images, top_k):
-            failures += result.error is not None
-            printer.add(result)
+            if result.error is None:
+                printer.add(result)
+            else:
+                failures += 1
+                with count.aside():
+                    printer.add(result)
             count()
     printer.close()
     raise typer.Exit(1 if failures else 0)

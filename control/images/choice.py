@@ -52,7 +52,7 @@ def choose_source(url: str | None, archive: Path | None, key_file: Path | None, 
     """Return the gateway at `url` or the archive; with neither, the running stack's gateway, else an archive.
 
     Raises:
-        ControlError: both are given, the key file cannot be read, or the archive cannot be loaded.
+        ControlError: the address is no URL, the key file cannot be read, or the archive cannot be loaded.
     """
     from control.images.sources import GatewaySource  # noqa: PLC0415 - not for `--help`
     from control.stack.running import find_running  # noqa: PLC0415 - as above
@@ -62,6 +62,8 @@ def choose_source(url: str | None, archive: Path | None, key_file: Path | None, 
         running = find_running(home_directory())
         address = url or (running.gateway if running else None)
         if address is not None:
+            if not address.startswith(("http://", "https://")):
+                raise ControlError(f"the gateway's address {address!r} is no URL: write http://HOST:PORT or https://HOST")
             return GatewaySource(address, read_key(key_file), version)
     if version is not None:
         raise ControlError("--version chooses at a gateway, and an archive is one version: remove --version")

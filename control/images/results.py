@@ -15,12 +15,14 @@ from control.cli.status import columns, output
 from gradserve import Evidence, Failed, Prediction, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from rich.progress import Progress
 
     from control.images.files import ImageFile
 
-UNFAMILIAR = "[yellow]unlike its training images[/yellow]"
+UNFAMILIAR = "[yellow]no[/yellow]"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def failed(code: str, detail: str) -> Failed:
 
 def unreadable(error: OSError) -> Failed:
     """Return the error of a file that cannot be read or written."""
+    if isinstance(error, FileNotFoundError):
+        return failed("file", "there is no such file, and as a pattern the name matches none")
     return failed("file", error.strerror or type(error).__name__)
 
 
@@ -66,22 +70,42 @@ def refuse_two_forms(*, as_json: bool, as_csv: bool) -> None:
         raise typer.BadParameter("choose one of --json and --csv")
 
 
-@contextmanager
-def progress(total: int, *, is_shown: bool) -> Iterator[Callable[..., None]]:
-    """Yield a function that counts one more image, or as many as its argument says.
+class Counter:
+    """Counts images; with a bar, on the bar."""
 
-    A bar on the standard error shows them if that is a terminal.
-    """
+    def __init__(self, bar: Progress | None = None) -> None:
+        self._bar = bar
+
+    def __call__(self, images: int = 1) -> None:
+        """Count one more image, or as many as `images` says."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], images)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Take the bar away while the block prints: rich moves no text that click prints, and nothing into a pipe."""
+        if self._bar is not None:
+            self._bar.stop()
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.start()
+
+
+@contextmanager
+def progress(total: int, *, is_shown: bool) -> Iterator[Counter]:
+    """Yield a counter of images; a bar on the standard error shows its count if that is a terminal."""
     if not (is_shown and total > 1 and sys.stderr.isatty()):
-        yield lambda _=1: None
+        yield Counter()
         return
     from rich.console import Console  # noqa: PLC0415 - not for `--help`
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn  # noqa: PLC0415 - as above
 
     parts = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda images=1: bar.advance(task, images)
+        bar.add_task("", total=total)
+        yield Counter(bar)
 
 
 class JsonLines:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from contracts import wire
 from gateway.errors import ImageRefused
-from gateway.refusals import BadParameter
+from gateway.refusals import BadParameter, list_some
 
 if TYPE_CHECKING:
     from contracts.model import Contract
@@ -87,7 +87,7 @@ def check_question(question: Question, contract: Contract | None) -> None:
     if question.target is not None and question.target not in contract.classes:
         raise ImageRefused(
             "unknown_target",
-            f"there is no class {question.target[:100]!r}: use one of the model's classes",
+            f"there is no class {question.target[:100]!r}: use one of {list_some(contract.classes)}",
             {"classes": list(contract.classes[:MOST_CLASSES_TOLD])},
         )
     methods = contract.explain.methods

@@ -206,7 +206,7 @@ def test_commands_of_the_readme_work_as_written(stack, tmp_path):
     """The README's curl lines, with this stack's address in place of the default one."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"^\$ (curl .*?)(?:\s+#.*)?$", readme, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         address = stack.gateway.removeprefix("http://")
         here = re.sub(r"-o (\S+)", rf"-o {tmp_path}/\1", command.replace("localhost:8000", address))

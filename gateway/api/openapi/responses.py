@@ -53,7 +53,7 @@ IMAGE = (
 )
 SINGLE = (*GUARD, *BODY, *ENGINE, *IMAGE)
 EXPLAIN = (
-    ImageRefused("unknown_target", "there is no class 'unicorn': use one of the model's classes", {}),
+    ImageRefused("unknown_target", "there is no class 'unicorn': use one of cat, dog", {}),
     ImageRefused("unknown_method", "there is no method 'x': use cam, gradcam", {}),
     refusals.BadParameter("coverage", "1", "a number from 0.5 to 0.999"),
 )

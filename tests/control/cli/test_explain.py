@@ -98,7 +98,7 @@ def test_a_file_that_fails_does_not_stop_the_rest(explain, tmp_path):
     result = explain("photos", "photos/missing.png")
     assert result.exit_code == 1
     assert "photos/bad.png: image_unreadable: no image" in result.stderr
-    assert "photos/missing.png: file: No such file or directory" in result.stderr
+    assert "photos/missing.png: file: there is no such file" in result.stderr
     assert (tmp_path / "photos" / "dog-heatmap.png").exists()
     assert not (tmp_path / "photos" / "bad-heatmap.png").exists()
 

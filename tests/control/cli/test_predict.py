@@ -37,15 +37,14 @@ def test_a_table_names_the_class_of_each_file_and_what_is_unfamiliar(predict):
     head, cat, boat = (line.split() for line in result.stdout.splitlines())
     assert head == ["file", "class", "confidence", "familiar"]
     assert cat == ["cat.png", "cat", "90.0%", "yes"]
-    assert boat[:3] == ["boat.png", "boat", "90.0%"]
-    assert "unlike its training images" in " ".join(boat)
+    assert boat == ["boat.png", "boat", "90.0%", "no"]
 
 
 def test_a_file_that_fails_is_named_and_does_not_stop_the_rest(predict, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"bad:")
     result = predict("missing.png", "bad.png", "cat.png")
     assert result.exit_code == 1
-    assert "missing.png: file: No such file or directory" in result.stderr
+    assert "missing.png: file: there is no such file" in result.stderr
     assert "bad.png: image_unreadable: no image" in result.stderr
     assert "cat.png" in result.stdout
 

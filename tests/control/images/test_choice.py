@@ -31,6 +31,11 @@ def test_a_named_archive_counts_more_than_an_address(tmp_path):
         choice.choose_source("http://127.0.0.1:1", tmp_path / "x.mar", None, None)
 
 
+def test_an_address_that_is_no_url_is_refused_with_the_form_to_write():
+    with pytest.raises(ControlError, match=r"'localhost:8000' is no URL: write http://HOST:PORT"):
+        choice.choose_source("localhost:8000", None, None, None)
+
+
 def test_a_version_is_refused_for_an_archive(tmp_path):
     with pytest.raises(ControlError, match="remove --version"):
         choice.choose_source(None, tmp_path / "x.mar", None, "1.0.0")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
 from control.images.files import ImageFile
-from control.images.results import Csv, JsonLines, Result, Table, failed, refuse_two_forms, row
+from control.images.results import Csv, JsonLines, Result, Table, failed, progress, refuse_two_forms, row
 from gradserve.answers import parse_evidence, parse_prediction
 
 IMAGE = ImageFile("photos/a.png", Path("photos/a.png"), Path("a.png"))
@@ -88,3 +90,18 @@ def test_only_one_form_can_be_asked_for():
     refuse_two_forms(as_json=True, as_csv=False)
     with pytest.raises(typer.BadParameter, match="choose one"):
         refuse_two_forms(as_json=True, as_csv=True)
+
+
+def test_a_line_that_is_printed_beside_the_progress_bar_stands_on_a_line_of_its_own(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(2, is_shown=True) as count:
+        count()
+        with count.aside():
+            typer.echo("a.png: no image", err=True)
+        count()
+    shown = terminal.getvalue()
+    assert re.search(r"\x1b\[2K(\x1b\[\?25h)?a\.png: no image\n", shown), shown  # after the bar's line was erased
+    assert "2/2" in shown

@@ -29,12 +29,18 @@ def test_an_unknown_target_is_400_with_the_handlers_facts(stand: Stand, assert_p
     assert answer.json()["classes"] == ["cat", "dog", "frog"]
 
 
-@pytest.mark.parametrize(("query", "code"), [("target=unicorn", "unknown_target"), ("method=guess", "unknown_method")])
-def test_an_unknown_class_or_method_is_refused_before_an_image_is_sent(
-    evidence_stand: Stand, query: str, code: str
+@pytest.mark.parametrize(
+    ("query", "code", "known"),
+    [("target=unicorn", "unknown_target", "use one of "), ("method=guess", "unknown_method", "use ")],
+)
+def test_an_unknown_class_or_method_is_refused_before_an_image_is_sent_with_those_that_there_are(
+    evidence_stand: Stand, query: str, code: str, known: str
 ) -> None:
     refused = evidence_stand.client.post(f"/explain?{query}", content=IMAGE)
-    assert (refused.status_code, refused.json()["code"]) == (400, code)
+    problem = refused.json()
+    names = problem["classes" if code == "unknown_target" else "methods"]
+    assert (refused.status_code, problem["code"]) == (400, code)
+    assert problem["detail"].endswith(known + ", ".join(names))
     assert not evidence_stand.torchserve.calls
 
 
