@@ -63,7 +63,9 @@ def choose_source(url: str | None, archive: Path | None, key_file: Path | None, 
         address = url or (running.gateway if running else None)
         if address is not None:
             if not address.startswith(("http://", "https://")):
-                raise ControlError(f"the gateway's address {address!r} is no URL: write http://HOST:PORT or https://HOST")
+                raise ControlError(
+                    f"the gateway's address {address!r} is no URL: write http://HOST:PORT or https://HOST"
+                )
             return GatewaySource(address, read_key(key_file), version)
     if version is not None:
         raise ControlError("--version chooses at a gateway, and an archive is one version: remove --version")
