@@ -406,7 +406,7 @@ class Rollout:
                     raise NotFollowed(what, within_s, state)
                 if waiting and now - reported_at > REPORT_EVERY_S and (silent or state != reported):
                     reported_at, reported = now, state
-                    self._say(f"{what}: waiting for {state}")
+                    self._say(f"{what}: still waiting, because {state}")
                 if waiting:
                     time.sleep(0.1)
 

@@ -90,7 +90,7 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monk
     url, lines = agent(states), []
     assert Rollout(store, [url], store.home, lines.append).promote("2.0").stable == NEW
     assert time.monotonic() - began >= 0.5
-    assert lines.count(f"2.0 ready: waiting for {url} is not done yet") == 1, "an agent that answers is named once"
+    assert lines.count(f"2.0 ready: still waiting, because {url} is not done yet") == 1, "an agent that answers is named once"
 
 
 def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, monkeypatch):
@@ -114,9 +114,9 @@ def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypat
     both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, lines.append)
     with pytest.raises(Refused, match=f"{DEAD} does not answer"):
         both.deploy("2.0", share=10)
-    named = [line for line in lines if "waiting for" in line]
+    named = [line for line in lines if "still waiting" in line]
     assert 2 <= len(named) <= 8, "every 0.2 s, not at each poll"
-    assert all(line.startswith(f"load 2.0: waiting for {DEAD} does not answer") for line in named)
+    assert all(line.startswith(f"load 2.0: still waiting, because {DEAD} does not answer") for line in named)
 
 
 def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monkeypatch):
