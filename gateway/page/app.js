@@ -334,7 +334,7 @@ const whyNot = {
       draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity, share);
       $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${names[index]}`);
       const entry = now.answer.top.find((found) => found.class === names[index]);
-      const support = share < 1 ? ` Dimmed: its evidence is ${percent(share)} of that for ${names[1 - index]}.` : "";
+      const support = share < 1 ? ` Dimmed: its evidence is ${share < 0.01 ? "under 1\u00a0%" : percent(share)} of that for ${names[1 - index]}.` : "";
       $(`why-text-${side}`).textContent = `What speaks for ${names[index]} (${confidence(entry?.confidence ?? 0)}).${support}`;
     });
     if (heats.includes(null)) return;
