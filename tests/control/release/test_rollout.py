@@ -90,7 +90,9 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monk
     url, lines = agent(states), []
     assert Rollout(store, [url], store.home, lines.append).promote("2.0").stable == NEW
     assert time.monotonic() - began >= 0.5
-    assert lines.count(f"2.0 ready: still waiting, because {url} is not done yet") == 1, "an agent that answers is named once"
+    assert lines.count(f"2.0 ready: still waiting, because {url} is not done yet") == 1, (
+        "an agent that answers is named once"
+    )
 
 
 def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, monkeypatch):
