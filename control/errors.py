@@ -57,8 +57,7 @@ if TYPE_CHECKING:
 
 
 # No package index has gradserve: installing it by its name would fail, or fetch somebody else's package.
-_INSTALL_EXTRA = "run `make install` in the clone (in an environment of your own: pip install -e '.[{extra}]')"
-_INSTALL = _INSTALL_EXTRA.format(extra="serving")
+_INSTALL = "run `make install` in the clone (in an environment of your own: pip install -e '.[serving]')"
 
 
 class ControlError(Exception):
@@ -286,7 +285,7 @@ class MissingExtra(ControlError):
     """The package `package` of the extra `extra` is needed for `purpose`, and is not installed."""
 
     def __init__(self, package: str, purpose: str, extra: str) -> None:
-        remedy = _INSTALL_EXTRA.format(extra=extra)
+        remedy = f"in the clone, pip install -e '.[{extra}]'"
         super().__init__(f"{purpose} needs {package}, which is not installed: {remedy}")
 
 

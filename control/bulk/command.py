@@ -62,7 +62,7 @@ def score(  # noqa: PLR0917 - every option is an argument
 
     The archive's own code answers, as in a worker of the service, in one process for each core. An image that cannot
     be read gets a row with its error. A run that was stopped goes on where it was when it is started again. Needs
-    Ray: pip install 'gradserve[bulk]'.
+    Ray: in the clone, pip install -e '.[bulk]'.
 
     Example: gradserve score photos answers --evidence
 

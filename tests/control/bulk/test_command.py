@@ -27,7 +27,7 @@ def test_help_needs_no_ray(without_ray):
 
 
 def test_without_ray_the_one_line_that_installs_it_is_printed(without_ray, tmp_path):
-    with pytest.raises(MissingExtra, match=r"gradserve score needs ray, .*: pip install 'gradserve\[bulk\]'"):
+    with pytest.raises(MissingExtra, match=r"gradserve score needs ray, .*: in the clone, pip install -e '\.\[bulk\]'"):
         run(str(tmp_path), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
