@@ -72,7 +72,7 @@ def main() -> None:
         folder = complete(chosen.folder, contract, Path(scratch))
         network = load_network(folder, contract)
         engines = {
-            name: build_engine(choice, network, directory=folder, device=torch.device("cpu"))
+            name: build_engine(choice, lambda: network, directory=folder, device=torch.device("cpu"))
             for name, choice in ENGINES.items()
         }
         test = load_test_images("cifar10", CACHE, contract.input)

@@ -59,7 +59,7 @@ def main() -> None:
     _, held_out = split_images(recipe_from_dict(contract.accepted.recipe or {}), CACHE)
     shown = held_out.sample(chosen.images)
     images = normalise(shown.images, contract.input)
-    engine = build_engine(contract.engine, network, directory=chosen.folder, device=torch.device("cpu"))
+    engine = build_engine(contract.engine, lambda: network, directory=chosen.folder, device=torch.device("cpu"))
     draw(contract, network, shown, predict_all(engine, images).argmax(axis=1), chosen.image)
     started, busy = time.perf_counter(), time.process_time()
     _, measured = choose_explanation(network, contract, engine, images, shown.labels, max_alike=1)

@@ -103,7 +103,7 @@ def measure_far(folder: Path, count: int) -> dict:
     contract, network = read_model(folder)
     training, held_out = split_images(recipe_from_dict(contract.accepted.recipe or {}), CACHE)
     layer = contract.explain.sharp_layer
-    engine = build_engine(contract.engine, network, directory=folder, device="cpu", sharp_layer=layer)
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device="cpu", sharp_layer=layer)
 
     def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         return run_engine(engine, images, contract.input)
@@ -128,7 +128,7 @@ def measure_test(folder: Path, batch: int = 250) -> dict:
     contract, network = read_model(folder)
     _, held_out = split_images(recipe_from_dict(contract.accepted.recipe or {}), CACHE)
     layer, size = contract.explain.sharp_layer, (contract.input.height, contract.input.width)
-    engine = build_engine(contract.engine, network, directory=folder, device="cpu", sharp_layer=layer)
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device="cpu", sharp_layer=layer)
     confidences, is_wrong = [], []
     for start in range(0, len(held_out), batch):
         images = normalise(held_out.images[start : start + batch], contract.input)

@@ -53,7 +53,7 @@ def main() -> None:
     network, device = load_network(chosen.folder, contract), torch.device("cpu")
     model = ServedModel(
         contract,
-        build_engine(contract.engine, network, directory=chosen.folder, device=device),
+        build_engine(contract.engine, lambda: network, directory=chosen.folder, device=device),
         lambda: Explainer(network, contract.explain, device=device),
         load_evidence(chosen.folder, contract),
     )

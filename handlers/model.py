@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
@@ -237,21 +237,21 @@ def _first_engine(
     contract: model_contract.Contract, directory: Path, device: torch.device | str
 ) -> tuple[Engine, model_contract.Engine]:
     """The contract's engine, or with an error in the log its fallback, and which of them it is."""
+    build = partial(
+        build_engine,
+        load_network=partial(_load_network, directory, contract),
+        directory=directory,
+        device=device,
+        sharp_layer=contract.explain.sharp_layer,
+    )
     try:
-        return _load_engine(contract.engine, contract, directory, device), contract.engine
+        return build(contract.engine), contract.engine
     except EngineError:
         if contract.fallback is None:
             raise
         name = f"{contract.fallback.name} {contract.fallback.precision}"
         logger.exception("the engine cannot run here, falling back to %s", name)
-        return _load_engine(contract.fallback, contract, directory, device), contract.fallback
-
-
-def _load_engine(
-    choice: model_contract.Engine, contract: model_contract.Contract, directory: Path, device: torch.device | str
-) -> Engine:
-    network = _load_network(directory, contract) if choice.name == "eager" else None
-    return build_engine(choice, network, directory=directory, device=device, sharp_layer=contract.explain.sharp_layer)
+        return build(contract.fallback), contract.fallback
 
 
 def _load_explainer(contract: model_contract.Contract, directory: Path, device: torch.device | str) -> Explainer:

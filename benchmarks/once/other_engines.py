@@ -74,10 +74,8 @@ def main() -> None:
     test = load_test_images("cifar10", CACHE, contract.input)
     batch = normalise(test.images[: chosen.images], contract.input)
     makers: dict[str, Callable[[], Predict]] = {
-        BASE: lambda: build_engine(Engine(), network, directory=chosen.folder, device=torch.device("cpu")).predict,
-        "openvino int8": lambda: (
-            build_engine(contract.engine, None, directory=chosen.folder, device=torch.device("cpu")).predict
-        ),
+        BASE: lambda: build_engine(Engine(), lambda: network, directory=chosen.folder, device="cpu").predict,
+        "openvino int8": lambda: build_engine(contract.engine, None, directory=chosen.folder, device="cpu").predict,
         "onnxruntime fp32": lambda: onnxruntime(network, None),
         "onnxruntime int8": lambda: onnxruntime(network, calibration),
         "torch.compile fp32, frozen": lambda: compiled(network, torch.float32),

@@ -26,8 +26,9 @@ def main(folder: Path) -> None:
     """Print `ready`, then a rate for each number of seconds."""
     torch.set_num_threads(1)
     contract = model_contract.load(folder / "contract.json")
-    network = load_network(folder, contract) if contract.engine.name == "eager" else None
-    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    engine = build_engine(
+        contract.engine, lambda: load_network(folder, contract), directory=folder, device=torch.device("cpu")
+    )
     size = contract.input
     images = np.random.default_rng(0).standard_normal((BATCH, 3, size.height, size.width)).astype(np.float32)
     engine.run(images)

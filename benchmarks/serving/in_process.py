@@ -7,6 +7,7 @@ and a thread pool would only add switches.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,8 +28,7 @@ def create_app() -> FastAPI:
     torch.set_num_threads(1)
     folder = Path(os.environ["MODEL_FOLDER"])
     contract = model_contract.load(folder / "contract.json")
-    network = load_network(folder, contract) if contract.engine.name == "eager" else None
-    layer = contract.explain.sharp_layer
+    network, layer = partial(load_network, folder, contract), contract.explain.sharp_layer
     engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"), sharp_layer=layer)
     model = ServedModel(contract, engine, _no_explainer, load_evidence(folder, contract))
     model.warm_up(explains=False)

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from contracts import model as model_contract
 from contracts.evidence import AnswerSet, Evidence, Familiar, Similar
 from contracts.model import Contract, Explanation, Input
+from handlers.build import write_build
 from handlers.engines import build_engine
 from handlers.evidence.archive_evidence import ArchiveEvidence
 from handlers.evidence.heatmaps import FORWARD_METHODS
@@ -21,10 +24,11 @@ from handlers.evidence.store import unit_vectors
 from handlers.explain import METHODS, Explainer
 from handlers.model import ServedModel
 from handlers.network import build_network
-from handlers.preprocess import normalise
+from handlers.preprocess import decode_for_network, normalise, prepare
+from training.package.export import write_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from ts.context import Context
@@ -75,7 +79,7 @@ def model(contract: Contract, network: torch.nn.Module, tmp_path_factory: pytest
     return ServedModel(
         contract,
         build_engine(
-            contract.engine, network, directory=folder, device=device, sharp_layer=contract.explain.sharp_layer
+            contract.engine, lambda: network, directory=folder, device=device, sharp_layer=contract.explain.sharp_layer
         ),
         lambda: Explainer(network, contract.explain, device=device),
         ArchiveEvidence(contract, None),
@@ -104,6 +108,26 @@ def evident(model: ServedModel) -> ServedModel:
     explain = replace(model.contract.explain, method="sharpcam")
     contract = replace(model.contract, evidence=evidence, explain=explain)
     return ServedModel(contract, model.engine, model.load_explainer, ArchiveEvidence(contract, store))
+
+
+@pytest.fixture
+def unpacked(
+    tmp_path: Path, contract: Contract, network: torch.nn.Module, model: ServedModel, encode: Callable[..., bytes]
+) -> Path:
+    """An archive's folder as TorchServe unpacks it, without the handlers."""
+    rng = np.random.default_rng(0)
+    images = [encode(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(32)]
+
+    def predict(images: Sequence[bytes]) -> np.ndarray:
+        size = contract.input
+        pixels = [prepare(decode_for_network(image, size).image, size) for image in images]
+        return model.engine.run(normalise(np.stack(pixels), size)).probabilities
+
+    model_contract.save(contract, tmp_path / "contract.json")
+    save_file({name: w.contiguous() for name, w in network.state_dict().items()}, tmp_path / "weights.safetensors")
+    write_reference(tmp_path / "reference.json", images, predict, tolerance=1e-4, fallback=(predict, 1e-4))
+    write_build(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

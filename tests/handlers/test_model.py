@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,18 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contracts import model as model_contract
+from contracts.model import Engine
 from contracts.wire import (
     FRAMES_TYPE,
     MAX_ANSWER_BYTES,
     ImageOptions,
     Options,
     join_frames,
-    parse_about,
     parse_heatmap,
 )
-from handlers.build import BrokenArchive
+from handlers.build import BrokenArchive, verify_files, write_build
 from handlers.image_handler import ImageHandler
-from handlers.model import ServedModel
+from handlers.model import ServedModel, load_model
 from handlers.preprocess import decode_for_network, normalise, prepare
 from handlers.wire import Row
 
@@ -117,12 +119,6 @@ def test_predictions_and_explanations_of_one_batch_each_get_their_own_kind(ask, 
     assert json.loads(answers[7][1])["contract"]["name"] == "tiny"
 
 
-def test_an_explanations_class_and_confidence_are_the_predictions(ask, noise, encode):
-    predicted, explained = ask((encode(noise), {}), (encode(noise), EXPLAIN | options(format="json", target="ship")))
-    for key in ("class", "confidence"):
-        assert entries(predicted)[0][key] == entries(explained)[0][key]
-
-
 def asked(*images: dict, **values: object) -> dict:
     """The header of wire 2 that asks this of each image, for JSON."""
     return {"content-type": FRAMES_TYPE} | options(images=list(images), **{"format": "json"} | values)
@@ -146,14 +142,6 @@ def test_explanations_travel_with_predictions_in_one_request_and_one_forward(mod
     heat = np.frombuffer(b"".join(parse_heatmap(explained["heatmap"])), dtype=np.uint8).reshape(16, 24)
     assert heat.max() == (255 if explained["strength"] else 0)
     assert counting.lengths == [2]
-
-
-def test_an_explanation_without_packed_evidence_says_so_in_each_part(ask, noise, encode):
-    wanted = {"explain": True, "method": "contrastcam", "coverage": 0.9, "test": True}
-    (entry,) = entries(ask((join_frames([encode(noise)]), asked(wanted)))[0])
-    for part in ("familiar", "familiarity", "similar", "classes"):
-        assert "packed without evidence" in entry[part]["unavailable"]
-    assert set(entry["test"]) in ({"kept", "removed", "verdict"}, {"unavailable"})
 
 
 def test_evidence_of_the_archive_is_in_predictions_explanations_and_examples(evident, noise, encode):
@@ -180,45 +168,9 @@ def test_evidence_of_the_archive_is_in_predictions_explanations_and_examples(evi
     assert json.loads(unknown.body)["results"][0]["error"]["code"] == "unknown_example"
 
 
-def test_an_unfamiliar_image_is_said_to_be_so_in_the_overlays_caption(evident, noise, encode):
-    row = Row("predict", Options(images=(ImageOptions(True, target=3, method="sharpcam"),)), [encode(noise)])
-    (answer,) = evident.answer([row])
-    overlay = Image.open(io.BytesIO(answer.body))
-    about = parse_about(answer.body)
-    assert about["familiar"] is False
-    assert about["caption"] == overlay.text["Description"] == "cat by sharpcam; unfamiliar image"
-    assert overlay.size == (40, 30)
-
-
 def test_options_for_another_number_of_images_are_refused(ask, noise, encode):
     answer = ask((join_frames([encode(noise)] * 2), asked({"explain": True})))[0]
     assert [entry["error"]["code"] for entry in entries(answer)] == ["bad_options"] * 2
-
-
-def test_a_method_with_a_backward_pass_answers_in_the_form_of_wire_2(ask, noise, encode):
-    (entry,) = entries(ask((join_frames([encode(noise)]), EXPLAIN | asked({"explain": True, "method": "gradcam"})))[0])
-    assert entry["method"] == "gradcam"
-    assert entry["heatmap"]["height"] == 16
-    assert "pytorch-grad-cam" in entry["strength"]["unavailable"]
-
-
-def test_the_heatmap_explains_the_top_class_unless_asked_for_another(ask, noise, encode):
-    (entry,) = entries(ask((encode(noise), EXPLAIN | options(format="json")))[0])
-    assert entry["target"] == {name: entry[name] for name in ("class", "confidence")}
-    assert [len(row) for row in parse_heatmap(entry["heatmap"])] == [24] * 16
-
-
-def test_explaining_a_large_jpeg_draws_it_sharp_and_predicts_it_like_a_prediction(ask, encode):
-    stripes = np.zeros((1500, 2000, 3), dtype=np.uint8)
-    stripes[:, ::8] = stripes[:, 1::8] = stripes[:, 2::8] = stripes[:, 3::8] = 255
-    data = encode(stripes, "JPEG", quality=95)
-    overlay, numbers, predicted = ask(
-        (data, EXPLAIN | options(alpha=0)), (data, EXPLAIN | options(format="json")), (data, {})
-    )
-    pixels = np.asarray(Image.open(io.BytesIO(overlay[1])).convert("L"))
-    assert pixels.shape == (768, 1024)
-    assert pixels[384].std() > 60  # a draft of the network's size would be even grey
-    assert entries(numbers)[0]["confidence"] == entries(predicted)[0]["confidence"]
 
 
 def test_a_row_of_many_images_has_one_entry_each_in_order(ask, encode):
@@ -295,15 +247,15 @@ def test_an_engine_that_fails_is_our_fault_and_tells_nothing(model, noise, encod
 
 
 def test_no_answer_exceeds_torchserves_limit(model, encode, noise):
-    """A thousand classes of long names for a thousand images would; it would kill the worker."""
-    classes = tuple(f"{number:03d}" + "x" * 990 for number in range(10))
+    """Many classes of long names for many images would; it would kill the worker."""
+    classes = tuple(f"{number:03d}" + "x" * 9900 for number in range(10))
     wide = ServedModel(
         type(model.contract)(**{**vars(model.contract), "classes": classes}),
         model.engine,
         model.load_explainer,
         model.evidence,
     )
-    row = Row("predict", Options(top_k=10), [encode(noise)] * 700)
+    row = Row("predict", Options(top_k=10), [encode(noise)] * 70)
     (answer,) = wide.answer([row])
     assert len(answer.body) < MAX_ANSWER_BYTES
     assert {entry["error"]["code"] for entry in json.loads(answer.body)["results"]} == {"bad_options"}
@@ -341,3 +293,50 @@ def test_stages_are_timed_and_told_to_torchserve_once_a_second(model, context, n
     stages = [re.search(r"#stage:(\w+),model_version:\S+,ModelName:tiny,Level:Model", line)[1] for line in told]
     assert sorted(stages) == ["decode", "explain", "predict", "write"]
     assert set(model.take_seconds()) == set(stages), "the two batches since"
+
+
+def load(folder):
+    return load_model(folder, device="cpu", explains=False)
+
+
+def test_an_unpacked_archive_becomes_a_served_model(unpacked, contract):
+    served = load(unpacked)
+    assert served.contract == contract
+    description = json.loads(json.dumps(served.describe()))
+    assert description["identity"] == verify_files(unpacked)
+    assert description["engine"] == {"name": "eager", "precision": "fp32", "temperature": 1.0}
+    assert description["is_fallback"] is False
+
+
+def test_an_archive_that_computes_something_else_is_refused(unpacked):
+    reference = json.loads((unpacked / "reference.json").read_text())
+    row = reference["probabilities"][5]
+    row[0], row[1] = row[0] + 0.01, row[1] - 0.01
+    (unpacked / "reference.json").write_text(json.dumps(reference))
+    write_build(unpacked)
+    with pytest.raises(BrokenArchive, match=r"differ by 0\.01"):
+        load(unpacked)
+
+
+def test_the_fallback_is_used_loudly_and_checked_against_its_own_outputs(unpacked, contract, caplog):
+    model_contract.save(
+        replace(contract, engine=Engine("missing", "int8"), fallback=Engine()), unpacked / "contract.json"
+    )
+    write_build(unpacked)
+    assert load(unpacked).describe()["is_fallback"] is True
+    assert "falling back to eager fp32" in caplog.text
+
+
+def test_without_a_fallback_an_engine_that_cannot_run_is_refused(unpacked, contract):
+    model_contract.save(replace(contract, engine=Engine("missing", "int8")), unpacked / "contract.json")
+    write_build(unpacked)
+    with pytest.raises(RuntimeError, match="missing"):
+        load(unpacked)
+
+
+def test_an_archive_with_a_changed_file_is_not_served(unpacked):
+    with (unpacked / "weights.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"x")
+    with pytest.raises(BrokenArchive, match=r"weights\.safetensors is not what was packed"):
+        load(unpacked)

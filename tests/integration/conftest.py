@@ -248,7 +248,7 @@ def write_untrained(tmp_path_factory):
             folder / "weights.safetensors",
         )
         engine = build_engine(
-            contract.engine, load_network(folder, contract), directory=folder, device=torch.device("cpu")
+            contract.engine, lambda: load_network(folder, contract), directory=folder, device=torch.device("cpu")
         )
 
         def predict(images):

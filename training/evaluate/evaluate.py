@@ -138,7 +138,7 @@ def evaluate(
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layer = contract.explain.sharp_layer
-    engine = build_engine(contract.engine, network, directory=folder, device=device, sharp_layer=layer)
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device=device, sharp_layer=layer)
     evidence = MeasuredEvidence(folder, contract)
     probabilities, features = run_engine(engine, images.images, contract.input)
     identity = _identity(folder, contract, images, data, part)

@@ -139,7 +139,7 @@ def add_engine(
     sharp_layer = contract.explain.sharp_layer
     if sharp_layer is not None:
         whole, served = (
-            build_engine(engine, network, directory=folder, device="cpu", sharp_layer=sharp_layer)
+            build_engine(engine, lambda: network, directory=folder, device="cpu", sharp_layer=sharp_layer)
             for engine in (Engine(), report.engine)
         )
         images = normalise(held_out.sample(HEATMAP_IMAGES).images, contract.input)

@@ -286,7 +286,7 @@ def _choose_explanation(
     contract: Contract, network: nn.Module, folder: Path, images: Images, max_alike: float
 ) -> Contract:
     """Return the contract with the layer and method that do best on `images`; writes `explanations.json`."""
-    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device=torch.device("cpu"))
     pixels = normalise(images.images, contract.input)
     choice, report = choose_explanation(network, contract, engine, pixels, images.labels, max_alike=max_alike)
     (folder / EXPLANATIONS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -302,7 +302,7 @@ def _add_evidence(
 ) -> Contract:
     """Return the contract with the settings of `evidence.safetensors`, which is written to `folder`."""
     layer = contract.explain.sharp_layer
-    engine = build_engine(contract.engine, network, directory=folder, device="cpu", sharp_layer=layer)
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device="cpu", sharp_layer=layer)
 
     def answer(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         return run_engine(engine, images, contract.input)
@@ -383,7 +383,7 @@ def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_
     """Writes `reference.json` with the answers of the contract's engine and of its fallback."""
 
     def answers(choice: EngineChoice) -> tuple[Callable[[Sequence[bytes]], NDArray[np.float32]], float]:
-        engine = build_engine(choice, network, directory=folder, device=torch.device("cpu"))
+        engine = build_engine(choice, lambda: network, directory=folder, device=torch.device("cpu"))
         return lambda encoded: _predict(engine, contract, encoded), TOLERANCES[choice.precision]
 
     predict, tolerance = answers(contract.engine)

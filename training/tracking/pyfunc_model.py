@@ -7,7 +7,6 @@ from typing import Any
 
 import mlflow
 import numpy as np  # noqa: TC002 - MLflow reads the annotations at run time
-import torch
 
 from contracts import model as model_contract
 from handlers.archive import load_network
@@ -22,8 +21,9 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined, misc]
         """Reads contract and weights from the logged files."""
         folder = Path(context.artifacts["model"])
         self._contract = model_contract.load(folder / "contract.json")
-        network = load_network(folder, self._contract)
-        self._engine = build_engine(self._contract.engine, network, directory=folder, device=torch.device("cpu"))
+        self._engine = build_engine(
+            self._contract.engine, lambda: load_network(folder, self._contract), directory=folder, device="cpu"
+        )
 
     def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> np.ndarray:  # noqa: ANN401, ARG002
         """The classes' probabilities (N, K) for images (N, H, W, 3) uint8 of the contract's size."""

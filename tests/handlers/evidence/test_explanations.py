@@ -1,3 +1,5 @@
+"""Explanations in the answers of a served model, with and without evidence in the archive."""
+
 from __future__ import annotations
 
 import io
@@ -8,12 +10,129 @@ import pytest
 from PIL import Image
 
 from contracts.wire import ImageOptions, Options, parse_about, parse_heatmap
+from handlers.evidence.explanations import NO_SUPPORT, Explanations
 from handlers.evidence.heatmaps import FORWARD_METHODS
+from handlers.jobs import jobs_of
 from handlers.overlay import draw_overlay
 from handlers.wire import Row
 
 SIZE = (48, 36)
 ALPHA = 0.7
+
+
+def entry_of(served, data: bytes, **asked: object) -> dict:
+    """Return the entry of one image that is asked about in wire 2."""
+    row = Row("predict", Options(images=(ImageOptions(explain=True, **asked),), format="json"), [data])
+    (answer,) = served.answer([row])
+    (entry,) = json.loads(answer.body)["results"]
+    return entry
+
+
+def overlay_of(served, data: bytes, options: Options) -> tuple[bytes, Image.Image]:
+    (answer,) = served.answer([Row("explain", options, [data])])
+    assert answer.content_type == "image/png"
+    return answer.body, Image.open(io.BytesIO(answer.body))
+
+
+def predicted(served, data: bytes) -> dict:
+    (answer,) = served.answer([Row("predict", images=[data])])
+    return json.loads(answer.body)["results"][0]
+
+
+def test_an_explanations_class_and_confidence_are_the_predictions(model, noise, encode):
+    entry = entry_of(model, encode(noise), target=8)
+    assert entry["target"]["class"] == "ship"
+    assert {name: entry[name] for name in ("class", "confidence")} == predicted(model, encode(noise))["top"][0]
+
+
+def test_the_heatmap_explains_the_top_class_unless_asked_for_another(model, noise, encode):
+    entry = entry_of(model, encode(noise))
+    assert entry["target"] == {name: entry[name] for name in ("class", "confidence")}
+    assert [len(row) for row in parse_heatmap(entry["heatmap"])] == [24] * 16
+
+
+def test_a_method_with_a_backward_pass_gives_a_heatmap_without_strength(model, noise, encode):
+    entry = entry_of(model, encode(noise), method="gradcam")
+    assert entry["method"] == "gradcam"
+    assert entry["heatmap"]["height"] == 16
+    assert "pytorch-grad-cam" in entry["strength"]["unavailable"]
+
+
+@pytest.mark.parametrize("method", FORWARD_METHODS)
+def test_methods_of_the_forward_pass_load_no_explainer(method, model, noise, encode):
+    def refuse():
+        raise AssertionError("the explainer was loaded")
+
+    own = type(model)(model.contract, model.engine, refuse, model.evidence)
+    assert entry_of(own, encode(noise), method=method)["method"] == method
+
+
+def test_an_explanation_without_packed_evidence_says_so_in_each_part(model, noise, encode):
+    entry = entry_of(model, encode(noise), method="contrastcam", coverage=0.9, test=True)
+    for part in ("familiar", "familiarity", "similar", "classes"):
+        assert "packed without evidence" in entry[part]["unavailable"]
+    assert set(entry["test"]) in ({"kept", "removed", "verdict"}, {"unavailable"})
+
+
+def test_a_heatmap_without_heat_has_no_region_to_test(model, noise, encode):
+    class Unsupported:
+        """The model's engine, in whose class maps nothing supports any class."""
+
+        buffer = staticmethod(model.engine.buffer)
+
+        def run(self, images):
+            outputs = model.engine.run(images)
+            return outputs._replace(maps=-np.abs(outputs.maps))
+
+    own = type(model)(model.contract, Unsupported(), model.load_explainer, model.evidence)
+    entry = entry_of(own, encode(noise), method="cam", test=True)
+    assert (entry["strength"], entry["test"]) == (0, {"unavailable": NO_SUPPORT})
+
+
+def test_answer_set_and_test_are_given_only_if_asked_for(evident, noise, encode):
+    assert not {"classes", "test"} & entry_of(evident, encode(noise), method="cam").keys()
+    asked = entry_of(evident, encode(noise), method="cam", coverage=0.9, test=True, similar=0)
+    assert isinstance(asked["classes"], list)
+    assert "test" in asked
+    assert asked["similar"] == []
+
+
+def test_an_unfamiliar_image_is_said_to_be_so_in_the_overlays_caption(evident, noise, encode):
+    data, image = overlay_of(evident, encode(noise), Options(target="cat", method="sharpcam"))
+    about = parse_about(data)
+    assert about["familiar"] is False
+    assert about["caption"] == image.text["Description"] == "cat by sharpcam; unfamiliar image"
+    assert image.size == (40, 30)
+
+
+def test_a_large_jpegs_overlay_is_sharp_and_its_answer_is_the_predictions(model, encode):
+    stripes = np.zeros((1500, 2000, 3), dtype=np.uint8)
+    stripes[:, ::8] = stripes[:, 1::8] = stripes[:, 2::8] = stripes[:, 3::8] = 255
+    data = encode(stripes, "JPEG", quality=95)
+    _, image = overlay_of(model, data, Options(alpha=0))
+    pixels = np.asarray(image.convert("L"))
+    assert pixels.shape == (768, 1024)
+    assert pixels[384].std() > 60  # a draft of the network's size would be even grey
+    assert entry_of(model, data)["confidence"] == predicted(model, data)["confidence"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"), [({"target": 99}, "unknown_target"), ({"method": "magic"}, "unknown_method")]
+)
+def test_an_unknown_class_or_method_is_refused(asked, code, model, noise, encode):
+    assert entry_of(model, encode(noise), **asked)["error"]["code"] == code
+
+
+def test_what_is_asked_of_an_image_counts_more_than_what_is_asked_of_its_row(model):
+    explanations = Explanations(model.contract, model.engine, model.evidence, model.load_explainer)
+    row = Row("explain", Options(target="dog", method="gradcam"), [b""])
+    (job,) = jobs_of(row)
+    explanations.choose(job)
+    assert (model.contract.classes[job.target], job.method) == ("dog", "gradcam")
+    row.options = row.options._replace(images=(ImageOptions(explain=True, target=3, method="cam"),))
+    (job,) = jobs_of(row)
+    explanations.choose(job)
+    assert (model.contract.classes[job.target], job.method) == ("cat", "cam")
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def images(contract, network):
     """Noise, labelled with what the network answers: it is right on all of it."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 16, 3), dtype=np.uint8)
     answers = (
-        build_engine(Engine(), network, directory=Path(), device="cpu")
+        build_engine(Engine(), lambda: network, directory=Path(), device="cpu")
         .run(normalise(pixels, contract.input))
         .probabilities
     )

@@ -59,7 +59,7 @@ def source(tmp_path_factory):
     contract = Contract("tiny", "1.2.3", ("cat", "dog"), Input(16, 16, (0.5,) * 3, (0.25,) * 3), "resnet18_small")
     torch.manual_seed(0)
     network = build_network(contract.architecture, 2).eval()
-    engine = build_engine(contract.engine, network, directory=folder, device=torch.device("cpu"))
+    engine = build_engine(contract.engine, lambda: network, directory=folder, device=torch.device("cpu"))
 
     def predict(images):
         pixels = [prepare(decode_for_network(image, contract.input).image, contract.input) for image in images]

@@ -30,8 +30,8 @@ def test_openvino_answers_like_the_network(precision, tolerance, network, contra
     assert report.engine == Engine("openvino", precision, report.measured.temperature)
     assert report.calibration_images == (48 if precision == "int8" else 0)
     prepared = normalise(images.images, contract.input)
-    full = build_engine(Engine(), network, directory=tmp_path, device="cpu").run(prepared).probabilities
-    engine = build_engine(Engine("openvino", precision), network, directory=tmp_path, device="cpu")
+    full = build_engine(Engine(), lambda: network, directory=tmp_path, device="cpu").run(prepared).probabilities
+    engine = build_engine(Engine("openvino", precision), lambda: network, directory=tmp_path, device="cpu")
     for length in (1, 5, 48):
         np.testing.assert_allclose(engine.run(prepared[:length]).probabilities, full[:length], atol=tolerance)
     written = json.loads((tmp_path / GATE).read_text())
@@ -43,4 +43,4 @@ def test_openvino_answers_like_the_network(precision, tolerance, network, contra
 def test_missing_engine_files_and_unknown_precisions_are_refused(network, tmp_path):
     for precision in ("int8", "int4"):
         with pytest.raises(EngineError):
-            build_engine(Engine("openvino", precision), network, directory=tmp_path, device="cpu")
+            build_engine(Engine("openvino", precision), lambda: network, directory=tmp_path, device="cpu")
