@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,7 @@ from control.images.choice import (  # noqa: TC001 - typer reads the annotations
     AsJson,
     Files,
     KeyFile,
+    Model,
     Url,
     Version,
 )
@@ -70,6 +72,7 @@ def explain(  # noqa: PLR0917 - every option is an argument
     archive: ArchiveFile = None,
     key_file: KeyFile = None,
     version: Version = None,
+    model: Model = None,
     *,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -83,34 +86,19 @@ def explain(  # noqa: PLR0917 - every option is an argument
 
     Exit codes: 0 every image was explained, 1 some image was not, or none could be (the reason is printed).
     """
-    from control.images.choice import choose_source
-    from control.images.files import find_images
-    from control.images.results import Csv, JsonLines, Table, progress, refuse_two_forms
+    from control.images.choice import choose_images, choose_source
+    from control.images.results import choose_printer, print_all
     from control.images.sources import Question
 
-    refuse_two_forms(as_json=as_json, as_csv=as_csv)
-    images = find_images(files)
-    if not images:
-        raise typer.BadParameter("no images there: name a file, or a folder with .png, .jpg, .webp, .bmp or .gif files")
     asked = [*(["classes"] if coverage else []), *(["verdict"] if test else [])]
-    names = ["class", "confidence", "target", "familiar", *asked, "overlay"]
-    numbers = [*names, "method", "kept", "removed", "model", "version"]
-    printer = JsonLines() if as_json else Csv(numbers) if as_csv else Table(names)
+    table = ["class", "confidence", "target", "familiar", *asked, "overlay"]
+    numbers = ["method", "kept", "removed", "model", "version"]
+    images = choose_images(files)
+    printer = choose_printer(table, numbers, as_json=as_json, as_csv=as_csv)
     question = Question(target, method, coverage, test, alpha, size)
-    failures = 0
-    is_table = not (as_json or as_csv)
-    with (
-        closing(choose_source(url, archive, key_file, version)) as source,
-        progress(len(images), is_shown=is_table) as count,
-    ):
-        for result in explain_all(source, images, question, output, force=force):
-            failures += result.error is not None
-            with count.aside():
-                printer.add(result)
-                if is_table:
-                    _show(result, show)
-            count()
-    printer.close()
+    with closing(choose_source(url, archive, key_file, version, model)) as source:
+        results = explain_all(source, images, question, output, force=force)
+        failures = print_all(results, printer, len(images), partial(_show, show=show))
     raise typer.Exit(1 if failures else 0)
 
 

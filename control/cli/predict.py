@@ -14,6 +14,7 @@ from control.images.choice import (  # noqa: TC001 - typer reads the annotations
     AsJson,
     Files,
     KeyFile,
+    Model,
     Url,
     Version,
 )
@@ -40,6 +41,7 @@ def predict(  # noqa: PLR0917 - every option is an argument
     archive: ArchiveFile = None,
     key_file: KeyFile = None,
     version: Version = None,
+    model: Model = None,
     *,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
@@ -53,32 +55,15 @@ def predict(  # noqa: PLR0917 - every option is an argument
 
     Exit codes: 0 every image was answered, 1 some image was not, or none could be (the reason is printed).
     """
-    from control.images.choice import choose_source
-    from control.images.files import find_images
-    from control.images.results import Csv, JsonLines, Table, progress, refuse_two_forms
+    from control.images.choice import choose_images, choose_source
+    from control.images.results import choose_printer, print_all
 
-    refuse_two_forms(as_json=as_json, as_csv=as_csv)
-    images = find_images(files)
-    if not images:
-        raise typer.BadParameter("no images there: name a file, or a folder with .png, .jpg, .webp, .bmp or .gif files")
     ranks = [name for rank in range(2, top_k + 1) for name in (f"class_{rank}", f"confidence_{rank}")]
-    names = ["class", "confidence", *ranks, "familiar"]
-    printer = JsonLines() if as_json else Csv([*names, "model", "version"]) if as_csv else Table(names)
-    failures = 0
-    is_table = not (as_json or as_csv)
-    with (
-        closing(choose_source(url, archive, key_file, version)) as source,
-        progress(len(images), is_shown=is_table) as count,
-    ):
-        for result in predict_all(source, images, top_k):
-            if result.error is None:
-                printer.add(result)
-            else:
-                failures += 1
-                with count.aside():
-                    printer.add(result)
-            count()
-    printer.close()
+    table = ["class", "confidence", *ranks, "familiar"]
+    images = choose_images(files)
+    printer = choose_printer(table, ["model", "version"], as_json=as_json, as_csv=as_csv)
+    with closing(choose_source(url, archive, key_file, version, model)) as source:
+        failures = print_all(predict_all(source, images, top_k), printer, len(images))
     raise typer.Exit(1 if failures else 0)
 
 

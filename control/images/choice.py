@@ -12,6 +12,7 @@ from control.errors import ControlError, NoPlan
 from control.settings import home_directory
 
 if TYPE_CHECKING:
+    from control.images.files import ImageFile
     from control.images.sources import Source
 
 RELEASED = Path("model_store/released")
@@ -42,17 +43,40 @@ KeyFile = Annotated[
 Version = Annotated[
     str | None, typer.Option(help="Version to ask.", show_default="the gateway chooses", metavar="VERSION")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Model to ask; `gradserve models list` lists them.", show_default="the default model", metavar="MODEL"
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per image and line: `file` and the answer or `error`.")
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print comma-separated values, with a header line.")]
 
 
-def choose_source(url: str | None, archive: Path | None, key_file: Path | None, version: str | None) -> Source:
+def choose_images(names: list[str]) -> list[ImageFile]:
+    """Return the images that the operator names, at least one.
+
+    Raises:
+        typer.BadParameter: the names stand for no image.
+    """
+    from control.images.files import find_images  # noqa: PLC0415 - not for `--help`
+
+    images = find_images(names)
+    if not images:
+        raise typer.BadParameter("no images there: name a file, or a folder with .png, .jpg, .webp, .bmp or .gif files")
+    return images
+
+
+def choose_source(
+    url: str | None, archive: Path | None, key_file: Path | None, version: str | None, model: str | None = None
+) -> Source:
     """Return the gateway at `url` or the archive; with neither, the running stack's gateway, else an archive.
 
     Raises:
-        ControlError: the address is no URL, the key file cannot be read, or the archive cannot be loaded.
+        ControlError: the address is no URL, the key file cannot be read, the archive cannot be loaded, or `version` or
+            `model` chooses among what an archive has one of.
     """
     from control.images.sources import GatewaySource  # noqa: PLC0415 - not for `--help`
     from control.stack.running import find_running  # noqa: PLC0415 - as above
@@ -66,9 +90,10 @@ def choose_source(url: str | None, archive: Path | None, key_file: Path | None, 
                 raise ControlError(
                     f"the gateway's address {address!r} is no URL: write http://HOST:PORT or https://HOST"
                 )
-            return GatewaySource(address, read_key(key_file), version)
-    if version is not None:
-        raise ControlError("--version chooses at a gateway, and an archive is one version: remove --version")
+            return GatewaySource(address, read_key(key_file), version, model)
+    for option, value in (("model", model), ("version", version)):
+        if value is not None:
+            raise ControlError(f"--{option} chooses at a gateway, and an archive is one {option}: remove --{option}")
     from control.images.archive_source import ArchiveSource  # noqa: PLC0415 - as above
 
     return ArchiveSource(archive or default_archive())

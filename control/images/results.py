@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
@@ -15,7 +15,7 @@ from control.cli.status import columns, output
 from gradserve import Evidence, Failed, Prediction, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from rich.progress import Progress
@@ -60,14 +60,47 @@ def unreadable(error: OSError) -> Failed:
     return failed("file", error.strerror or type(error).__name__)
 
 
-def refuse_two_forms(*, as_json: bool, as_csv: bool) -> None:
-    """Raise if both forms are asked for.
+def choose_printer(table: Sequence[str], more: Sequence[str], *, as_json: bool, as_csv: bool) -> Printer:
+    """Return what prints the results in the form that is asked for, by default as a table.
+
+    Args:
+        table: the names of the table's columns.
+        more: further names, which comma-separated values have after these.
+        as_json: True for JSON lines.
+        as_csv: True for comma-separated values.
 
     Raises:
-        typer.BadParameter: they are.
+        typer.BadParameter: two forms are asked for.
     """
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
+    if as_json:
+        return JsonLines()
+    return Csv([*table, *more]) if as_csv else Table(table)
+
+
+def print_all(
+    results: Iterable[Result], printer: Printer, total: int, show: Callable[[Result], None] | None = None
+) -> int:
+    """Print the results of `total` images as they come, and return how many images failed.
+
+    `show` is called for each result, if they are printed for a person.
+    """
+    failures = 0
+    is_table = isinstance(printer, Table)
+    with progress(total, is_shown=is_table) as count:
+        for result in results:
+            failures += result.error is not None
+            if result.error is None and show is None:
+                printer.add(result)
+            else:
+                with count.aside():
+                    printer.add(result)
+                    if is_table and show is not None:
+                        show(result)
+            count()
+    printer.close()
+    return failures
 
 
 class Counter:
@@ -106,6 +139,16 @@ def progress(total: int, *, is_shown: bool) -> Iterator[Counter]:
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
         bar.add_task("", total=total)
         yield Counter(bar)
+
+
+class Printer(Protocol):
+    """Prints results in one form."""
+
+    def add(self, result: Result) -> None:
+        """Print the result, now or at the end."""
+
+    def close(self) -> None:
+        """Print what is left."""
 
 
 class JsonLines:

@@ -65,13 +65,19 @@ class Source(Protocol):
 
 
 class GatewaySource:
-    """Asks the gateway at `url`; `key` is its API key, `version` the version to ask."""
+    """Asks the gateway at `url`; `key` is its API key, `version` and `model` are what to ask, else it chooses."""
 
     def __init__(
-        self, url: str, key: str | None, version: str | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        key: str | None,
+        version: str | None = None,
+        model: str | None = None,
+        transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url
         self._version = version
+        self._model = model
         self._client = Client(url, key=key, retries=10, transport=transport)
 
     def predict(self, images: Sequence[bytes], top_k: int) -> list[Prediction | Failed]:
@@ -82,7 +88,9 @@ class GatewaySource:
         """
         if not images:
             return []
-        found = self._ask(lambda: self._client.predict_batch(images, top_k=top_k, version=self._version))
+        found = self._ask(
+            lambda: self._client.predict_batch(images, top_k=top_k, version=self._version, model=self._model)
+        )
         if not isinstance(found, Failed):
             return found
         if len(images) == 1:
@@ -111,6 +119,7 @@ class GatewaySource:
             test=question.test,
             heatmap=False,
             version=self._version,
+            model=self._model,
         )
         overlay = self._client.explain(
             image,
@@ -120,6 +129,7 @@ class GatewaySource:
             size=question.size,
             # A canary may answer the first call.
             version=evidence.model.version if evidence.model else self._version,
+            model=self._model,
         )
         return Explained(evidence, overlay)
 

@@ -1,11 +1,22 @@
 import json
 import threading
+import zipfile
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
+from control.images.archive_source import ArchiveSource
 from control.stack.stack import pack
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +52,59 @@ def serve():
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+CONTRACT = {
+    "schema": 1,
+    "name": "m",
+    "version": "1.0",
+    "classes": ["cat", "dog"],
+    "input": {"height": 1, "width": 1, "mean": [0, 0, 0], "std": [1, 1, 1]},
+    "architecture": "resnet18_small",
+}
+
+
+@pytest.fixture(scope="session")
+def write_archive():
+    """`write_archive(path, **contract)`: the smallest archive that passes the checks, with these fields of a contract.
+
+    `comment` makes it one of other bytes.
+    """
+
+    def write(path, *, comment=b"", **contract):
+        contract = CONTRACT | contract
+        count = len(contract["classes"])
+        reference = {"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[1 / count] * count]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as members:
+            members.writestr("contract.json", json.dumps(contract))
+            members.writestr("reference.json", json.dumps(reference))
+            members.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelVersion": contract["version"]}}))
+            members.comment = comment
+        return path
+
+    return write
+
+
+@pytest.fixture
+def archive(tmp_path, write_archive):
+    """The smallest archive."""
+    return write_archive(tmp_path / "m-1.0.mar")
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """`keys(name)`: the files of a new private key and of its public one."""
+
+    def keys(name, key=None, password=None):
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        locked = BestAvailableEncryption(password) if password else NoEncryption()
+        private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
+        public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        return private, public
+
+    return keys
 
 
 OVERLAY = b"\x89PNG overlay"
@@ -123,3 +187,10 @@ def start_gateway():
 def released_archive(tmp_path_factory):
     """The released model, packed as `gradserve up` packs it."""
     return pack(ROOT / "model_store" / "released", tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def released_source(released_archive):
+    """The released archive, loaded into this process; loading it takes seconds."""
+    with closing(ArchiveSource(released_archive)) as source:
+        yield source

@@ -71,11 +71,13 @@ def test_two_images_with_one_overlay_are_not_mixed_up_even_with_force(explain, t
 
 def test_the_options_reach_the_gateway_and_the_answer_the_table(explain, gateway):
     result = explain(
-        "photos/cat.png", "--target", "dog", "--method", "cam", "--coverage", "0.9", "--test", "--size", "64"
-    )
+        "photos/cat.png", "--target", "dog", "--method", "cam", "--coverage", "0.9", "--test", "--size", "64",
+        "--model", "photos",
+    )  # fmt: skip
     (_, evidence), (_, overlay) = gateway[0].calls
-    assert evidence == {"target": "dog", "method": "cam", "coverage": "0.9", "test": "true", "heatmap": "none"}
-    assert overlay == {"target": "dog", "method": "cam", "size": "64", "version": "1.0.0"}
+    assert evidence == {"target": "dog", "method": "cam", "coverage": "0.9", "test": "true", "heatmap": "none",
+                        "model": "photos"}  # fmt: skip
+    assert overlay == {"target": "dog", "method": "cam", "size": "64", "version": "1.0.0", "model": "photos"}
     head = result.stdout.splitlines()[0].split()
     assert head == ["file", "class", "confidence", "target", "familiar", "classes", "verdict", "overlay"]
     assert "cat frog" in result.stdout

@@ -93,10 +93,16 @@ def test_a_gateway_that_does_not_answer_is_named_with_what_to_do():
         CliRunner().invoke(app, ["predict", "--url", "http://127.0.0.1:9", "cat.png"], catch_exceptions=False)
 
 
-def test_the_version_is_asked_for(start_gateway):
+def test_version_and_model_are_asked_for(start_gateway):
     gateway, url = start_gateway()
-    CliRunner().invoke(app, ["predict", "--url", url, "cat.png", "--version", "2.0.0"], catch_exceptions=False)
-    assert gateway.calls == [("/predict/batch", {"top_k": "1", "version": "2.0.0"})]
+    arguments = ["predict", "--url", url, "cat.png", "--version", "2.0.0", "--model", "photos"]
+    CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert gateway.calls == [("/predict/batch", {"top_k": "1", "version": "2.0.0", "model": "photos"})]
+
+
+def test_a_model_is_refused_for_an_archive():
+    with pytest.raises(ControlError, match="remove --model"):
+        CliRunner().invoke(app, ["predict", "cat.png", "--archive", "m.mar", "--model", "m"], catch_exceptions=False)
 
 
 def test_two_forms_at_once_are_refused(predict):

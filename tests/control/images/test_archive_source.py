@@ -1,7 +1,6 @@
 """An archive answers in this process: the released model, packed as `gradserve up` packs it."""
 
 import io
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,46 +15,40 @@ ROOT = Path(__file__).parents[3]
 CAT = (ROOT / "tests" / "samples" / "cat" / "0.png").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def source(released_archive):
-    with closing(ArchiveSource(released_archive)) as source:
-        yield source
-
-
-def test_images_are_answered_in_order_and_a_bad_one_alone_fails(source):
-    cat, bad, again = source.predict([CAT, b"no image", CAT], top_k=2)
+def test_images_are_answered_in_order_and_a_bad_one_alone_fails(released_source):
+    cat, bad, again = released_source.predict([CAT, b"no image", CAT], top_k=2)
     assert isinstance(cat, Prediction)
     assert (cat.class_name, cat.model.name, len(cat.top)) == ("cat", "cifar10", 2)
     assert isinstance(bad, Failed)
     assert (bad.code, again.class_name) == ("image_unreadable", "cat")
 
 
-def test_an_explanation_has_evidence_about_the_target_and_an_overlay_of_the_size(source):
-    found = source.explain(CAT, Question(target="dog", size=64))
+def test_an_explanation_has_evidence_about_the_target_and_an_overlay_of_the_size(released_source):
+    found = released_source.explain(CAT, Question(target="dog", size=64))
     assert isinstance(found, Explained)
     assert (found.evidence.class_name, found.evidence.target.class_name) == ("cat", "dog")
     assert Image.open(io.BytesIO(found.overlay)).size == (64, 64)
 
 
-def test_parts_that_were_asked_for_are_answered_or_say_why_not(source):
-    evidence = source.explain(CAT, Question(coverage=0.9, test=True)).evidence
+def test_parts_that_were_asked_for_are_answered_or_say_why_not(released_source):
+    evidence = released_source.explain(CAT, Question(coverage=0.9, test=True)).evidence
     assert isinstance(evidence.test, RegionTest)
     assert isinstance(evidence.answer_set, AnswerSet | Unavailable)
     assert evidence.target.confidence == pytest.approx(evidence.confidence)
     assert evidence.heatmap.array().max() == pytest.approx(1)
 
 
-def test_an_image_that_cannot_be_read_fails_alone(source):
-    assert source.explain(b"no image", Question()).code == "image_unreadable"
+def test_an_image_that_cannot_be_read_fails_alone(released_source):
+    assert released_source.explain(b"no image", Question()).code == "image_unreadable"
 
 
 @pytest.mark.parametrize(
     ("question", "sentence"),
     [(Question(target="unicorn"), "no class 'unicorn'; this model has airplane"), (Question(method="x"), "method")],
 )
-def test_an_unknown_class_or_method_is_refused_with_those_that_exist(source, question, sentence):
+def test_an_unknown_class_or_method_is_refused_with_those_that_exist(released_source, question, sentence):
     with pytest.raises(ControlError, match=sentence):
-        source.explain(CAT, question)
+        released_source.explain(CAT, question)
 
 
 def test_a_damaged_archive_is_refused(released_archive, tmp_path):

@@ -5,6 +5,7 @@ import os
 from contextlib import closing
 
 import pytest
+import typer
 
 from control.errors import ControlError
 from control.images import choice
@@ -36,9 +37,17 @@ def test_an_address_that_is_no_url_is_refused_with_the_form_to_write():
         choice.choose_source("localhost:8000", None, None, None)
 
 
-def test_a_version_is_refused_for_an_archive(tmp_path):
-    with pytest.raises(ControlError, match="remove --version"):
+def test_version_and_model_are_refused_for_an_archive_which_is_one_of_each(tmp_path):
+    with pytest.raises(ControlError, match="an archive is one version: remove --version"):
         choice.choose_source(None, tmp_path / "x.mar", None, "1.0.0")
+    with pytest.raises(ControlError, match="an archive is one model: remove --model"):
+        choice.choose_source(None, tmp_path / "x.mar", None, None, "pets")
+
+
+def test_names_that_stand_for_no_image_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(typer.BadParameter, match="name a file, or a folder"):
+        choice.choose_images([str(tmp_path / "empty")])
 
 
 def test_key_comes_from_the_file_or_from_the_environment(monkeypatch, tmp_path):

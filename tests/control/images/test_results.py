@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from control.images.files import ImageFile
-from control.images.results import Csv, JsonLines, Result, Table, failed, progress, refuse_two_forms, row
+from control.images.results import Csv, JsonLines, Result, Table, choose_printer, failed, print_all, progress, row
 from gradserve.answers import parse_evidence, parse_prediction
 
 IMAGE = ImageFile("photos/a.png", Path("photos/a.png"), Path("a.png"))
@@ -86,10 +86,27 @@ def test_the_table_leaves_out_empty_columns_and_sends_errors_to_the_standard_err
     assert printed.err == "photos/a.png: image_unreadable: the image is cut off\n"
 
 
+@pytest.mark.parametrize(("options", "form"), [({}, Table), ({"as_json": True}, JsonLines), ({"as_csv": True}, Csv)])
+def test_results_are_printed_in_the_form_that_is_asked_for(options, form):
+    assert type(choose_printer(["class"], [], **{"as_json": False, "as_csv": False} | options)) is form
+
+
+def test_comma_separated_values_have_more_columns_than_the_table(capsys):
+    choose_printer(["class"], ["model"], as_json=False, as_csv=True).add(PREDICTED)
+    assert capsys.readouterr().out == "file,class,model,error\nphotos/a.png,cat,pets,\n"
+
+
 def test_only_one_form_can_be_asked_for():
-    refuse_two_forms(as_json=True, as_csv=False)
     with pytest.raises(typer.BadParameter, match="choose one"):
-        refuse_two_forms(as_json=True, as_csv=True)
+        choose_printer(["class"], [], as_json=True, as_csv=True)
+
+
+def test_failures_are_counted_and_images_are_shown_beside_a_table_alone(capsys):
+    for printer, shown in ((Table(["class"]), 2), (JsonLines(), 0)):
+        seen = []
+        assert print_all(iter([PREDICTED, REFUSED]), printer, 2, seen.append) == 1
+        assert len(seen) == shown
+    assert "75.0%" not in capsys.readouterr().err
 
 
 def test_a_line_that_is_printed_beside_the_progress_bar_stands_on_a_line_of_its_own(monkeypatch):
