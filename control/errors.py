@@ -321,10 +321,17 @@ class ScoringFailed(ControlError):
 
 
 class NotAnswering(ControlError):
-    """The stack answered no image within `waited_s`; `reason` is the last known state."""
+    """The stack answered no image within `waited_s`; `reason` is the last known state.
 
-    def __init__(self, waited_s: float, reason: str) -> None:
-        super().__init__(f"the stack answered no image within {waited_s:.0f} s: {reason}")
+    With `stalled_s`, nothing had changed for so long.
+    """
+
+    def __init__(self, waited_s: float, reason: str, stalled_s: float | None = None) -> None:
+        text = f"the stack answered no image within {waited_s:.0f} s: {reason}"
+        if stalled_s is not None:
+            text += f"; nothing changed for {stalled_s:.0f} s. The logs say more; a slow machine or a large model may "
+            text += "need a larger AGENT_LOAD_TIMEOUT_S"
+        super().__init__(text)
 
 
 class NoModel(ControlError):

@@ -97,7 +97,8 @@ class AgentSettings(BaseSettings):
     )
     """Options of the Java virtual machine, separated by spaces."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 180.0
-    """Longest time from a version's registration to its first READY worker, in seconds."""
+    """Longest time from a version's registration to its first READY worker, in seconds; raise it for a large model or a
+    slow machine. `gradserve up` gives up a start without any progress 60 seconds later."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 20.0
     """Longest time that a stopping agent waits for requests in flight, in seconds."""
     retire_settle_s: Annotated[float, Field(ge=0)] = 15.0

@@ -282,7 +282,10 @@ class Reconciler:
                 deployment.fail(f"its workers die while they load: {self._load_failure(wanted)}", now)
             case Step.FAIL_SLOW:
                 limit = self._settings.load_timeout_s
-                deployment.fail(f"no worker was ready within {limit:.0f} s: {self._load_failure(wanted)}", now)
+                reason = (
+                    f"no worker was ready within {limit:.0f} s (AGENT_LOAD_TIMEOUT_S): {self._load_failure(wanted)}"
+                )
+                deployment.fail(reason, now)
             case Step.RETRY:
                 deployment.failed, deployment.archive = False, None
             case _:

@@ -75,7 +75,8 @@ def up(
     traffic plan. It starts the agent (with TorchServe) and the gateway. Once a prediction and an explanation work it
     prints `ready:`, the address and two curl lines. A private port that is taken is replaced unless AGENT_*_PORT sets
     it. A process that exits is restarted; if one exits three times within a minute, the command stops everything and
-    prints the reason. Logs are rotated.
+    prints the reason. It also does if the start makes no progress for AGENT_LOAD_TIMEOUT_S and a minute. Logs are
+    rotated.
 
     Example: gradserve up --port 8080
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import shlex
 import signal
@@ -16,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import httpx
 
@@ -34,9 +33,12 @@ from control.stack.supervisor import LOG_MB, SupervisedProcess, check_all, stop_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_log = logging.getLogger(__name__)
+    from contracts.status import AgentStatus
+
+_State: TypeAlias = "tuple[object, ...]"
 _ROOT = Path(__file__).resolve().parents[2]
-READY_WITHIN_S = 180.0
+STALLED_AFTER_S = 60.0
+"""Seconds beyond AGENT_LOAD_TIMEOUT_S after which a start without any progress is given up."""
 SAMPLES = Path("tests/samples")
 
 
@@ -50,7 +52,6 @@ class StackOptions:
     home: Path
     port: int
     mlflow: bool = False
-    ready_within_s: float = READY_WITHIN_S
     log_mb: int = LOG_MB
 
 
@@ -92,7 +93,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
             for process in processes:
                 process.start()
             say(f"starting: logs in {log_folder}")
-            ready = _wait_until_ready(processes, settings, options, image, stop)
+            ready = wait_until_ready(processes, settings, _gateway_url(options), image, stop)
             if ready:
                 say(_greeting(options, image, ready, mlflow_at))
             while not stop.is_set():
@@ -219,33 +220,48 @@ def example_image(store: PlanStore, model_store: Path) -> Path:
     return path
 
 
-def _wait_until_ready(
-    processes: list[SupervisedProcess],
-    settings: AgentSettings,
-    options: StackOptions,
-    image: Path,
-    stop: threading.Event,
+def wait_until_ready(
+    processes: list[SupervisedProcess], settings: AgentSettings, gateway: str, image: Path, stop: threading.Event
 ) -> Ready | None:
-    """Return once the gateway predicts and explains `image`; None if `stop` is set before.
+    """Return once the gateway at the address `gateway` predicts and explains `image`; None if `stop` is set before.
+
+    A start that makes progress may take any time: a large model, or a slow machine. Progress is a state of TorchServe
+    and the versions that the agent did not report before. The agent itself gives up a version that loads for longer
+    than AGENT_LOAD_TIMEOUT_S.
 
     Raises:
-        NotAnswering: `ready_within_s` has passed, or the stable version cannot be loaded.
+        NotAnswering: there was no progress for too long, or the stable version cannot be loaded.
         ProcessFailed: a process keeps dying.
     """
-    began, reason = time.monotonic(), "the gateway does not listen yet"
-    with httpx.Client(base_url=_gateway_url(options), timeout=10.0, trust_env=False) as client:
+    began = progress_at = time.monotonic()
+    patience_s = settings.load_timeout_s + STALLED_AFTER_S
+    seen: set[_State] = set()
+    reason = "the gateway does not listen yet"
+    with httpx.Client(base_url=gateway, timeout=10.0, trust_env=False) as client:
         while not stop.is_set():
             check_all(processes)
-            if failure := _stable_failure(settings):
+            status = ask_agent(local_url(settings.host, settings.port)).status
+            if failure := _stable_failure(status):
                 raise NotAnswering(time.monotonic() - began, failure)
             with contextlib.suppress(httpx.HTTPError):
                 ready, reason = _ask(client, image)
                 if ready:
                     return ready
-            if time.monotonic() - began > options.ready_within_s:
-                raise NotAnswering(options.ready_within_s, reason)
+            if (state := _state(status)) not in seen:
+                seen.add(state)
+                progress_at = time.monotonic()
+            if time.monotonic() - progress_at > patience_s:
+                raise NotAnswering(time.monotonic() - began, reason, patience_s)
             stop.wait(0.2)
     return None
+
+
+def _state(status: AgentStatus | None) -> _State:
+    """Return what changes while TorchServe and the versions start; a process that starts again repeats its states."""
+    if status is None:
+        return ()
+    versions = ((found.version, found.state, found.predict.ready, found.explain.ready) for found in status.versions)
+    return status.torchserve.state, *versions
 
 
 def _ask(client: httpx.Client, image: Path) -> tuple[Ready | None, str]:
@@ -262,9 +278,8 @@ def _ask(client: httpx.Client, image: Path) -> tuple[Ready | None, str]:
     return Ready(requires_key=False), ""
 
 
-def _stable_failure(settings: AgentSettings) -> str | None:
+def _stable_failure(status: AgentStatus | None) -> str | None:
     """Return the reason if the agent gave up loading the stable version, else None."""
-    status = ask_agent(local_url(settings.host, settings.port)).status
     versions = status.versions if status is not None else ()
     return next((found.reason for found in versions if found.role == "stable" and found.state == "failed"), None)
 
