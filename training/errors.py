@@ -6,7 +6,8 @@ TrainingError         the recipe cannot be followed, or a run cannot go on
 │   └── CorruptData       a file whose content is not CIFAR-10's
 ├── ModelError        a model that cannot be found or read
 │   └── HeatmapsAlike     heatmaps that are the same for every class
-└── ExportError       a model that cannot be packed
+├── ExportError       a model that cannot be packed
+└── RegistryError     MLflow's registry cannot be asked, or lacks what is wanted
 """
 
 from __future__ import annotations

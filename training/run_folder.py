@@ -13,11 +13,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
+from matplotlib.figure import Figure
 
 from contracts.model import Accepted, Contract, Figures, Provenance
 from contracts.model import save as save_contract
 from training.checkpoint import write_checkpoint, write_whole
-from training.curves import plot_curves
 from training.errors import TrainingError
 from training.recipe import check_folder, recipe_to_dict
 
@@ -72,7 +72,21 @@ def _write_files(run: Run) -> None:
         write_whole(state, run.folder / "best.pth")
     save_contract(_contract(run), run.folder / "contract.json")
     (run.folder / "history.json").write_text(json.dumps(run.history, indent=1) + "\n", encoding="utf-8")
-    plot_curves(run.history, run.folder / "curves.png")
+    _plot_curves(run.history, run.folder / "curves.png")
+
+
+def _plot_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Draw loss and accuracy of each epoch, on training and held-out images, into the PNG `path`."""
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    epochs = range(1, len(history) + 1)
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        for key, label in ((quantity, "training"), (f"validation_{quantity}", "held out")):
+            axes.plot(epochs, [figures[key] for figures in history], marker=".", label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(quantity)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def _contract(run: Run) -> Contract:

@@ -1,4 +1,6 @@
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,13 @@ from torch import nn
 from contracts.model import Input
 from training.data.images import Images
 from training.data.training_data import TrainingData
-from training.recipe import Recipe
+from training.evaluate.evaluate import evaluate
+from training.recipe import Augmentation, Recipe
 from training.run import Run
+from training.tracking.registry import register
+from training.train import train
 
-SAMPLES = Path(__file__).parents[1] / "samples"
+DATA = f"imagefolder:{Path(__file__).parents[1]}/samples"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,3 +68,39 @@ def tiny_run(tmp_path, tiny_data) -> Callable[[Recipe], Run]:
         return Run(recipe, tmp_path, tiny_data, TinyNetwork(), architecture="resnet18_small")
 
     return begin
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory, cache) -> Path:
+    """The folder of a training of one epoch on the samples; do not write to it."""
+    recipe = Recipe(
+        data=DATA, epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0, validation=0.2, augmentation=Augmentation(0)
+    )
+    return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache, registers=False)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered run: its folder, its id in MLflow, and the number of its model's version."""
+
+    folder: Path
+    run_id: str
+    number: str
+
+
+@pytest.fixture(scope="session")
+def registered(run_folder) -> Registered:
+    """The run of `run_folder`, registered."""
+    run_id = json.loads((run_folder / "contract.json").read_text())["accepted"]["run_id"]
+    return Registered(run_folder, run_id, register(run_folder, run_id))
+
+
+@pytest.fixture(scope="session")
+def evaluated(cache) -> Callable[..., dict]:
+    """`evaluated(source, output)`: the report on a model by the samples, without explanations unless asked for."""
+
+    def evaluated(source: Path | str, output: Path, *, card: Path | None = None, **counts: int) -> dict:
+        counts = {"explained": 0, **counts}
+        return evaluate(str(source), DATA, cache, output, looks=output / "looks.jsonl", card=card, **counts)
+
+    return evaluated

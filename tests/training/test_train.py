@@ -5,27 +5,21 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from mlflow import MlflowClient
 
 from contracts.model import load as load_contract
-from handlers.engines import softmax
 from handlers.network import build_network
 from training.data.images import CIFAR10_CLASSES, divide, load_training_images
 from training.data.training_data import make_loader
 from training.epoch import train_epoch, validate
 from training.errors import DataError, TrainingError
-from training.evaluate.inference import predict_logits
-from training.package.artifacts import find_model, read_model
 from training.pretrained import pretrained_network
 from training.recipe import Augmentation, Cycle, Recipe, recipe_to_dict
 from training.run_folder import write_run
@@ -129,16 +123,9 @@ def nested_runs(client: MlflowClient, parent: str) -> list:
     return sorted(found, key=lambda run: run.data.tags["phase"])
 
 
-def test_best_model_is_registered_as_challenger_and_loads_without_a_pickle(trained, monkeypatch):
-    folder = find_model("models:/cifar10@challenger")
-    assert not [path for path in folder.parents[1].rglob("*") if path.suffix in {".pkl", ".pth", ".pt"}]
-    mlflow.set_tracking_uri(tracking_uri())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's own, about type hints
-        loaded = mlflow.pyfunc.load_model("models:/cifar10@challenger")
-    images, size = load_training_images(RECIPE.data, trained)
-    logits = predict_logits(read_model(trained)[1], images.images, size).numpy()
-    np.testing.assert_allclose(loaded.predict(images.images), softmax(logits, 1.0), atol=1e-5)
+def test_the_best_model_is_registered_as_challenger(trained):
+    version = MlflowClient(tracking_uri()).get_model_version_by_alias("cifar10", "challenger")
+    assert version.run_id == load_contract(trained / "contract.json").accepted.run_id
 
 
 KILLED_RUN = """

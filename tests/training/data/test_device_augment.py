@@ -9,7 +9,6 @@ from PIL import Image
 from training.data import device_augment
 from training.data.augment import EpochBatches
 from training.data.device_augment import DeviceLoader, randaugment_operations
-from training.data.fractals import draw_fractals
 from training.data.images import CIFAR10_INPUT, Images
 
 # After training.data.device_augment, which makes torchvision importable beside a CPU-only torch.
@@ -135,11 +134,3 @@ def test_pixmix_changes_as_many_images_as_asked_and_stays_in_their_range():
     assert mixed.max() < 255.01
     # A fifth of those that are chosen get no mixing.
     assert 13 < ((mixed - plain).abs().flatten(1).amax(1) > 1).sum() < 38
-
-
-def test_fractals_are_colourful_different_and_the_same_for_one_seed():
-    fractals = draw_fractals(3, 24, 0, CPU)
-    assert (fractals.shape, fractals.dtype) == ((3, 3, 24, 24), torch.uint8)
-    assert torch.equal(fractals, draw_fractals(3, 24, 0, CPU))
-    assert (fractals.float().flatten(1).std(1) > 10).all()
-    assert not torch.equal(fractals[0], fractals[1])
