@@ -1,21 +1,11 @@
 """Signed archives: the keys that are accepted, the refusals, and that the signature is checked before parsing."""
 
 import json
-import zipfile
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-from typer.testing import CliRunner
 
 from control.archive import file_sha256, inspect_archive, inspect_copy, load_trusted_keys, signature_path
-from control.cli.main import app
 from control.errors import (
     ArchiveError,
     KeyMissing,
@@ -27,36 +17,6 @@ from control.errors import (
     SignerUnknown,
 )
 from control.signatures import read_private_key, sign_archive
-
-CONTRACT = {
-    "schema": 1, "name": "m", "version": "1.0", "classes": ["cat", "dog"], "architecture": "a",
-    "input": {"height": 1, "width": 1, "mean": [0, 0, 0], "std": [1, 1, 1]},
-}  # fmt: skip
-
-
-@pytest.fixture
-def archive(tmp_path):
-    path = tmp_path / "m-1.0.mar"
-    with zipfile.ZipFile(path, "w") as members:
-        members.writestr("contract.json", json.dumps(CONTRACT))
-        members.writestr("reference.json", '{"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}')
-        members.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelVersion": "1.0"}}')
-    return path
-
-
-@pytest.fixture
-def keys(tmp_path):
-    """`keys(name)`: the files of a new private key and of its public one."""
-
-    def keys(name, key=None, password=None):
-        key = key or ec.generate_private_key(ec.SECP256R1())
-        locked = BestAvailableEncryption(password) if password else NoEncryption()
-        private, public = tmp_path / f"{name}.key", tmp_path / f"{name}.pub"
-        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked))
-        public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-        return private, public
-
-    return keys
 
 
 def sign(archive, private, password=None):
@@ -170,24 +130,3 @@ def test_each_unusable_private_key_has_its_own_error(tmp_path, keys):
     ):
         with pytest.raises(error, match=text):
             read_private_key(path, password)
-
-
-def test_the_commands_sign_with_a_locked_key_and_verify(archive, keys, monkeypatch):
-    private, public = keys("release", password=b"secret")
-    monkeypatch.setenv("GRADSERVE_SIGNING_PASSWORD", "secret")
-    run = CliRunner().invoke
-    signed = run(app, ["archive", "sign", str(archive), "--key", str(private)])
-    assert signed.exit_code == 0, signed.output
-    assert "m-1.0.mar.sig" in signed.output.replace("\n", "")
-    monkeypatch.setenv("AGENT_TRUSTED_KEYS", str(public))
-    checked = run(app, ["archive", "verify", str(archive)])
-    assert "signed by release.pub" in checked.output
-    archive.write_bytes(archive.read_bytes() + b"more")
-    assert isinstance(run(app, ["archive", "verify", str(archive), "--key", str(public)]).exception, SignatureWrong)
-
-
-def test_an_archive_with_another_checksum_is_not_signed(archive, keys):
-    archive.with_name("m-1.0.mar.sha256").write_text(f"{'0' * 64}  m-1.0.mar\n")
-    answer = CliRunner().invoke(app, ["archive", "sign", str(archive), "--key", str(keys("release")[0])])
-    assert isinstance(answer.exception, ArchiveError)
-    assert not signature_path(archive).exists()

@@ -81,13 +81,6 @@ def test_the_running_stack_is_asked_without_options_for_its_addresses(run, agent
     assert find_running(tmp_path) is None
 
 
-def test_a_stack_that_was_killed_is_not_asked(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    (tmp_path / "stack.json").write_text(json.dumps({"pid": ended.pid, "gateway": NOWHERE, "agent": NOWHERE}))
-    assert find_running(tmp_path) is None
-
-
 def test_the_exit_code_shows_if_an_agent_or_a_gateway_cannot_be_reached(run, agent, gateway):
     run("status", "--agents", agent, "--gateways", gateway)
     result = run("status", "--agents", agent, "--gateways", NOWHERE, code=3)
@@ -146,9 +139,3 @@ def test_doctor_names_a_key_that_expires_soon_unless_it_is_being_rotated(run, mo
     notes = [finding for finding in findings if finding["about"] == "keys" and finding["severity"] == "note"]
     assert [finding["text"].partition(" at ")[0] for finding in notes] == ["alice expires"]
     assert notes[0]["remedy"] == "gradserve keys rotate alice --expires 90d"
-
-
-@pytest.mark.parametrize("pid", ["not a number", None, [1], 10**30])
-def test_a_stack_file_with_a_broken_pid_names_no_running_stack(tmp_path, pid):
-    (tmp_path / "stack.json").write_text(json.dumps({"pid": pid, "gateway": NOWHERE, "agent": NOWHERE}))
-    assert find_running(tmp_path) is None

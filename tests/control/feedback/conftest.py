@@ -13,10 +13,17 @@ def image(colour, form="PNG"):
 
 
 @pytest.fixture
-def store(tmp_path):
-    """A store with four calls: two corrected, one confirmed, one without feedback; one without its image."""
+def empty_store(tmp_path):
+    """A store without calls."""
     store = FeedbackStore(tmp_path / "feedback.db")
     store.create()
+    return store
+
+
+@pytest.fixture
+def store(empty_store):
+    """A store with four calls: two corrected, one confirmed, one without feedback; one without its image."""
+    store = empty_store
     rows = [
         ("r1", "cat", image("red"), "dog"),
         ("r2", "cat", image("blue", "JPEG"), "cat"),

@@ -1,12 +1,8 @@
 """Feedback becomes a folder that a training takes, or a Parquet file."""
 
-import json
-
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from control.cli.main import app
 from control.errors import ControlError, FeedbackUnusable
 from control.feedback.export import export_folder, export_parquet, open_store, summarise
 from gateway.feedback.store import Feedback, LoggedCall
@@ -56,18 +52,6 @@ def test_parquet_has_every_call_with_its_feedback(store, tmp_path):
     assert rows[0]["at"].timestamp() == 100.0
     with pytest.raises(ControlError, match="exists"):
         export_parquet(store, tmp_path / "calls.parquet")
-
-
-def test_the_commands_print_what_there_is(store, tmp_path):
-    def run(*arguments):
-        return CliRunner().invoke(app, ["feedback", *arguments, "--store", str(store.path)], catch_exceptions=False)
-
-    assert json.loads(run("show", "--json").stdout)["corrected"] == [["cat", "dog", 2]]
-    assert "1 answers confirmed, 2 corrected" in run("show").stdout
-    result = run("export", str(tmp_path / "out"))
-    assert "2 images written" in result.stdout
-    assert f"next: gradserve train --data imagefolder:{tmp_path / 'out'}" in result.stdout
-    assert run("export").exit_code == 2
 
 
 def test_a_missing_store_is_named_with_the_setting_that_makes_one(tmp_path):

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +6,6 @@ import pytest
 from contracts import plan as traffic_plan
 from control.errors import (
     AnotherOperator,
-    HomeNotWritable,
     ImpossibleMove,
     ModelNotPlanned,
     NoPlan,
@@ -68,25 +64,6 @@ def test_a_second_operator_is_refused_with_the_name_of_the_first(store, monkeypa
         pass
 
 
-def test_the_lock_of_a_killed_operator_is_free(store):
-    code = f"""
-import os, signal, pathlib
-from control.release.plan_store import PlanStore
-with PlanStore(pathlib.Path({str(store.home)!r})).lock("deploy"):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", code], check=False, env=os.environ)
-    with store.lock("promote"):
-        pass
-
-
-def test_a_home_that_cannot_be_written_to_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    store = PlanStore(tmp_path / "file" / "home")
-    with pytest.raises(HomeNotWritable, match=r"home cannot be written to \(Not a directory\)"), store.lock("deploy"):
-        pass
-
-
 def test_a_missing_and_a_broken_plan_raise_different_errors(store):
     with pytest.raises(NoPlan, match="gradserve up"):
         store.read()
@@ -94,33 +71,6 @@ def test_a_missing_and_a_broken_plan_raise_different_errors(store):
     store.path.write_text("{")
     with pytest.raises(PlanUnusable, match="history"):
         store.read()
-
-
-def test_a_failed_write_leaves_only_the_old_file(tmp_path):
-    path = tmp_path / "plan.json"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "\ud800")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_previous_versions_of_a_schema_1_plan_come_from_its_history(store):
-    def write(path, revision, version):
-        release = {"version": version, "archive": f"m-{version}.mar", "sha256": version[0] * 64, "workers": None}
-        data = {"schema": 1, "revision": revision, "model": "m", "stable": release}
-        data |= {"canary": None, "shadow": None, "retained": []}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data))
-
-    for revision, version in enumerate(("1.0", "2.0", "2.0", "1.0", "3.0"), start=1):
-        write(store.home / "history" / f"plan-{revision:06d}.json", revision, version)
-    write(store.path, 5, "3.0")
-    assert [release.version for release in store.read().previous] == ["1.0", "2.0"]
-    with store.lock("test"):
-        written = store.write(replace(store.read(), previous=store.read().previous[1:]), "go back")
-    assert written.revision == 6
-    assert [release.version for release in store.read().previous] == ["2.0"]
 
 
 def test_a_change_of_one_model_leaves_the_plans_of_the_others(store):

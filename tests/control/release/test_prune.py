@@ -168,26 +168,3 @@ def test_zero_days_means_any_age_and_an_unreachable_registry_keeps_all_trainings
     result = prune("--json", "--days", "0", code=1)
     assert [row["kind"] for row in json.loads(result.stdout)["unused"]] == ["archive"]
     assert "the versions that the registry uses are unknown" in result.stderr
-
-
-def test_nothing_is_removed_if_the_plan_cannot_be_read(store, archive):
-    archive("1.0", 90)
-    store.home.mkdir()
-    store.path.write_text("{")
-    result = CliRunner().invoke(app, ["prune", "--yes"])
-    assert "cannot be used" in str(result.exception)
-    assert (store.home.parent / "model_store" / "m-1.0.mar").exists()
-
-
-def test_a_training_that_cannot_be_removed_is_named_and_not_noted_as_removed(archive, training, store, monkeypatch):
-    plan(store, archive("1.0", 90))
-    training("old", 90, run_id="old")
-
-    def refuse(path):
-        raise OSError(f"{path} is locked")
-
-    monkeypatch.setattr("shutil.rmtree", refuse)
-    assert "could not be removed completely" in prune("--yes", code=1).stderr
-    line = json.loads(store.audit_path.read_text().splitlines()[-1])
-    assert line["removed"] == []
-    assert "is locked" in line["failed"][0]

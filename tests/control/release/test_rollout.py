@@ -3,33 +3,37 @@
 import json
 import threading
 import time
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from contracts import status as agent_status
-from contracts.model import Contract, Input
 from contracts.plan import Plan, Release
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
-from control.archive import Archive, file_sha256
+from control.archive import file_sha256
 from control.errors import ArchiveError, ImpossibleMove, NoAgentAnswers, NotFollowed, Refused
 from control.release.plan_folder import write_atomically
 from control.release.plan_store import PlanStore
 from control.release.rollout import Rollout
 
 DEAD = "http://127.0.0.1:9"
-OLD, NEW = (Release(version, f"m-{version}.mar", version[0] * 64, 1) for version in ("1.0", "2.0"))
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def releases(tmp_path, write_archive):
+    """The releases 1.0, 2.0 and 3.0, whose archives are in the model store."""
+    paths = [write_archive(tmp_path / f"m-{version}.mar", version=version) for version in ("1.0", "2.0", "3.0")]
+    return [Release(path.stem.removeprefix("m-"), path.name, file_sha256(path), 1) for path in paths]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch, releases):
+    """The plan, beside the archives: 1.0 is stable and 2.0 is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    store = PlanStore(tmp_path)
+    store, (stable, loaded, _) = PlanStore(tmp_path), releases
     with store.lock("test"):
-        store.write(Plan(0, "m", OLD, retained=(NEW,)), "first")
+        store.write(Plan(0, "m", stable, retained=(loaded,)), "first")
     return store
 
 
@@ -73,13 +77,13 @@ def test_promotion_and_rollback_refuse_a_version_that_an_agent_gave_up(store, ag
     moving = rollout(store, agent(states), agent({"1.0": "ready", "2.0": "ready"}))
     with pytest.raises(Refused, match="it crashed"):
         moving.promote("2.0")
-    assert store.read().stable == OLD
+    assert store.read().stable.version == "1.0"
     states["2.0"] = "ready"
-    assert moving.promote("2.0").stable == NEW
+    assert moving.promote("2.0").stable.version == "2.0"
     states["1.0"] = "failed"
     with pytest.raises(Refused, match="it crashed"):
         moving.rollback()
-    assert store.read().stable == NEW
+    assert store.read().stable.version == "2.0"
 
 
 def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monkeypatch):
@@ -88,7 +92,7 @@ def test_promotion_waits_until_every_agent_has_a_worker_ready(store, agent, monk
     threading.Timer(0.5, states.update, kwargs={"2.0": "ready"}).start()
     monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.1)
     url, lines = agent(states), []
-    assert Rollout(store, [url], store.home, lines.append).promote("2.0").stable == NEW
+    assert Rollout(store, [url], store.home, lines.append).promote("2.0").stable.version == "2.0"
     assert time.monotonic() - began >= 0.5
     assert lines.count(f"2.0 ready: still waiting, because {url} is not done yet") == 1, (
         "an agent that answers is named once"
@@ -101,7 +105,7 @@ def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, 
     rollout(store, there).promote("2.0")
     both = Rollout(store, [there, "http://127.0.0.1:9"], store.home, lines.append)
     began = time.monotonic()
-    assert both.rollback().stable == OLD
+    assert both.rollback().stable.version == "1.0"
     assert time.monotonic() - began < 2
     assert any("http://127.0.0.1:9 does not answer" in line for line in lines)
     with pytest.raises(NotFollowed, match="The plan stays in force"):
@@ -111,7 +115,6 @@ def test_an_agent_that_is_down_delays_a_promotion_but_no_rollback(store, agent, 
 def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypatch):
     monkeypatch.setattr("control.release.rollout.REPORT_EVERY_S", 0.2)
     monkeypatch.setattr("control.release.rollout.LOAD_WITHIN_S", 1.5)
-    incoming_archive(monkeypatch, "2.0")
     lines = []
     both = Rollout(store, [agent({"1.0": "ready", "2.0": "ready"}), DEAD], store.home, lines.append)
     with pytest.raises(Refused, match=f"{DEAD} does not answer"):
@@ -121,9 +124,8 @@ def test_a_deploy_names_the_dead_agent_that_it_waits_for(store, agent, monkeypat
     assert all(line.startswith(f"load 2.0: still waiting, because {DEAD} does not answer") for line in named)
 
 
-def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monkeypatch):
+def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monkeypatch, releases):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
-    incoming_archive(monkeypatch, "2.0")
     there, lines = agent({"1.0": "ready", "2.0": "ready"}), []
 
     def moving():
@@ -131,16 +133,15 @@ def test_with_allow_missing_the_agents_that_answer_are_enough(store, agent, monk
 
     assert moving().deploy("2.0", share=10).canary.version == "2.0"
     assert lines.count(f"WARNING: {DEAD} does not answer: left out; it follows the plan when it is back") == 1
-    assert moving().promote().stable == NEW
-    packed = replace(OLD, sha256=file_sha256(write_archive(store.home / OLD.archive, "1.0")))
+    assert moving().promote().stable.version == "2.0"
+    old, new, _ = releases
     with store.lock("test"):
-        store.write(Plan(0, "m", NEW, previous=(packed,)), "nothing is retained")
-    assert moving().rollback().stable == packed, "the agent that answers loaded it again"
+        store.write(Plan(0, "m", new, previous=(old,)), "nothing is retained")
+    assert moving().rollback().stable == old, "the agent that answers loaded it again"
 
 
 def test_allow_missing_needs_at_least_one_agent(store, monkeypatch):
     monkeypatch.setattr("control.release.rollout.MISSING_AFTER_S", 0.3)
-    incoming_archive(monkeypatch, "3.0")
     before = store.read()
     alone = Rollout(store, [DEAD], store.home, lambda _: None, allow_missing=True)
     with pytest.raises(Refused, match="no agent answers"):
@@ -148,7 +149,7 @@ def test_allow_missing_needs_at_least_one_agent(store, monkeypatch):
     assert store.read().releases() == before.releases()
     with pytest.raises(NoAgentAnswers, match=DEAD):
         alone.promote("2.0")
-    assert store.read().stable == OLD
+    assert store.read().stable.version == "1.0"
 
 
 def test_an_agent_that_loads_slowly_is_not_left_out(store, agent, monkeypatch):
@@ -162,16 +163,7 @@ def test_an_agent_that_loads_slowly_is_not_left_out(store, agent, monkeypatch):
         moving.promote("2.0")
 
 
-def incoming_archive(monkeypatch, version):
-    """Let `deploy` find this archive, which has no bytes."""
-    contract = Contract("m", version, ("a", "b"), Input(1, 1, (0.0,) * 3, (1.0,) * 3), "resnet18")
-    found = Archive(Path(f"m-{version}.mar"), version[0] * 64, contract, None)
-    monkeypatch.setattr("control.release.archive_source.fetch", lambda *_: found)
-    monkeypatch.setattr("control.release.archive_source.compare", lambda *_, **__: None)
-
-
-def test_a_canary_keeps_its_callers_and_traffic_while_its_share_grows(store, agent, monkeypatch):
-    incoming_archive(monkeypatch, "2.0")
+def test_a_canary_keeps_its_callers_and_traffic_while_its_share_grows(store, agent):
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
     first = moving.deploy("2.0", share=10)
     second = moving.deploy("2.0", share=50)
@@ -180,8 +172,7 @@ def test_a_canary_keeps_its_callers_and_traffic_while_its_share_grows(store, age
     assert moving.deploy("2.0").canary is None, "without a role it gets no traffic"
 
 
-def test_a_known_version_that_is_refused_stays_in_the_plan(store, agent, monkeypatch):
-    incoming_archive(monkeypatch, "2.0")
+def test_a_known_version_that_is_refused_stays_in_the_plan(store, agent):
     states = {"1.0": "ready", "2.0": "ready"}
     moving = rollout(store, agent(states))
     before = moving.deploy("2.0", share=10)
@@ -191,8 +182,7 @@ def test_a_known_version_that_is_refused_stays_in_the_plan(store, agent, monkeyp
     assert store.read() == before
 
 
-def test_a_new_version_that_is_refused_leaves_the_plan(store, agent, monkeypatch):
-    incoming_archive(monkeypatch, "3.0")
+def test_a_new_version_that_is_refused_leaves_the_plan(store, agent):
     with pytest.raises(Refused, match="it crashed"):
         rollout(store, agent({"1.0": "ready", "3.0": "failed"})).deploy("3.0", share=10)
     assert [release.version for release in store.read().releases()] == ["1.0", "2.0"]
@@ -206,19 +196,19 @@ def test_a_rollback_without_a_previous_version_is_refused(store, agent):
 def test_a_second_rollback_does_not_return_to_the_version_that_was_left(store, agent):
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready"}))
     moving.promote("2.0")
-    assert moving.rollback().stable == OLD
+    assert moving.rollback().stable.version == "1.0"
     with pytest.raises(ImpossibleMove, match="no stable version before"):
         moving.rollback()
-    assert store.read().stable == OLD
+    assert store.read().stable.version == "1.0"
 
 
-def test_a_rollback_ignores_a_promotion_that_was_not_written(store, agent, monkeypatch):
+def test_a_rollback_ignores_a_promotion_that_was_not_written(store, agent, monkeypatch, releases):
     """The plan cannot be written, as on a full disk."""
     moving = rollout(store, agent({"1.0": "ready", "2.0": "ready", "3.0": "ready"}))
     moving.promote("2.0")
     with store.lock("test"):
         plan = store.read()
-        store.write(replace(plan, retained=(*plan.retained, Release("3.0", "m-3.0.mar", "3" * 64, 1))), "3.0 loaded")
+        store.write(replace(plan, retained=(*plan.retained, releases[2])), "3.0 loaded")
 
     def full_disk(path, text, write=write_atomically):
         if path == store.path:
@@ -229,45 +219,27 @@ def test_a_rollback_ignores_a_promotion_that_was_not_written(store, agent, monke
         patched.setattr("control.release.plan_folder.write_atomically", full_disk)
         with pytest.raises(OSError, match="No space"):
             moving.promote("3.0")
-    assert moving.rollback().stable == OLD, "3.0 never was stable"
+    assert moving.rollback().stable.version == "1.0", "3.0 never was stable"
 
 
-def test_a_rollback_loads_a_version_that_was_packed_again_with_its_new_hash(store, agent, tmp_path):
-    first = write_archive(tmp_path / "m-1.0.mar", "1.0")
-    with store.lock("test"):
-        store.write(replace(store.read(), stable=replace(OLD, sha256=file_sha256(first))), "packed")
+def test_a_rollback_loads_a_version_that_was_packed_again_with_its_new_hash(store, agent, tmp_path, write_archive):
     moving, lines = rollout(store, agent({"2.0": "ready"})), []
     both = agent({"1.0": "ready", "2.0": "ready"})
     Rollout(store, [both], store.home, lines.append).promote("2.0")
     moving.retire("1.0")
-    write_archive(first, "1.0", comment=b"packed again")
+    first = write_archive(tmp_path / "m-1.0.mar", version="1.0", comment=b"packed again")
     first.with_name("m-1.0.mar.sha256").write_text(f"{file_sha256(first)}  m-1.0.mar\n")
     back = Rollout(store, [both], store.home, lines.append).rollback()
     assert (back.stable.version, back.stable.sha256) == ("1.0", file_sha256(first))
     assert any("packed again" in line for line in lines)
 
 
-def test_a_rollback_refuses_changed_bytes_without_a_checksum(store, agent, tmp_path):
+def test_a_rollback_refuses_changed_bytes_without_a_checksum(store, agent, tmp_path, write_archive):
     both = agent({"1.0": "ready", "2.0": "ready"})
     rollout(store, both).promote("2.0")
     rollout(store, agent({"2.0": "ready"})).retire("1.0")
-    write_archive(tmp_path / "m-1.0.mar", "1.0")
+    write_archive(tmp_path / "m-1.0.mar", version="1.0", comment=b"changed")
     before = store.read()
     with pytest.raises(ArchiveError, match="its SHA-256 is"):
         rollout(store, both).rollback()
     assert store.read() == before
-
-
-def write_archive(path, version, comment=b""):
-    """The smallest archive that passes the checks."""
-    contract = {
-        "schema": 1, "name": "m", "version": version, "classes": ["cat", "dog"],
-        "input": {"height": 1, "width": 1, "mean": [0, 0, 0], "std": [1, 1, 1]}, "architecture": "a",
-    }  # fmt: skip
-    reference = {"tolerance": 0.01, "images": ["YQ=="], "probabilities": [[0.5, 0.5]]}
-    with zipfile.ZipFile(path, "w") as members:
-        members.writestr("contract.json", json.dumps(contract))
-        members.writestr("reference.json", json.dumps(reference))
-        members.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": {"modelVersion": version}}))
-        members.comment = comment
-    return path

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from contracts.plan import Plan, Release
-from control.errors import ArchiveError, ImpossibleMove, NoModel, OtherModel
-from control.release.archive_source import fetch
+from control.errors import ImpossibleMove, NoModel, OtherModel
 from control.release.plan_store import PlanStore
 from control.stack.running import RunningStack, announce
 from control.stack.serve import (
@@ -108,14 +107,6 @@ def test_the_next_version_is_the_first_without_an_archive(tmp_path):
     assert free_version("pets", tmp_path) == "1.0.0"
     (tmp_path / "pets-1.0.0.mar").touch()
     assert (free_version("pets", tmp_path), free_version("cats", tmp_path)) == ("1.0.1", "1.0.0")
-
-
-def test_a_deploy_of_another_model_is_refused_with_the_command_that_adds_it(archive):
-    beside = r"gradserve deploy .*pets-1\.0\.0\.mar --model pets"
-    for what in ("1.0.0", str(archive)):
-        plan = Plan(1, "cifar10", Release("0.8.0", "cifar10-0.8.0.mar", "0" * 64))
-        with pytest.raises(ArchiveError, match=beside):
-            fetch(plan, what, archive.parent, print)
 
 
 def test_the_next_command_is_named_beside_a_broken_plan_too(tmp_path):

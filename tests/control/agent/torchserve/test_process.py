@@ -1,7 +1,4 @@
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -64,16 +61,3 @@ def test_workers_get_their_threads_and_no_secret(folder):
     assert {"PATH", "HANDLER_MODE"} <= set(passed)
     assert not {"AWS_SECRET_ACCESS_KEY", "GATEWAY_KEYS"} & set(passed)
     assert passed["OMP_NUM_THREADS"] == "2"
-
-
-@pytest.mark.parametrize(("code", "loads"), [("pass", False), ("torch.Tensor", True), ("import torch.nn", True)])
-def test_workers_load_torch_only_when_they_use_it(folder, code, loads):
-    environment = worker_environment(dict(os.environ), folder, threads=1)
-    said = subprocess.run(
-        [sys.executable, "-c", f"import sys, torch; {code}; print('torch._C' in sys.modules)"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout == f"{loads}\n"
