@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from training.evaluate.heatmaps.measures import Measures, rounded
+from training.evaluate.heatmaps.sensitivity import RandomNetworks
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def test_each_measure_is_about_the_likeliest_class(measures):
 
 
 def test_figures_of_heat_on_what_decides_are_better_than_those_of_random_heat(measures):
+    measures.random = RandomNetworks((measures.network,), ())  # making the random ones takes seconds
     faithful = measures.of(lambda network, images, targets: images[:, 0])
     random = measures.of_random_heat()
     assert (faithful.quarter, faithful.quarter_peak) == (None, None)
@@ -41,7 +43,7 @@ def test_figures_of_heat_on_what_decides_are_better_than_those_of_random_heat(me
     # The squares' heat is the same for every class; the empty images' is even, and like no other.
     assert faithful.class_correlation == pytest.approx(4 / 6, abs=1e-4)
     assert abs(random.class_correlation) < 0.2
-    assert [name for name, _ in faithful.randomised] == [name for name, _ in random.randomised]
+    assert faithful.random_head_correlation == faithful.class_correlation, "this heat asks no network"
 
 
 def test_figures_have_four_decimals():
