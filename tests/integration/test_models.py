@@ -49,6 +49,7 @@ def command(stack, *arguments):
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_second_model_is_added_moved_unloaded_and_removed_while_the_first_serves(stack, image, pack_other, until):
     first = answer(stack, image)["model"]
     before = stack.plan()

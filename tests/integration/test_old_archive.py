@@ -26,6 +26,9 @@ IMAGES = [path.read_bytes() for path in sorted((ROOT / "tests" / "samples").glob
 CLIENTS, ROUNDS = 12, 15
 # Between two runs of one image, whatever batch it is in: far less than between two images.
 SAME = 0.002
+# Between the first release's engine and today's, of one file: where the graph also gives what evidence is made of,
+# OpenVINO fuses other operations in INT8 (0.011 at most for these images).
+SAME_ENGINE_FILE = 0.03
 
 
 @pytest.fixture
@@ -38,7 +41,9 @@ def old_archive(pack_again) -> Path:
         members = {name: data for name, data in members.items() if not name.startswith(("handlers/", "contracts/"))}
         members |= {name: handlers.read(name) for name in handlers.namelist()}
     members["image_handler.py"] = members["handlers/image_handler.py"]
-    contract = replace(model_contract.parse(json.loads(members["contract.json"])), schema=1)
+    contract = model_contract.parse(json.loads(members["contract.json"]))
+    explain = replace(contract.explain, method="gradcam", methods=("gradcam", "layercam"), sharp_layer=None)
+    contract = replace(contract, schema=1, explain=explain, evidence=None)
     members["contract.json"] = json.dumps(model_contract.dump(contract)).encode()
     packed_by_archiver = ("MAR-INF/", BUILD)
     files = {
@@ -61,7 +66,7 @@ def command(stack, *arguments: str) -> None:
 def test_an_archive_of_the_first_release_serves_as_stable_beside_a_new_canary_under_batching(
     stack, stable, old_archive, pack_again, until
 ):
-    command(stack, "deploy", str(old_archive), "--stable")
+    command(stack, "deploy", str(old_archive), "--stable", "--yes")  # it explains by fewer methods
     command(stack, "deploy", str(pack_again("9.1.0")), "--canary", "50")
     until(lambda: len(stack.health().json()["versions"]) == 3, 10)
     with httpx.Client(base_url=stack.gateway, timeout=30) as client:
@@ -75,7 +80,7 @@ def test_an_archive_of_the_first_release_serves_as_stable_beside_a_new_canary_un
     assert "held_out_accuracy" in told["0.1.0"]["accepted"]
     assert "figures" in told["9.1.0"]["accepted"]
     for version in ("9.1.0", stable):  # one model, one engine
-        assert all(is_same(*pair) for pair in zip(alone["0.1.0"], alone[version], strict=True))
+        assert all(is_same(*pair, SAME_ENGINE_FILE) for pair in zip(alone["0.1.0"], alone[version], strict=True))
     (old_class, old_heat), (new_class, new_heat) = overlays["0.1.0"], overlays["9.1.0"]
     assert old_class == new_class
     np.testing.assert_allclose(old_heat, new_heat, atol=0.01)  # wire 2 has 8 bits for a value
@@ -146,11 +151,10 @@ def predict(client: httpx.Client, image: bytes, version: str) -> dict:
 
 def explain(client: httpx.Client, version: str) -> tuple[str, np.ndarray]:
     """The class and the heatmap of the first image; and an overlay of the size that was asked for."""
-    overlay = client.post("/explain", params={"version": version, "size": 48}, content=IMAGES[0])
+    asked = {"version": version, "method": "gradcam"}  # the first release's default
+    overlay = client.post("/explain", params={**asked, "size": 48}, content=IMAGES[0])
     assert overlay.headers["content-type"] == "image/png", overlay.text
-    told = client.post(
-        "/explain", params={"version": version}, content=IMAGES[0], headers={"accept": "application/json"}
-    ).json()
+    told = client.post("/explain", params=asked, content=IMAGES[0], headers={"accept": "application/json"}).json()
     return told["class"], np.array(told["heatmap"])
 
 
@@ -159,6 +163,6 @@ def evidence(client: httpx.Client, version: str) -> dict:
     return client.post("/explain", params=asked, content=IMAGES[0], headers={"accept": "application/json"}).json()
 
 
-def is_same(one: dict, other: dict) -> bool:
+def is_same(one: dict, other: dict, within: float = SAME) -> bool:
     expected = {entry["class"]: entry["confidence"] for entry in other["top"]}
-    return all(abs(entry["confidence"] - expected[entry["class"]]) < SAME for entry in one["top"])
+    return all(abs(entry["confidence"] - expected[entry["class"]]) < within for entry in one["top"])

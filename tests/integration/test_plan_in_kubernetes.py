@@ -14,7 +14,7 @@ import pytest
 from control.stack.stack import pack
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 
 
 def free_ports(count):

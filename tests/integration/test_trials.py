@@ -54,6 +54,7 @@ def done(answer, code=0):
     return answer.stdout
 
 
+@pytest.mark.long
 def test_the_gate_refuses_a_version_that_classifies_worse_and_says_by_how_much(
     stack, stable, write_untrained, tmp_path
 ):

@@ -240,6 +240,7 @@ def test_between_checkpoints_the_best_weights_are_kept_and_a_killed_training_res
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.long
 def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(tmp_path, cache):
     planned = replace(RECIPE, epochs=1, cycles=(Cycle(2, 0.05, ((0.0, 8),), Augmentation(2, 7, cutmix=0.5)),))
     whole = train(planned, tmp_path / "whole", cache, registers=False)
@@ -248,6 +249,7 @@ def test_finished_training_goes_on_with_another_cycle_as_if_it_had_been_planned(
     assert_same_training(whole, extended)
 
 
+@pytest.mark.long
 def test_cycle_that_blends_begins_with_a_mean_of_two_beginnings(tmp_path, cache):
     recipe = replace(RECIPE, epochs=1, cycles=(Cycle(1, 0.05), Cycle(1, 0.01, blend=0.25)))
     folder = train(replace(recipe, cycles=recipe.cycles[:1]), tmp_path / "run", cache, registers=False)

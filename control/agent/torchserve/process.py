@@ -41,6 +41,7 @@ _PASSED_ON = (
     "LD_PRELOAD",
     "VIRTUAL_ENV",
     "SSL_CERT_FILE",
+    "PYTHONDONTWRITEBYTECODE",
 )
 _PASSED_ON_PREFIXES = ("LC_", "HANDLER_", "KMP_", "MKL_", "ONEDNN_", "OPENVINO_", "CUDA_", "NVIDIA_", "MALLOC_")
 # Without these, JDK 25 warns about calls in Netty and in the Disruptor of 2020, which we cannot change.

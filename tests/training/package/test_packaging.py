@@ -167,6 +167,7 @@ def test_packing_again_in_full_precision_drops_the_engine_of_before(run_folder, 
     assert "openvino-int8.bin" not in zipfile.ZipFile(made.archive).namelist()
 
 
+@pytest.mark.long
 def test_a_refused_package_leaves_the_version_in_its_folder_as_it_was(run_folder, packed, tmp_path, cache):
     folder = tmp_path / "files"
     shutil.copytree(packed.folder, folder)
@@ -196,6 +197,7 @@ def test_a_version_whose_heatmaps_are_the_same_for_every_class_is_refused_and_le
     assert made.contract.accepted.figures.explain_class_correlation > 0.5
 
 
+@pytest.mark.long
 def test_packing_a_packed_version_again_keeps_no_figures_of_its_engine(run_folder, tmp_path, cache):
     first = package(str(run_folder), "1", tmp_path / "s", tmp_path / "a", cache, precision="int8", max_drop=1.0)
     assert first.contract.accepted.figures.served is not None

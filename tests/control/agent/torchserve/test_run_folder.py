@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,13 @@ from control.errors import TempTooLong, TempUnusable
 
 IMPORTS = "import sys; from pathlib import Path; from control.agent.torchserve.run_folder import RunFolder, run_base; "
 HOLD = IMPORTS + "f = RunFolder(Path(sys.argv[1])); print(f.path, flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def tmp_path():
+    """Return a folder with a shorter path than pytest's: TorchServe's sockets are in such folders."""
+    with tempfile.TemporaryDirectory(prefix="g") as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager
