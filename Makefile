@@ -32,10 +32,11 @@ bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs 
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 # Two processes, each for whole files. PARALLEL= runs all in one process.
+# One thread each: two processes that compute with two threads wait for each other.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk' $(PARALLEL) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk' $(PARALLEL) $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
