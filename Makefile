@@ -36,7 +36,7 @@ bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs 
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk' $(PARALLEL) $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk and not cluster' $(PARALLEL) $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)
@@ -64,10 +64,14 @@ test-bulk: .venv/bulk ## score images on Ray, which it installs into .venv; also
 
 HELM ?= helm
 
-test-cluster: $(STAMP) ## check the Helm chart (needs helm 3 or later)
+test-cluster: $(STAMP) ## check the Helm chart; two agents and gateways in network namespaces (needs helm 3 or later, iproute2, root)
 	@command -v $(HELM) >/dev/null || { echo "make test-cluster: no helm on PATH; set HELM to its path; nothing was tested"; exit 1; }
 	@$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || { echo "make test-cluster: kubernetes-validate is missing: run make install; nothing was tested"; exit 1; }
+	@command -v ip >/dev/null || { echo "make test-cluster: no ip on PATH: install iproute2; nothing was tested"; exit 1; }
+	@command -v nsenter >/dev/null && command -v setpriv >/dev/null || { echo "make test-cluster: no nsenter or no setpriv on PATH: install util-linux; nothing was tested"; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "make test-cluster: only root may make network namespaces; nothing was tested"; exit 1; }
 	@HELM="$$(command -v $(HELM))" $(BIN)/python -m pytest tests/deploy $(ARGS)
+	@$(BIN)/python -m pytest -m cluster tests/integration $(ARGS)
 
 lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
 	@UPGRADE=$(UPGRADE) requirements/lock.sh $(SOURCE)
