@@ -14,7 +14,7 @@ from gateway.api.openapi import examples
 from gateway.api.openapi.responses import FEEDBACK, answers, feedback_body
 from gateway.api.schemas import FeedbackCall, FeedbackKept
 from gateway.api.uploads import read_body
-from gateway.auth.callers import check_model
+from gateway.auth.callers import check_may_call
 from gateway.errors import Unavailable
 from gateway.feedback.store import LoggedCall, StoreError
 from gateway.refusals import BadJson, ClassUnknown, EmptyBody, RequestUnknown, RouteUnknown
@@ -44,7 +44,7 @@ async def feedback(request: Request, state: State) -> dict[str, str]:
         call = await recorder.find(said.request_id)
         if call is None:
             raise RequestUnknown(said.request_id, state.settings.feedback_days)
-        check_model(request.state.caller, call.model)
+        check_may_call(request.state.caller, call.model)
         classes = _classes(state, call)
         if said.class_name not in classes:
             raise ClassUnknown(said.class_name, classes)

@@ -106,7 +106,7 @@ class Callers:
             raise ScopeMissing(scope)
         if key.models:
             asked = request.path_params.get("model") or request.query_params.get("model") or default_model
-            check_model(request.state.caller, asked)
+            check_may_call(request.state.caller, asked)
         quota = _own_quota(key.quota) if key.quota else self._per_key
         if quota is not None:
             await self._spend(request, quota, "key", key.name)
@@ -158,8 +158,8 @@ class Callers:
             raise QuotaExceeded(str(quota), left_s)
 
 
-def check_model(caller: Caller, model: str | None) -> None:
-    """Refuse a call to a model that the caller's key does not name.
+def check_may_call(caller: Caller, model: str | None) -> None:
+    """Refuse a call to a model if the caller's key is limited to others.
 
     Raises:
         ModelForbidden: the key is limited to other models.
