@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from gateway.kubernetes import addresses
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -156,16 +158,12 @@ class Settings(BaseSettings):
     @field_validator("agents")
     @classmethod
     def _addresses(cls, agents: tuple[str, ...]) -> tuple[str, ...]:
-        if not agents or not all(agent.startswith(("http://", "https://", "kubernetes:")) for agent in agents):
+        if not agents or not all(agent.startswith(("http://", "https://", addresses.PREFIX)) for agent in agents):
             raise ValueError(
                 "takes one or more addresses like http://127.0.0.1:9100, or kubernetes:NAMESPACE/SERVICE:9100"
             )
-        for agent in agents:
-            if agent.startswith("kubernetes:"):
-                # Imported here: most commands need no client.
-                from gateway.kubernetes.endpoints import parse_address  # noqa: PLC0415
-
-                parse_address(agent)
+        for agent in filter(addresses.is_address, agents):
+            addresses.parse_service(agent)
         return tuple(agent.rstrip("/") for agent in agents)
 
     @model_validator(mode="after")
@@ -224,11 +222,7 @@ def check_plan(where: Path) -> Path:
     Raises:
         ValueError: it begins with `kubernetes:` and names no ConfigMap.
     """
-    if str(where).startswith("kubernetes:"):
-        # Imported here: most commands need no client.
-        from gateway.kubernetes.plan_object import parse_address  # noqa: PLC0415
-
-        parse_address(str(where))
+    addresses.parse_plan(str(where))
     return where
 
 

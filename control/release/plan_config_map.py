@@ -10,13 +10,14 @@ from contracts import plan as traffic_plan
 from control.errors import ClusterUnusable, NoPlan, PlanChanged, PlanUnusable
 from control.release.plan_folder import plan_text
 from gateway.kubernetes import plan_object
+from gateway.kubernetes.api import config_maps
 from gateway.kubernetes.errors import Conflict, KubernetesError, ObjectMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from gateway.kubernetes.addresses import PlanObject
     from gateway.kubernetes.api import KubernetesApi, Manifest
-    from gateway.kubernetes.plan_object import PlanObject
 
 MOST_REVISIONS = 20
 MOST_LINES = 200
@@ -36,6 +37,7 @@ class PlanConfigMap:
     def __init__(self, api: KubernetesApi, address: PlanObject) -> None:
         self._api = api
         self._address = address
+        self._collection = config_maps(address.namespace)
         self._history_name = f"{address.name}-history"
         self._is_locked = False
         self._was_read = False
@@ -81,7 +83,7 @@ class PlanConfigMap:
         if not self._was_read:
             self._read_object()
         data = {plan_object.KEY: plan_text(plans)}
-        base, collection = self._base, self._address.collection
+        base, collection = self._base, self._collection
         with _as_control_errors():
             try:
                 if base is None:
@@ -129,7 +131,7 @@ class PlanConfigMap:
 
     def _change_history(self, change: Callable[[dict[str, str]], None]) -> None:
         """Change the history; again, if another operator has changed it meanwhile."""
-        collection = self._address.collection
+        collection = self._collection
         for _ in range(_ATTEMPTS):
             found = self._get(self._history_name)
             data = dict((found or {}).get("data") or {})
@@ -149,7 +151,7 @@ class PlanConfigMap:
     def _get(self, name: str) -> Manifest | None:
         with _as_control_errors():
             try:
-                return self._api.get(self._address.collection, name)
+                return self._api.get(self._collection, name)
             except ObjectMissing:
                 return None
 

@@ -16,9 +16,9 @@ from control.archive import file_sha256, inspect_archive
 from control.errors import BadSetting, ClusterUnusable, ImpossibleMove, ModelNotPlanned, NoPlan, PlanUnusable
 from control.release.plan_config_map import PlanConfigMap
 from control.release.plan_folder import PlanFolder, now, operator
+from gateway.kubernetes.addresses import parse_plan
 from gateway.kubernetes.api import connect
 from gateway.kubernetes.errors import NotInCluster
-from gateway.kubernetes.plan_object import parse_address
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -196,7 +196,7 @@ def open_store(home: Path, model: str | None = None) -> PlanStore:
     if not where:
         return PlanStore(home, model)
     try:
-        address = parse_address(where)
+        address = parse_plan(where)
         if address is None:
             raise BadSetting(
                 [f"GRADSERVE_PLAN = {where!r}: write kubernetes:NAMESPACE/NAME; GRADSERVE_HOME names a folder"]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import httpx
 
-from gateway.kubernetes.endpoints import PREFIX, watch_endpoints
+from gateway.kubernetes.addresses import is_address
+from gateway.kubernetes.endpoints import watch_endpoints
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -76,7 +77,7 @@ class Discovery:
     ) -> None:
         self._resolve = resolve
         listed = tuple(urls)
-        self._services = {url: watch(url) for url in listed if url.startswith(PREFIX)}
+        self._services = {url: watch(url) for url in listed if is_address(url)}
         self._found: dict[str, tuple[Address, ...]] = {url: (() if _named(url) else (Address(url),)) for url in listed}
 
     @property
@@ -127,7 +128,7 @@ def _named(url: str) -> bool:
 
     Of HTTPS the certificate names the host, so that it is kept; `localhost` is one machine with two addresses.
     """
-    if url.startswith(PREFIX):
+    if is_address(url):
         return True
     parsed = httpx.URL(url)
     if parsed.scheme != "http" or parsed.host == "localhost":

@@ -13,17 +13,17 @@ import os
 import ssl
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import httpx
 
+from gateway.kubernetes import addresses
 from gateway.kubernetes.errors import ApiRefused, Conflict, Expired, NoAnswer, NotInCluster, ObjectMissing
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT_S = 5.0
 # A watch ends after this long and is asked for again, so that a dead connection is noticed soon after.
 WATCH_S = 30
@@ -170,11 +170,11 @@ def connect() -> KubernetesApi:
     if url := os.environ.get("GRADSERVE_KUBERNETES_API"):
         return KubernetesApi(url)
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    authority = SERVICE_ACCOUNT / "ca.crt"
+    authority = addresses.SERVICE_ACCOUNT / "ca.crt"
     if not host or not authority.is_file():
         raise NotInCluster
     address = f"[{host}]" if ":" in host else host
-    token = ServiceAccountToken(SERVICE_ACCOUNT / "token")
+    token = ServiceAccountToken(addresses.SERVICE_ACCOUNT / "token")
     return KubernetesApi(f"https://{address}:{port}", auth=token, verify=ssl.create_default_context(cafile=authority))
 
 
@@ -196,14 +196,6 @@ def named(name: str) -> Selector:
 def of_service(service: str) -> Selector:
     """Return the selector of the EndpointSlices of a Service."""
     return {"labelSelector": f"kubernetes.io/service-name={service}"}
-
-
-def pod_namespace() -> str | None:
-    """Return the namespace of the pod in which this runs; None if it runs in none."""
-    try:
-        return (SERVICE_ACCOUNT / "namespace").read_text(encoding="ascii").strip()
-    except OSError:
-        return None
 
 
 def _refusal(what: str, response: httpx.Response) -> ApiRefused:

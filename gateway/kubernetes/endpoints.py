@@ -9,49 +9,19 @@ Source: https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/
 from __future__ import annotations
 
 import logging
-import re
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.kubernetes.api import connect, endpoint_slices, of_service, pod_namespace
+from gateway.kubernetes.addresses import parse_service
+from gateway.kubernetes.api import connect, endpoint_slices, of_service
 from gateway.kubernetes.watch import follow
 
 if TYPE_CHECKING:
+    from gateway.kubernetes.addresses import ServiceAddress
     from gateway.kubernetes.api import KubernetesApi, Manifest
 
 logger = logging.getLogger(__name__)
-PREFIX = "kubernetes:"
-_NAME = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
-_ADDRESS = re.compile(rf"{PREFIX}((?P<namespace>{_NAME})/)?(?P<service>{_NAME}):(?P<port>[1-9][0-9]{{0,4}})")
 FAMILIES = ("IPv4", "IPv6")
-
-
-@dataclass(frozen=True)
-class ServiceAddress:
-    """The endpoints of a Service at one port, written `kubernetes:NAMESPACE/SERVICE:PORT`."""
-
-    namespace: str
-    service: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{PREFIX}{self.namespace}/{self.service}:{self.port}"
-
-
-def parse_address(text: str) -> ServiceAddress:
-    """Return the address that `text` writes; without a namespace it is the pod's own.
-
-    Raises:
-        ValueError: the text is no such address, or has no namespace outside of a pod.
-    """
-    found = _ADDRESS.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text} names no Service: write like kubernetes:NAMESPACE/SERVICE:9100")
-    namespace = found["namespace"] or pod_namespace()
-    if namespace is None:
-        raise ValueError(f"{text} has no namespace, and this runs in no pod: write kubernetes:NAMESPACE/SERVICE:PORT")
-    return ServiceAddress(namespace, found["service"], int(found["port"]))
 
 
 def watch_endpoints(text: str) -> WatchedEndpoints:
@@ -61,7 +31,7 @@ def watch_endpoints(text: str) -> WatchedEndpoints:
         ValueError: the text is no address of a Service.
         NotInCluster: no API server is known.
     """
-    return WatchedEndpoints(connect(), parse_address(text))
+    return WatchedEndpoints(connect(), parse_service(text))
 
 
 class WatchedEndpoints:

@@ -1,60 +1,24 @@
-"""The traffic plan as a ConfigMap: its address, and a reader that follows it by watch."""
+"""The traffic plan as a ConfigMap: a reader that follows it by watch."""
 
 from __future__ import annotations
 
-import re
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contracts import plan as traffic_plan
 from contracts.watched_file import WatchedFile
-from gateway.kubernetes.api import config_maps, connect, named, pod_namespace
+from gateway.kubernetes.addresses import parse_plan
+from gateway.kubernetes.api import config_maps, connect, named
 from gateway.kubernetes.watch import follow
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gateway.kubernetes.addresses import PlanObject
     from gateway.kubernetes.api import KubernetesApi, Manifest
 
-PREFIX = "kubernetes:"
 KEY = "plan.json"
 """The key under which the ConfigMap holds the plan."""
-_NAME = r"[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?"
-_ADDRESS = re.compile(rf"{PREFIX}((?P<namespace>{_NAME})/)?(?P<name>{_NAME})")
-
-
-@dataclass(frozen=True)
-class PlanObject:
-    """The address of a plan: a ConfigMap in a namespace, written `kubernetes:NAMESPACE/NAME`."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{PREFIX}{self.namespace}/{self.name}"
-
-    @property
-    def collection(self) -> str:
-        """The collection that the ConfigMap is in."""
-        return config_maps(self.namespace)
-
-
-def parse_address(text: str) -> PlanObject | None:
-    """Return the address that `text` writes; None for the path of a file. Without a namespace it is the pod's own.
-
-    Raises:
-        ValueError: the text begins with `kubernetes:` and is no address, or has no namespace outside of a pod.
-    """
-    if not text.startswith(PREFIX):
-        return None
-    found = _ADDRESS.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text} names no plan: write like kubernetes:NAMESPACE/NAME")
-    namespace = found["namespace"] or pod_namespace()
-    if namespace is None:
-        raise ValueError(f"{text} has no namespace, and this runs in no pod: write kubernetes:NAMESPACE/NAME")
-    return PlanObject(namespace, found["name"])
 
 
 def watch_plan(where: Path, *, missing: str) -> WatchedFile[traffic_plan.Plans] | WatchedPlan:
@@ -64,7 +28,7 @@ def watch_plan(where: Path, *, missing: str) -> WatchedFile[traffic_plan.Plans] 
         ValueError: `where` is an address that cannot be used.
         NotInCluster: it names a ConfigMap, and no API server is known.
     """
-    address = parse_address(str(where))
+    address = parse_plan(str(where))
     if address is None:
         return WatchedFile(where, traffic_plan.load, missing=missing)
     return WatchedPlan(connect(), address)
@@ -122,7 +86,8 @@ class WatchedPlan:
         self._api.close()
 
     def _follow(self) -> None:
-        follow(self._api, self._address.collection, named(self._address.name), self._report_objects, self._stop)
+        address = self._address
+        follow(self._api, config_maps(address.namespace), named(address.name), self._report_objects, self._stop)
 
     def _report_objects(self, objects: dict[str, Manifest] | None, error: str | None) -> None:
         if objects is None:

@@ -12,7 +12,7 @@ from control.errors import BadSetting, ClusterUnusable, NoPlan, PlanChanged, Pla
 from control.release import plan_config_map
 from control.release.plan_config_map import PlanConfigMap, bound_history
 from control.release.plan_store import PlanStore, open_store
-from gateway.kubernetes.plan_object import PlanObject
+from gateway.kubernetes.addresses import PlanObject
 
 PLAN = traffic_plan.Plan(0, "cifar10", traffic_plan.Release("1.0.0", "cifar10-1.0.0.mar", "a" * 64))
 PHOTOS = traffic_plan.Plan(0, "photos", traffic_plan.Release("1.0.0", "photos-1.0.0.mar", "c" * 64))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gateway.kubernetes import api as kubernetes
+from gateway.kubernetes import addresses
 from gateway.kubernetes.api import KubernetesApi, ServiceAccountToken, config_maps, connect, named
 from gateway.kubernetes.errors import ApiRefused, Conflict, Expired, NoAnswer, NotInCluster, ObjectMissing
 
@@ -103,7 +103,7 @@ def test_the_token_is_read_again_for_each_call(cluster: FakeKubernetes, tmp_path
 
 
 def test_outside_of_a_pod_an_address_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(addresses, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(NotInCluster, match="GRADSERVE_KUBERNETES_API"):
         connect()
@@ -143,7 +143,7 @@ def test_in_a_pod_the_service_accounts_authority_token_and_address_are_used(
         context.load_cert_chain(tmp_path / "ca.crt", tmp_path / "key.pem")
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
+        monkeypatch.setattr(addresses, "SERVICE_ACCOUNT", tmp_path)
         monkeypatch.delenv("GRADSERVE_KUBERNETES_API", raising=False)
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))

@@ -11,14 +11,12 @@ import pytest
 
 from gateway.inference.discovery import Address, Discovery
 from gateway.inference.replicas import Agents
-from gateway.kubernetes import api as kubernetes
 from gateway.kubernetes import watch
-from gateway.kubernetes.endpoints import ServiceAddress, WatchedEndpoints, parse_address, urls_of
-from gateway.settings import Settings
+from gateway.kubernetes.addresses import ServiceAddress
+from gateway.kubernetes.endpoints import WatchedEndpoints, urls_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from conftest import FakeKubernetes
 
@@ -122,19 +120,6 @@ def test_a_pod_with_both_families_counts_once_and_ipv6_has_brackets() -> None:
     assert urls_of(both, 9100) == ("http://[fd00::1]:9100",)
     assert urls_of({"c": slice_of("c", "host.example", family="FQDN")}, 9100) == ()
     assert urls_of({"d": {**slice_of("d"), "endpoints": None}}, 9100) == ()
-
-
-def test_an_address_names_a_service_and_a_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
-    assert str(parse_address(ADDRESS)) == ADDRESS
-    with pytest.raises(ValueError, match="runs in no pod"):
-        parse_address("kubernetes:agents:9100")
-    (tmp_path / "namespace").write_text("here\n")
-    assert parse_address("kubernetes:agents:9100") == ServiceAddress("here", "agents", 9100)
-    for wrong in ("kubernetes:agents", "kubernetes:a/b/c:1", "kubernetes:A:1", "kubernetes:a:0", "kubernetes:a:x"):
-        with pytest.raises(ValueError, match="write like kubernetes:NAMESPACE/SERVICE:9100"):
-            Settings(agents=wrong)  # type: ignore[arg-type]
-    assert Settings(agents=ADDRESS).agents == (ADDRESS,)  # type: ignore[arg-type]
 
 
 def test_a_gateway_polls_the_agents_that_the_watch_brings_without_waiting_for_the_next_look_at_names(

@@ -11,9 +11,9 @@ import pytest
 
 from contracts import plan as traffic_plan
 from contracts.watched_file import WatchedFile
-from gateway.kubernetes import api as kubernetes
 from gateway.kubernetes import watch
-from gateway.kubernetes.plan_object import PlanObject, WatchedPlan, parse_address, watch_plan
+from gateway.kubernetes.addresses import PlanObject
+from gateway.kubernetes.plan_object import WatchedPlan, watch_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,19 +116,6 @@ def test_a_version_that_is_too_old_is_listed_again(cluster: FakeKubernetes, watc
     wait_for(watched, lambda: cluster.calls.count(("GET", "")) >= 2)
     cluster.put_text("plan", plan_text(2))
     wait_for(watched, lambda: revision(watched) == 2)
-
-
-def test_an_address_names_a_namespace_or_is_in_the_pods_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
-    assert parse_address("kubernetes:models/plan") == PlanObject("models", "plan")
-    assert parse_address("/srv/plan.json") is None
-    with pytest.raises(ValueError, match="runs in no pod"):
-        parse_address("kubernetes:plan")
-    (tmp_path / "namespace").write_text("here\n")
-    assert str(parse_address("kubernetes:plan")) == "kubernetes:here/plan"
-    for wrong in ("kubernetes:", "kubernetes:a/b/c", "kubernetes:A/b", "kubernetes:a/../b"):
-        with pytest.raises(ValueError, match="names no plan"):
-            parse_address(wrong)
 
 
 def test_a_path_is_watched_as_a_file(tmp_path: Path) -> None:
