@@ -7,8 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,7 @@ PORT = 6399
 ADDRESS = f"{NETWORK}.1:{PORT}"
 STORE_BYTES = 200_000_000
 START_WITHIN_S = 240
-OWN_GROUP = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-COUNT_NODES = f"import ray; ray.init('{ADDRESS}', log_to_driver=False); print(len(ray.nodes()))"
+STARTED = b"Ray runtime started."
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def two_nodes() -> Iterator[Nodes]:
             )
             sizes = ["--num-cpus=1", f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
             command = [BIN / "ray", "start", "--block", f"--node-ip-address={address}", *role, *sizes]
-            nodes.append(made.enter_context(_started([*_inside(name), *map(str, command)], names[0], number)))
+            nodes.append(made.enter_context(_started([*_inside(name), *map(str, command)])))
         yield Nodes(_inside(names[0]), nodes[1])
 
 
@@ -94,23 +94,24 @@ def _ip(*words: str) -> None:
 
 
 @contextmanager
-def _started(command: list[str], namespace: str, count: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a node during the block, which begins when the cluster has `count` nodes.
+def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a node during the block, which begins when it has joined the cluster.
 
     On a busy machine a node ends if Ray's own agent takes more than 15 s to start; then it is started again.
+
+    Raises:
+        TimeoutError: it does not start.
     """
-    asking = [*_inside(namespace), sys.executable, "-c", COUNT_NODES]
     end = time.monotonic() + START_WITHIN_S
-    said = ""
+    text = b""
     while time.monotonic() < end:
-        with ExitStack() as started:
-            node = subprocess.Popen(command, **OWN_GROUP)
+        with tempfile.NamedTemporaryFile() as said, ExitStack() as started:
+            node = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
             started.callback(kill, node)
             while node.poll() is None and time.monotonic() < end:
-                time.sleep(5)
-                with suppress(subprocess.TimeoutExpired):
-                    said = subprocess.run(asking, capture_output=True, text=True, check=False, timeout=60).stdout
-                if said.strip().endswith(str(count)):
+                text = Path(said.name).read_bytes()
+                if STARTED in text:
                     yield node
                     return
-    raise TimeoutError(f"Ray has no {count} nodes after {START_WITHIN_S} s")
+                time.sleep(0.2)
+    raise TimeoutError(f"Ray did not start within {START_WITHIN_S} s: {text[-2000:].decode(errors='replace')}")

@@ -11,18 +11,22 @@ import io
 import sys
 import tempfile
 import zipfile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from control.bulk.output import failed_entry, open_output, write_table
 from control.bulk.source import read_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from control.bulk.output import Entry, Form
     from control.bulk.source import Batch, Shard, Source
 
 _NAME = "bulk"
+_TRIES_ALONE = 2
+"""An image that ends the process twice, when it is the only one that the process answers, is not tried again."""
+_MOST_IN_VAIN = 32
+"""Images that end the process before any other is answered: then the model is at fault, not the images."""
 
 
 class Job(NamedTuple):
@@ -48,17 +52,28 @@ class Counts(NamedTuple):
     errors: int
 
 
+class ProcessEnded(Exception):
+    """The process that was to answer images has ended."""
+
+
+class Model(Protocol):
+    """A model that answers images."""
+
+    def answer(self, images: Sequence[bytes], *, top_k: int, explain: bool) -> list[Entry]:
+        """Return one entry of the wire per image, in order."""
+
+
 class ArchiveModel:
     """The model of an archive, loaded by the archive's own handler. A process can hold one."""
 
-    def __init__(self, archive: bytes) -> None:
-        """Unpack, load, verify and warm the model.
+    def __init__(self, archive: bytes, within: str | None = None) -> None:
+        """Unpack into a folder `within` another one, load, verify and warm the model.
 
         Raises:
             RuntimeError: the model cannot run here, and why.
         """
         # Kept, because an engine may map its files.
-        self._folder = tempfile.TemporaryDirectory(prefix="gradserve-score-")
+        self._folder = tempfile.TemporaryDirectory(prefix="gradserve-score-", dir=within)
         with zipfile.ZipFile(io.BytesIO(archive)) as members:
             members.extractall(self._folder.name)  # `inspect_archive` refuses members that would leave the folder
         sys.path.insert(0, self._folder.name)
@@ -79,10 +94,60 @@ class ArchiveModel:
         return entries
 
 
+class GuardedModel:
+    """A model in a process of its own. An image that ends this process gets an error instead of an answer.
+
+    `start` starts a process and returns its model, whose `answer` raises `ProcessEnded`.
+    """
+
+    def __init__(self, start: Callable[[], Model]) -> None:
+        self._start = start
+        self._model: Model | None = None
+        self._has_answered = False
+        self._in_vain = 0
+
+    def answer(self, images: Sequence[bytes], *, top_k: int, explain: bool) -> list[Entry]:
+        """Return one entry of the wire per image, in order. Images that end the process together are halved.
+
+        Raises:
+            RuntimeError: the process ends at every image.
+        """
+        for _ in range(_TRIES_ALONE if len(images) == 1 else 1):
+            entries = self._try(images, top_k=top_k, explain=explain)
+            if entries is not None:
+                return entries
+        if len(images) == 1:
+            return [self._failed()]
+        half = len(images) // 2
+        return [
+            entry
+            for part in (images[:half], images[half:])
+            for entry in self.answer(part, top_k=top_k, explain=explain)
+        ]
+
+    def _try(self, images: Sequence[bytes], *, top_k: int, explain: bool) -> list[Entry] | None:
+        """Return the entries, None if the process ended."""
+        if self._model is None:
+            self._model = self._start()
+        try:
+            entries = self._model.answer(images, top_k=top_k, explain=explain)
+        except ProcessEnded:
+            self._model = None
+            return None
+        self._has_answered = True
+        return entries
+
+    def _failed(self) -> Entry:
+        self._in_vain += 1
+        if self._in_vain >= _MOST_IN_VAIN and not self._has_answered:
+            raise RuntimeError(f"the process with the model ended at each of {self._in_vain} images, one by one")
+        return failed_entry("process_ended", f"the process ended at this image, {_TRIES_ALONE} times of {_TRIES_ALONE}")
+
+
 class Scorer:
     """Answers shards and writes their files."""
 
-    def __init__(self, model: ArchiveModel, job: Job) -> None:
+    def __init__(self, model: Model, job: Job) -> None:
         self._model = model
         self._job = job
         self._output = open_output(job.output)

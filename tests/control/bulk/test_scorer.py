@@ -8,6 +8,7 @@ from pyarrow import dataset
 
 from contracts import wire
 from control.bulk.plan import Asked, make_plan
+from control.bulk.scorer import GuardedModel, ProcessEnded
 from control.images.archive_source import ArchiveSource
 from gradserve.answers import parse_batch, parse_evidence
 
@@ -83,3 +84,44 @@ def test_evidence_of_parquet_rows_is_that_of_the_same_batches_in_this_process(sc
         assert (row["familiarity"], row["method"], row["strength"]) == facts
         assert [one["id"] for one in row["similar"]] == [one.id for one in answer.similar]
         assert list(row["heatmap"]["values"]) == [round(255 * value) for value in answer.heatmap.values]
+
+
+class Mortal:
+    """A model whose process ends at images that begin with `end`; `asked` has the lengths of the batches."""
+
+    def __init__(self, asked):
+        self.asked = asked
+        self.has_ended = False
+
+    def answer(self, images, *, top_k, explain):
+        assert not self.has_ended
+        self.asked.append(len(images))
+        if any(image.startswith(b"end") for image in images):
+            self.has_ended = True
+            raise ProcessEnded
+        return [{"class": image.decode(), "top": top_k, "explain": explain} for image in images]
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (5,), (2, 7), tuple(range(8))])
+def test_only_images_that_end_the_process_get_an_error(bad):
+    asked = []
+    model = GuardedModel(lambda: Mortal(asked))
+    images = [b"end" if number in bad else str(number).encode() for number in range(8)]
+    entries = model.answer(images, top_k=3, explain=True)
+    assert [number for number, entry in enumerate(entries) if "error" in entry] == list(bad)
+    for number, entry in enumerate(entries):
+        if number in bad:
+            assert entry["error"]["code"] == "process_ended"
+        else:
+            assert entry == {"class": str(number), "top": 3, "explain": True}
+    assert asked.count(1) >= 2 * len(bad), "an image alone is tried twice"
+    assert bad or asked == [8]
+
+
+def test_a_model_that_answers_no_image_is_given_up():
+    model = GuardedModel(lambda: Mortal([]))
+    with pytest.raises(RuntimeError, match="the process with the model ended at each of 32 images"):
+        model.answer([b"end"] * 40, top_k=1, explain=False)
+    model = GuardedModel(lambda: Mortal([]))
+    model.answer([b"0"], top_k=1, explain=False)
+    assert len(model.answer([b"end"] * 40, top_k=1, explain=False)) == 40
