@@ -6,9 +6,10 @@ schema 1 are read too. Everything in it is bounded, and nothing but `StatusError
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from contracts import model as model_contract
@@ -217,10 +218,20 @@ def _version(fields: Fields) -> VersionStatus:
     if not data:
         return status
     try:
-        return replace(status, contract=model_contract.parse(data).public())
+        return replace(status, contract=_public_contract(json.dumps(data)))
     except model_contract.ContractError as error:
         # An archive of a later release, whose wire is not known here. The other versions can be called all the same.
         return replace(status, routable=False, reason=_shortened(str(error)))
+
+
+@lru_cache(maxsize=MAX_VERSIONS)
+def _public_contract(text: str) -> model_contract.Contract:
+    """Return the public contract that `text` (JSON) describes: every poll of every replica brings the same few.
+
+    Raises:
+        ContractError: it describes none.
+    """
+    return model_contract.parse(json.loads(text)).public()
 
 
 def _pool(fields: Fields) -> Pool:

@@ -104,7 +104,10 @@ class Agents:
         self._find_at = 0.0
         self._id = uuid.uuid4().hex
         self._max_age_s = max_age_s
-        self._client = httpx.AsyncClient(transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False)
+        # No limits: by default httpx keeps 20 connections, and most of 100 replicas would get a new one for each poll.
+        self._client = httpx.AsyncClient(
+            transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False, limits=httpx.Limits()
+        )
         self._clock = clock
         self._wall = wall
 

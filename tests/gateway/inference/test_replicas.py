@@ -180,3 +180,29 @@ def test_a_replica_whose_agent_does_not_answer_is_set_aside_before_its_status_is
         await agents.close()
 
     asyncio.run(scene())
+
+
+def test_many_replicas_keep_their_connections_between_polls(listed: Callable[..., Discovery]) -> None:
+    connections = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
+        while await reader.readline():
+            while (await reader.readline()).strip():
+                pass
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        writer.close()
+        await writer.wait_closed()
+
+    async def poll_three_times() -> None:
+        server = await asyncio.start_server(answer, "0.0.0.0", 0, backlog=200)
+        port = server.sockets[0].getsockname()[1]
+        agents = Agents(listed(*(f"http://127.0.1.{number}:{port}" for number in range(120))), max_age_s=3)
+        for _ in range(3):
+            await agents.poll_all(None)
+        await agents.close()
+        await asyncio.gather(*connections)
+        server.close()
+
+    asyncio.run(poll_three_times())
+    assert len(connections) == 120
