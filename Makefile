@@ -64,14 +64,20 @@ test-bulk: .venv/bulk ## score images on Ray, which it installs into .venv; also
 
 HELM ?= helm
 
-test-cluster: $(STAMP) ## check the Helm chart; two agents and gateways in network namespaces (needs helm 3 or later, iproute2, root)
+test-cluster: $(STAMP) ## check the Helm chart; two agents and gateways in network namespaces (needs helm 3 or later, npm, iproute2, root)
 	@command -v $(HELM) >/dev/null || { echo "make test-cluster: no helm on PATH; set HELM to its path; nothing was tested"; exit 1; }
 	@$(BIN)/python -c 'import kubernetes_validate' 2>/dev/null || { echo "make test-cluster: kubernetes-validate is missing: run make install; nothing was tested"; exit 1; }
+	@command -v npm >/dev/null || { echo "make test-cluster: no npm on PATH: install Node.js; nothing was tested"; exit 1; }
 	@command -v ip >/dev/null || { echo "make test-cluster: no ip on PATH: install iproute2; nothing was tested"; exit 1; }
 	@command -v nsenter >/dev/null && command -v setpriv >/dev/null || { echo "make test-cluster: no nsenter or no setpriv on PATH: install util-linux; nothing was tested"; exit 1; }
 	@[ "$$(id -u)" = 0 ] || { echo "make test-cluster: only root may make network namespaces; nothing was tested"; exit 1; }
+	@$(MAKE) --no-print-directory .venv/crds
 	@HELM="$$(command -v $(HELM))" $(BIN)/python -m pytest tests/deploy $(ARGS)
 	@$(BIN)/python -m pytest -m cluster tests/integration $(ARGS)
+
+# Validators of the chart's objects that are no part of Kubernetes, by their lock file.
+.venv/crds: $(wildcard tests/deploy/crds/*) $(STAMP)
+	@rm -rf $@ && mkdir $@ && cp tests/deploy/crds/* $@ && npm ci --silent --no-audit --no-fund --prefix $@ && touch $@
 
 lock: ## write requirements/*.txt again from pyproject.toml (needs uv on PATH; SOURCE=… for the CPU build of torch, UPGRADE=1)
 	@UPGRADE=$(UPGRADE) requirements/lock.sh $(SOURCE)

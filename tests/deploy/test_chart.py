@@ -3,10 +3,13 @@
 `helm` is taken from PATH, or from the variable HELM. `make test-cluster` fails without it.
 """
 
+import copy
 import json
+import operator
 import os
 import shutil
 import subprocess
+from functools import reduce
 from pathlib import Path
 
 import kubernetes_validate
@@ -58,8 +61,12 @@ DECIDED = {
     "agent": {"plan", "model_store", "cache", "host", "inference_host", "metrics_host", "advertised_host", "temp"}
     | {"config", "gpus", "trusted_keys", "port", "inference_port", "metrics_port"},
 }
-# Their schemas are not part of Kubernetes.
+# Their schemas are not part of Kubernetes. `make .venv/crds` installs validators for them.
 FOREIGN = {"HTTPRoute", "ServiceMonitor", "PrometheusRule", "ScaledObject"}
+VALIDATORS = Path(__file__).parents[2] / ".venv" / "crds"
+needs_validators = pytest.mark.skipif(
+    HELM is None or not VALIDATORS.is_dir(), reason="no helm, or no validators: make .venv/crds"
+)
 needs_helm = pytest.mark.skipif(HELM is None, reason="helm is not on PATH, and HELM does not name it")
 
 
@@ -125,6 +132,49 @@ def test_what_the_chart_makes_is_valid_in_the_oldest_and_the_newest_kubernetes(m
     for manifest in manifests:
         if manifest["kind"] not in FOREIGN:
             kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def foreign_errors(manifests):
+    """Return the error of each manifest by the schema of its kind, an empty text for a valid one."""
+    done = subprocess.run(
+        ["node", VALIDATORS / "validate.mjs"], input=json.dumps(manifests), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def foreign_manifests():
+    made = yaml.safe_load_all(template(CASES["everything"]).stdout)
+    return [manifest for manifest in made if manifest is not None and manifest["kind"] in FOREIGN]
+
+
+@needs_validators
+def test_objects_of_other_projects_are_valid_by_their_schemas(foreign_manifests):
+    assert {manifest["kind"] for manifest in foreign_manifests} == FOREIGN
+    assert foreign_errors(foreign_manifests) == [""] * len(foreign_manifests)
+
+
+def fields(spec, path=()):
+    """Yield the path of every name in the spec, but of those that a user may choose."""
+    inner = spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ()
+    for name, value in inner:
+        if isinstance(name, str):
+            yield (*path, name)
+        if name not in {"labels", "annotations", "matchLabels", "metadata"}:
+            yield from fields(value, (*path, name))
+
+
+@needs_validators
+def test_a_mistyped_name_in_an_object_of_another_project_is_found(foreign_manifests):
+    wrong = []
+    for manifest in foreign_manifests:
+        for *outer, name in fields(manifest["spec"]):
+            changed = copy.deepcopy(manifest)
+            place = reduce(operator.getitem, outer, changed["spec"])
+            place[name + "x"] = place.pop(name)
+            wrong.append(changed)
+    assert len(wrong) > 50
+    assert all(foreign_errors(wrong))
 
 
 @needs_helm
