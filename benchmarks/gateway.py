@@ -81,6 +81,7 @@ def main() -> None:
                 addresses, released, alone, rounds=rounds, seconds=seconds, warm_up_s=chosen.warm_up
             )
             report["memory_mb"] = {GATEWAY: round(released.memory_mb()), IN_PROCESS: round(memory_mb(in_process))}
+            report["memory_by_part_mb"] = {part: round(mb) for part, mb in released.memory_by_part_mb().items()}
         if chosen.only != "throughput":
             report["overload"] = measure_overload(released, rounds, seconds, chosen.warm_up)
     report["wanted"] = compare(report)
@@ -142,13 +143,14 @@ def measure_throughput(
     closed_loop(batches, BATCH_CLIENTS, warm_up_s)
     pairs = [(closed_loop(batches, BATCH_CLIENTS, seconds), engine_rate(alone, seconds - 1)) for _ in range(rounds)]
     return {
-        "clients": CLIENTS,
+        "clients": {"many_clients": CLIENTS, "few_clients": FEW_CLIENTS, "one_client": 1},
         "many_clients": {name: summary(measurements) for name, measurements in many.items()},
         "ratios": {name: ratio(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
         "ratios_each": {name: ratios(many[GATEWAY], many[name]) for name in addresses if name != GATEWAY},
         "few_clients": {name: summary(measurements) for name, measurements in few.items()},
         "few_ratios_each": {name: ratios(few[GATEWAY], few[name]) for name in rivals if name != GATEWAY},
         "one_client": {name: summary(measurements) for name, measurements in one.items()},
+        "one_ratios_each": {name: ratios(one[GATEWAY], one[name]) for name in quick if name != GATEWAY},
         "cpu_ms": cost,
         "batch": {
             "images": BATCH_IMAGES,

@@ -3,8 +3,8 @@
 The gateway of this folder is the reference. Each `--variant` is a folder with another version of `gateway/`,
 `contracts/` and `config/` (such as a worktree in which one mechanism is replaced), with settings if it needs any. All
 run at the same time before one TorchServe; idle gateways take no time. Rounds alternate between them in a random order,
-and each measurement opens new connections. A second run with the same label adds its rounds. Figures are the
-median, the least and the most over the rounds; ratios are taken within a round.
+and each measurement opens new connections once the gateway before it counts as idle. A second run with the same label
+adds its rounds. Figures are the median, the least and the most over the rounds; ratios are taken within a round.
 
     python benchmarks/mechanisms.py --variant 'one process=/tmp/one,GATEWAY_WORKERS=1' [--rounds 5] [--hostile LOAD]
 """
@@ -23,6 +23,7 @@ import os
 import random
 import statistics
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gateway import batch, environment_facts, single
@@ -37,6 +38,9 @@ CLIENTS = (8, 24, 32, 48, 100)
 BATCHES = "2 clients of batches"
 OVERLOAD = "open loop, 3 times the rate of 32 clients"
 OVERLOAD_TIMES = 3
+# Gateways share the workers with those that have calls in flight. Each reports with its poll, every half second, and
+# hears of the others with the next one.
+FORGOTTEN_S = 1.5
 BATCH_CLIENTS = 2
 REFERENCE = "this folder"
 RESULT = Path(__file__).parent / "results" / "mechanisms.json"
@@ -94,9 +98,11 @@ def add(rounds: Rounds, found: Iterator[tuple[str, str, dict[str, float]]]) -> N
         print(f"{load:36s} {name:28s} {figures}", flush=True)
 
 
-def shuffled(gateways: dict[str, tuple[int, int]], order: random.Random) -> list[tuple[str, tuple[int, int]]]:
-    """Return the gateways in a random order."""
-    return order.sample(list(gateways.items()), len(gateways))
+def shuffled(gateways: dict[str, tuple[int, int]], order: random.Random) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the gateways in a random order, each once the others have reported that they have no calls in flight."""
+    for gateway in order.sample(list(gateways.items()), len(gateways)):
+        time.sleep(FORGOTTEN_S)
+        yield gateway
 
 
 def measure_clients(

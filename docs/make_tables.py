@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,14 +199,31 @@ def _far() -> str:
 
 
 def _gateway() -> str:
+    """Return each server's answers per second and latency by the number of clients, and the gateway's times those."""
     report = _read("benchmarks/results/gateway.json")
     rows = []
-    for name, found in report["many_clients"].items():
-        each, ratios = found["good_per_s_each"], report["ratios_each"].get(name)
-        rate = f"{found['good_per_s']:,.0f} ({min(each):,.0f}–{max(each):,.0f})"
-        times = f"{report['ratios'][name]:.2f} ({min(ratios):.2f}–{max(ratios):.2f})" if ratios else ""
-        rows.append((name, rate, f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times))
-    return _table((f"requests/s at {report['clients']} clients", "", "p50 ms", "p99 ms", "the gateway is ×"), rows)
+    for key, ratios in (
+        ("one_client", "one_ratios_each"),
+        ("few_clients", "few_ratios_each"),
+        ("many_clients", "ratios_each"),
+    ):
+        for name, found in report[key].items():
+            each = report[ratios].get(name)
+            times = f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})" if each else ""
+            rows.append(
+                (name, report["clients"][key], _rate(found), f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}", times)
+            )
+    return _table(("server", "clients", "requests/s", "p50 ms", "p99 ms", "the gateway is ×"), rows)
+
+
+def _gateway_cost() -> str:
+    """Return the milliseconds of CPU for one answer, by part of the stack and number of clients."""
+    found = _read("benchmarks/results/gateway.json")["cpu_ms"]
+    parts = list(next(iter(found.values())))
+    rows = [
+        (clients, *(f"{own[part]:.1f}" for part in parts), f"{sum(own.values()):.1f}") for clients, own in found.items()
+    ]
+    return _table(("clients", *parts, "all"), rows)
 
 
 def _rate(found: dict[str, Any]) -> str:
@@ -233,6 +251,23 @@ def _mechanisms(label: str) -> str:
     return _table(("gateway", *summary), rows)
 
 
+def _defaults() -> str:
+    """Return each variant's answers per second relative to the defaults, its p99 and its share of failed calls."""
+    summary = _read("benchmarks/results/mechanisms.json")["defaults"]["summary"]
+    rows = []
+    for name in sorted(next(iter(summary.values())), key=lambda name: name != "this folder"):
+        cells = []
+        for own in (found[name] for found in summary.values()):
+            median, least, most = own["times_good_per_s"]
+            rate = (
+                f"{own['good_per_s'][0]:.0f}/s" if name == "this folder" else f"{median:.2f} ({least:.2f}–{most:.2f})"
+            )
+            failed = own["failed_share"][0]
+            cells.append(f"{rate}, {own['p99_ms'][0]:,.0f} ms" + (f", {failed:.0%} failed" if failed >= 0.005 else ""))
+        rows.append(("the defaults" if name == "this folder" else name, *cells))
+    return _table(("gateway", *summary), rows)
+
+
 def _hostile() -> str:
     summary = _read("benchmarks/results/mechanisms.json")["hostile"]["summary"]
     names = list(next(iter(summary.values())))
@@ -256,11 +291,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "explanations served": _explain_serving,
     "far images": _far,
     "gateway": _gateway,
+    "gateway's cost": _gateway_cost,
     "gateway before and after": partial(_mechanisms, "before_and_after"),
     "mechanisms alone": partial(_mechanisms, "alone"),
     "mechanisms together": partial(_mechanisms, "together"),
     "mechanisms and processes": partial(_mechanisms, "processes"),
-    "mechanisms and places": partial(_mechanisms, "rule"),
+    "defaults": _defaults,
     "mechanisms and hostile loads": _hostile,
     "reference of the HTTP API": make_reference.http,
     "reference of the commands": make_reference.cli,

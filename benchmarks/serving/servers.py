@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
 # The best batch size for callers that send TorchServe one image per request; our gateway sends whole batches.
 SINGLE_ROWS = {"AGENT_BATCH_SIZE": "16"}
+PARTS = ("gateway", "java", "workers", "workers with torch", "rest")
 PORTS = ("PORT", "AGENT_PORT", "AGENT_INFERENCE_PORT", "AGENT_METRICS_PORT")
 
 
@@ -45,11 +46,18 @@ class Stack:
         return memory_mb(self.pid)
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Return the CPU time that the gateway, TorchServe's java, its workers, and the rest have used."""
-        used = dict.fromkeys(("gateway", "java", "workers", "rest"), 0.0)
+        """Return the CPU time that each part of the stack has used."""
+        return self._by_part(_own_cpu_seconds)
+
+    def memory_by_part_mb(self) -> dict[str, float]:
+        """Return the memory of each part of the stack; a shared page counts once."""
+        return self._by_part(lambda pid: _proportional_bytes(pid) / 1e6)
+
+    def _by_part(self, measure: Callable[[int], float]) -> dict[str, float]:
+        found = dict.fromkeys(PARTS, 0.0)
         for pid in _descendants(self.pid):
-            used[_part_of(pid)] += _own_cpu_seconds(pid)
-        return used
+            found[_part_of(pid)] += measure(pid)
+        return found
 
 
 @contextlib.contextmanager
@@ -245,5 +253,9 @@ def _part_of(pid: int) -> str:
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
         # A worker's command names no java, and java's arguments name no worker.
-        return next((part for mark, part in marks.items() if mark in command), "rest")
+        part = next((part for mark, part in marks.items() if mark in command), "rest")
+        # Only workers for methods with a backward pass, and those of an eager engine, load torch.
+        if part == "workers" and "libtorch_cpu" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8"):
+            return "workers with torch"
+        return part
     return "rest"

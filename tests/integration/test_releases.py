@@ -21,8 +21,7 @@ import pytest
 from training.package.export import package_directory
 
 pytestmark = pytest.mark.server
-# Requests a second. Half of what the reference machine does with an untrained model in full precision, which leaves the
-# other half for loading.
+# Requests a second: a small part of what the reference machine does, which leaves the rest for loading.
 RATE = 20
 HANGING = """
 import time
@@ -109,9 +108,9 @@ def image(model_source):
 
 
 @pytest.fixture(scope="module")
-def second(stack, write_untrained, tmp_path_factory):
+def second(pack_again):
     """An archive of version 9.0.0, outside the model store."""
-    return package_directory(write_untrained("9.0.0", seed=9), tmp_path_factory.mktemp("second"))
+    return pack_again("9.0.0")
 
 
 def command(stack, *arguments):
