@@ -31,7 +31,7 @@ train: $(STAMP) ## train by the released model's recipe (ARGS="--epochs 1 --subs
 bench: $(STAMP) ## run every benchmark; each writes a JSON report that the docs quote
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-# Two processes, each for whole files. PARALLEL= runs all in one process.
+# Two processes, each for whole files (tests/conftest.py). PARALLEL= runs all in one process.
 # One thread each: two processes that compute with two threads wait for each other.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 

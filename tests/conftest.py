@@ -1,4 +1,4 @@
-"""Fixtures for the tests of several packages.
+"""How tests are shared out over processes; fixtures for the tests of several packages.
 
 An API server of Kubernetes as a function from request to response; images scored in bulk without Ray.
 """
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import httpx
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from control import bulk
 from control.bulk.scorer import ArchiveModel, Scorer
@@ -25,6 +26,22 @@ from gateway.kubernetes.api import KubernetesApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from xdist.remote import Producer
+
+INTEGRATION = "tests/integration/"
+
+
+class OneStackScheduling(LoadFileScheduling):
+    """Whole files for each test process, and all integration tests for one: they share a stack, which starts slowly."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return INTEGRATION if nodeid.startswith(INTEGRATION) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneStackScheduling:
+    """Return the scheduler for several test processes."""
+    return OneStackScheduling(config, log)
 
 
 @dataclass

@@ -489,6 +489,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     With `folder` the plan (`plan.json`) and the log (`log`) lie there; `agent` reports instead of one in good order.
     `code` is the folder of the gateway's code, and `environ` has variables that are no settings.
     """
+    masters = []
     with ExitStack() as stack:
 
         def start(
@@ -499,10 +500,14 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
             **settings: str,
         ) -> tuple[str, int]:
             folder = folder or tmp_path_factory.mktemp("gateway")
-            started = gateway_process(folder, agent or FakeAgent(), settings, code, environ or {})
-            return stack.enter_context(started)
+            process = gateway_process(folder, agent or FakeAgent(), settings, code, environ or {})
+            base, master = stack.enter_context(process)
+            masters.append(master)
+            return base, master
 
         yield start
+        for master in masters:  # all at once; each is waited for below
+            os.kill(master, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -523,6 +528,7 @@ def gateway_process(
         "PLAN": str(folder / "plan.json"),
         "PORT": port,
         "STATUS_MAX_AGE_S": "60",
+        "DRAIN_S": "0.2",
         **settings,
     }
     named = {f"GATEWAY_{name}": value for name, value in settings.items()}

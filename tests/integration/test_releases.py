@@ -200,9 +200,11 @@ def test_other_classes_need_yes(stack, stable, write_untrained, tmp_path):
 
 
 def test_a_version_whose_outputs_are_wrong_is_refused_with_the_handlers_reason(
-    stack, stable, write_untrained, tmp_path, until
+    stack, stable, model_source, tmp_path, until
 ):
-    source = write_untrained("9.2.0")
+    source = shutil.copytree(model_source, tmp_path / "source")
+    contract = json.loads((source / "contract.json").read_text())
+    (source / "contract.json").write_text(json.dumps(contract | {"version": "9.2.0"}))
     reference = json.loads((source / "reference.json").read_text())
     reference["probabilities"] = [row[::-1] for row in reference["probabilities"]]
     (source / "reference.json").write_text(json.dumps(reference))

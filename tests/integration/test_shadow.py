@@ -9,7 +9,7 @@ import pytest
 
 from training.package.export import package_directory
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.long]
 SHADOW = "9.5.0"
 
 

@@ -145,6 +145,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_killed_training_resumes_to_the_same_weights_bit_for_bit_and_in_the_same_runs(tmp_path, cache):
     whole = train(RECIPE, tmp_path / "whole", cache, registers=False)

@@ -54,7 +54,7 @@ else:
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> str:
     """Return the address of a gateway in a process of its own."""
-    return start_gateway(WORKERS="1", DRAIN_S="0.2")[0]
+    return start_gateway(WORKERS="1")[0]
 
 
 @pytest.fixture

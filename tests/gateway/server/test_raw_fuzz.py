@@ -25,9 +25,7 @@ GROWTH_MB = 30
 @pytest.fixture(scope="module")
 def gateway(start_gateway: Callable[..., tuple[str, int]]) -> tuple[str, int]:
     """Return the address and the worker's pid of a gateway with one worker and short timeouts."""
-    base, master = start_gateway(
-        WORKERS="1", DRAIN_S="0.2", HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3", LOG_LEVEL="error"
-    )
+    base, master = start_gateway(WORKERS="1", HEADER_TIMEOUT_S="0.3", BODY_TIMEOUT_S="0.3", LOG_LEVEL="error")
     return base, worker_of(master)
 
 

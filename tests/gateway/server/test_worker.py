@@ -376,7 +376,7 @@ def test_code_that_changes_on_disk_reaches_no_worker_before_a_restart(
     code = tmp_path / "code"
     for package in ("gateway", "config"):
         shutil.copytree(ROOT / package, code / package)
-    base, master = start_gateway(tmp_path, code=code, WORKERS="1", DRAIN_S="0.2")
+    base, master = start_gateway(tmp_path, code=code, WORKERS="1")
     first = workers_of(master)
     for path in (code / "gateway").rglob("*.py"):
         path.write_text("raise RuntimeError('half of a new release')\n", encoding="utf-8")
@@ -404,7 +404,7 @@ def test_every_worker_follows_the_plan_within_a_second_and_keeps_the_last_good_o
     make_plan: Callable[..., dict[str, Any]],
 ) -> None:
     agent = make_agent(versions=[make_version("1.0.0"), make_version("2.0.0")])
-    base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="3", DRAIN_S="0.2")
+    base, master = start_gateway(folder=tmp_path, agent=agent, WORKERS="3")
     wait_until(lambda: len(agent.processes) == 3, 20)
     workers = workers_of(master)
 
@@ -465,7 +465,6 @@ def test_2000_callers_stay_on_their_sides_of_a_canary_whichever_worker_they_reac
         folder=tmp_path,
         agent=agent,
         WORKERS="2",
-        DRAIN_S="0.2",
         KEYS_FILE=str(tmp_path / "keys.json"),
         IN_FLIGHT_PREDICT="32",  # all of them may come to one process: refusals are not what this is about
     )
@@ -635,7 +634,7 @@ def test_a_clock_set_back_by_two_minutes_kills_no_worker(
 def test_a_full_disk_loses_no_metrics_no_answers_and_no_workers(
     start_gateway: Callable[..., tuple[str, int]], small_disk: Path
 ) -> None:
-    base, master = start_gateway(environ={"TMPDIR": str(small_disk)}, WORKERS="1", DRAIN_S="0.2")
+    base, master = start_gateway(environ={"TMPDIR": str(small_disk)}, WORKERS="1")
     first = workers_of(master)
     assert can_predict(base)
     with contextlib.suppress(OSError), (small_disk / "log").open("wb", buffering=0) as log:

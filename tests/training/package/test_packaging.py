@@ -152,6 +152,7 @@ def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run_folder
     assert told in (tmp_path / "card.md").read_text()
 
 
+@pytest.mark.long
 def test_full_precision_can_be_packed_for_openvino(run_folder, tmp_path, cache):
     made = package(
         str(run_folder), "1.2.8", tmp_path / "store", tmp_path / "files", cache, engine="openvino", max_drop=1.0

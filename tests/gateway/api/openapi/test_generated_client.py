@@ -46,7 +46,7 @@ print(json.dumps(told))
 
 @pytest.mark.long
 def test_a_generated_client_works(start_gateway: Callable[..., tuple[str, int]], tmp_path: Path) -> None:
-    base, _ = start_gateway(WORKERS="1", DRAIN_S="0.2")
+    base, _ = start_gateway(WORKERS="1")
     document = tmp_path / "openapi.json"
     document.write_bytes(httpx.get(f"{base}/openapi.json").content)
     generate = ["generate", "-g", "python", "-i", str(document), "-o", str(tmp_path), "--package-name", "generated"]

@@ -20,11 +20,11 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 SECRET, KEY = make_key("schemathesis", ("predict", "explain", "read"))
 
 
-@pytest.fixture(scope="module", params=["without keys", "with keys"])
+@pytest.fixture(scope="module", params=[pytest.param("without keys", marks=pytest.mark.long), "with keys"])
 def gateway(start_gateway: Callable[..., tuple[str, int]], request: pytest.FixtureRequest) -> tuple[str, list[str]]:
     """Return the address of a gateway, and the options that carry the caller's key."""
     keys = {"KEYS": f"{KEY.name}:{KEY.sha256}:{'+'.join(KEY.scopes)}"} if request.param == "with keys" else {}
-    base, _ = start_gateway(WORKERS="1", DRAIN_S="0.2", LOG_LEVEL="warning", **keys)
+    base, _ = start_gateway(WORKERS="1", LOG_LEVEL="warning", **keys)
     return base, ["--header", f"Authorization: Bearer {SECRET}"] if keys else []
 
 
