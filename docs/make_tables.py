@@ -262,8 +262,8 @@ def _defaults() -> str:
             rate = (
                 f"{own['good_per_s'][0]:.0f}/s" if name == "this folder" else f"{median:.2f} ({least:.2f}–{most:.2f})"
             )
-            failed = own["failed_share"][0]
-            cells.append(f"{rate}, {own['p99_ms'][0]:,.0f} ms" + (f", {100 * failed:.0f} % failed" if failed >= 0.005 else ""))
+            failed = 100 * own["failed_share"][0]
+            cells.append(f"{rate}, {own['p99_ms'][0]:,.0f} ms" + (f", {failed:.0f} % failed" if failed >= 0.5 else ""))
         rows.append(("the defaults" if name == "this folder" else name, *cells))
     return _table(("gateway", *summary), rows)
 

@@ -39,6 +39,7 @@ class OneStackScheduling(LoadFileScheduling):
         return INTEGRATION if nodeid.startswith(INTEGRATION) else str(super()._split_scope(nodeid))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneStackScheduling:
     """Return the scheduler for several test processes."""
     return OneStackScheduling(config, log)
