@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BIN = Path(sys.executable).parent
+WITHOUT = Path(__file__).with_name("without")
+"""As PYTHONPATH, it hides a package from Ray that takes long to import: see the file in it."""
 NETWORK = "10.199.77"
 PORT = 6399
 ADDRESS = f"{NETWORK}.1:{PORT}"
@@ -86,7 +88,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 def _inside(namespace: str) -> tuple[str, ...]:
     # Nobody else reaches the namespaces. With a token in ~/.ray, Ray asks for it at some of its ports and sends none.
-    return ("ip", "netns", "exec", namespace, "env", "RAY_AUTH_MODE=disabled")
+    return ("ip", "netns", "exec", namespace, "env", "RAY_AUTH_MODE=disabled", f"PYTHONPATH={WITHOUT}")
 
 
 def _ip(*words: str) -> None:
@@ -97,7 +99,7 @@ def _ip(*words: str) -> None:
 def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a node during the block, which begins when it has joined the cluster.
 
-    On a busy machine a node ends if Ray's own agent takes more than 15 s to start; then it is started again.
+    A node ends if Ray's own agent takes more than 15 s to start, as on a busy machine; then it is started again.
 
     Raises:
         TimeoutError: it does not start.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pyarrow import dataset
 
-from benchmarks.serving.ray_nodes import ADDRESS, BIN, kill, two_nodes
+from benchmarks.serving.ray_nodes import ADDRESS, BIN, WITHOUT, kill, two_nodes
 from control.images.archive_source import ArchiveSource
 from handlers.build import write_build
 
@@ -76,7 +76,7 @@ def run():
     with ExitStack() as started:
 
         def run(command):
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WITHOUT)}
             process = subprocess.Popen(
                 list(map(str, command)),
                 env=environment,
