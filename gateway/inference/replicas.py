@@ -21,6 +21,7 @@ from contracts import status as agent_status
 from contracts.report import Report
 from contracts.status import AgentStatus, StatusError
 from gateway.inference.discovery import RESOLVE_EVERY_S
+from gateway.inference.transport import PooledTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,10 +105,10 @@ class Agents:
         self._find_at = 0.0
         self._id = uuid.uuid4().hex
         self._max_age_s = max_age_s
-        # No limits: by default httpx keeps 20 connections, and most of 100 replicas would get a new one for each poll.
-        self._client = httpx.AsyncClient(
-            transport=transport, timeout=POLL_TIMEOUT_S, trust_env=False, limits=httpx.Limits()
-        )
+        # httpx's own pool keeps 20 connections, so that most of 100 replicas would get a new one for each poll; without
+        # this limit it looks at all pairs of connections for each request.
+        mounts = {"http://": PooledTransport()} if transport is None else None
+        self._client = httpx.AsyncClient(transport=transport, mounts=mounts, timeout=POLL_TIMEOUT_S, trust_env=False)
         self._clock = clock
         self._wall = wall
 
@@ -177,11 +178,14 @@ class Agents:
         """Return the status of the agent at `url`.
 
         Raises:
-            httpx.HTTPError: the agent does not answer.
+            httpx.HTTPError, TimeoutError: the agent does not answer.
             StatusError: the answer is no status.
         """
         content = b""
-        async with self._client.stream("GET", f"{url}/status", headers=headers) as response:
+        async with (
+            asyncio.timeout(POLL_TIMEOUT_S),
+            self._client.stream("GET", f"{url}/status", headers=headers) as response,
+        ):
             response.raise_for_status()
             async for part in response.aiter_bytes():
                 content += part
@@ -194,7 +198,7 @@ class Agents:
         replica.asked_at = asked_at
         try:
             status = await self._ask(replica.url, {report.HEADER: self._report(replica, revision)})
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             logger.debug("agent %s gave no status: %s", replica.url, type(error).__name__)
             replica.lost_at = asked_at
             return
