@@ -82,6 +82,13 @@ class Plan:
         named = (self.stable, self.canary, self.shadow, *self.retained)
         return tuple(release for release in named if release is not None)
 
+    def share_of(self, version: str) -> float:
+        """Return the share, in per cent, that the plan gives `version` of the calls that name no version."""
+        of_canary = self.canary.share if self.canary is not None else 0.0
+        if self.canary is not None and version == self.canary.version:
+            return of_canary
+        return 100.0 - of_canary if version == self.stable.version else 0.0
+
 
 @dataclass(frozen=True)
 class Plans:

@@ -13,7 +13,11 @@ from control.archive import checksum_beside, inspect_archive, load_trusted_keys,
 from control.errors import NoModelSigning
 from control.settings import trusted_key_files
 
-archive = typer.Typer(help="Sign an archive with a key, or check its signature.", no_args_is_help=True)
+archive = typer.Typer(
+    help="Sign an archive with a key, or check its signature.\n\n"
+    "Example: gradserve archive sign model_store/cifar10-1.0.1.mar --key release.key",
+    no_args_is_help=True,
+)
 File = Annotated[Path, typer.Argument(help="The archive, such as model_store/cifar10-1.0.1.mar.", metavar="PATH.mar")]
 PASSWORD = "GRADSERVE_SIGNING_PASSWORD"  # noqa: S105 (the variable's name)
 

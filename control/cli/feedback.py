@@ -22,7 +22,10 @@ PANEL = "Feedback"
 DAY_S = 86_400.0
 _DRIFT, _TOO_FEW = 3, 4
 
-feedback = typer.Typer(help="Show and export callers' feedback and the calls it is about.", no_args_is_help=True)
+feedback = typer.Typer(
+    help="Show and export callers' feedback and the calls it is about.\n\nExample: gradserve feedback show",
+    no_args_is_help=True,
+)
 StoreFile = Annotated[
     Path | None,
     typer.Option(

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _NONE = "none"
 
-keys = typer.Typer(help="Make, rotate, edit, list and revoke the gateway's API keys.", no_args_is_help=True)
+keys = typer.Typer(
+    help="Make, rotate, edit, list and revoke the gateway's API keys.\n\nExample: gradserve keys make alice",
+    no_args_is_help=True,
+)
 File = Annotated[
     Path | None,
     typer.Option(

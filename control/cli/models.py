@@ -10,14 +10,16 @@ import typer
 from control.cli.release import Agents, AllowMissing, rollout
 from control.settings import home_directory
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    help="List the plan's models, name the default one, remove one.\n\nExample: gradserve models list",
+    no_args_is_help=True,
+)
 Name = Annotated[str, typer.Argument(metavar="MODEL", help="A model in the plan; `gradserve models list` lists them.")]
 
 
 def register(gradserve: typer.Typer) -> None:
     """Add the group to the `gradserve` command."""
-    gradserve.add_typer(app, name="models", help="List the plan's models, name the default one, remove one.",
-                        rich_help_panel="Release")  # fmt: skip
+    gradserve.add_typer(app, name="models", rich_help_panel="Release")
 
 
 @app.command("list")

@@ -119,7 +119,7 @@ def merge_versions(state: AppState) -> list[dict[str, Any]]:
     """Return each version once: its workers summed over the replicas, its state the worst that a replica reports."""
     merged: dict[tuple[str, str], dict[str, Any]] = {}
     for _, _, seen in state.router.seen():
-        entry = merged.setdefault((seen.model, seen.version), _blank(seen))
+        entry = merged.setdefault((seen.model, seen.version), _blank(seen, _share(state, seen)))
         entry["routable"] = entry["routable"] or seen.routable
         entry["state"] = max(entry["state"], _known_state(seen), key=STATES.index)
         for kind, pool in (("predict", seen.predict), ("explain", seen.explain)):
@@ -135,11 +135,17 @@ def _known_state(seen: VersionStatus) -> str:
     return seen.state if seen.state in STATES else "failed"
 
 
-def _blank(seen: VersionStatus) -> dict[str, Any]:
+def _share(state: AppState, seen: VersionStatus) -> float:
+    plan = state.router.plans.plan(seen.model) if state.router.plans is not None else None
+    return plan.share_of(seen.version) if plan is not None else 0.0
+
+
+def _blank(seen: VersionStatus, share: float) -> dict[str, Any]:
     return {
         "model": seen.model,
         "version": seen.version,
         "role": seen.role,
+        "share": share,
         "state": _known_state(seen),
         "routable": False,
         "workers": {kind: {"ready": 0, "wanted": 0, "fallback": 0, "pending": None} for kind in ("predict", "explain")},

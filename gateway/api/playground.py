@@ -60,6 +60,7 @@ async def config(state: State) -> dict[str, Any]:
     return {
         "asks_for_keys": settings.asks_for_keys,
         "takes_feedback": state.recorder is not None,
+        "max_image_bytes": settings.max_image_bytes,
         "max_batch_bytes": settings.max_batch_bytes,
         "max_batch_images": settings.max_batch_images,
     }

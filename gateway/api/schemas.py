@@ -197,11 +197,15 @@ class WorkerKinds(_Answer):
 
 
 class VersionHealth(_Answer):
-    """One version: its role in its model's plan, its state, and whether calls can be sent to it."""
+    """One version: its role in its model's plan, its state, and whether calls can be sent to it.
+
+    `share` is the share, in per cent, that the plan gives it of the calls that name no version.
+    """
 
     model: str
     version: str
     role: str
+    share: float
     state: Literal["ready", "degraded", "verifying", "loading", "failed"]
     routable: bool
     workers: WorkerKinds

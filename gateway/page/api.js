@@ -52,8 +52,15 @@ async function send(address, body, type, signal, as) {
     return await fetch(address, { method: body ? "POST" : "GET", headers, body, signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    if (!(await isReadable(body))) throw new Problem(0, "file", "The file cannot be read. See that it is still there and not open elsewhere, then choose it again.");
     throw new Problem(0, "no_answer", "The server does not answer. See that gradserve runs (make up) and that this machine reaches it, then try again.");
   }
+}
+
+/** Return false if the browser cannot read a file of the body, which fails the call as if there were no server. */
+async function isReadable(body) {
+  const parts = body instanceof FormData ? [...body.values()] : body instanceof Blob ? [body] : [];
+  return (await Promise.allSettled(parts.map((part) => part.slice(0, 1).arrayBuffer()))).every(({ status }) => status === "fulfilled");
 }
 
 async function problemOf(response) {

@@ -11,20 +11,21 @@ import { showMissing, showSet, showSimilar, showTest } from "./evidence.js";
 import { Gallery } from "./gallery.js";
 import { connectKey } from "./key.js";
 import { SAMPLES } from "./samples.js";
-import { loadImage } from "./images.js";
+import { droppedFiles, fitting, loadImage } from "./images.js";
 
 const SHOWN_CLASSES = 5;
+const NAMED_CLASSES = 12;
 const LEAST_MARKED = 0.01; // a smaller change of a confidence gets no mark on its bar
-const configured = readConfig();
+let configuring = null;
 let models = null; // the answer of /models; null if this key may not read it
 let asking = new AbortController();
-// `image` is the opened image, `blob` what was sent last (the image, or the image with erased parts), `before` the
-// answer for the whole image, `answer` and `evidence` those for `blob`.
+// `image` is the opened image, `whole` what is sent of it, `blob` what was sent last (the whole image, or the image with
+// erased parts), `before` the answer for the whole image, `answer` and `evidence` those for `blob`.
 let now = null;
 
 const eraser = new Eraser($("stage"), { changed: latest(askEdited), ended: explainAgain, redraw });
 const gallery = new Gallery({ open: openFromGallery, chosen });
-const compare = new Compare({ now: () => ({ ...now, view: () => eraser.view }), query: evidenceQuery, failed: say });
+const compare = new Compare({ fitted, now: () => ({ ...now, view: () => eraser.view }), query: evidenceQuery, failed: say });
 
 // --- messages ---------------------------------------------------------------------------------------------------
 
@@ -33,7 +34,13 @@ function say(error, again = null) {
   const text = error instanceof Problem ? error.message : `The page failed: ${error.message}. Load it again.`;
   $("message").replaceChildren(text, again ? h("button", { type: "button", textContent: "Try again", onclick: again }) : "");
   show($("message"));
+  reveal($("message"));
   if (!(error instanceof Problem)) throw error;
+}
+
+/** Scroll up to an element that is above what the person sees. */
+function reveal(element) {
+  if (element.getBoundingClientRect().top < 0) element.scrollIntoView();
 }
 
 const quiet = () => show($("message"), false);
@@ -46,14 +53,23 @@ async function take(files) {
   if (chosen.length === 0) return;
   if (chosen.length === 1) {
     await openFile(chosen[0]);
+    reveal($("work"));
     return;
   }
   quiet();
+  show($("gallery"));
+  reveal($("gallery"));
   try {
-    await gallery.add(chosen, await configured);
+    await gallery.add(chosen, await configured());
   } catch (error) {
     say(error, () => take(chosen));
   }
+}
+
+async function takeDropped(transfer) {
+  const files = await droppedFiles(transfer).catch(() => []); // a folder that may not be read
+  if (files.length) await take(files);
+  else say(new Problem(0, "file", "Nothing of that is an image file. Drop images or a folder of images; save an image of another page first."));
 }
 
 async function openFromGallery(file) {
@@ -68,7 +84,7 @@ async function openFile(file) {
   asking = new AbortController();
   const { signal } = asking;
   quiet();
-  const opened = { file, name: file.name || "image.png", blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
+  const opened = { file, name: file.name || "image.png", whole: file, blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
   now = opened;
   try {
     now.image = await loadImage(file);
@@ -76,10 +92,11 @@ async function openFile(file) {
     now.image = null; // the browser cannot show it; the server says whether it can read it
   }
   document.body.classList.add("working");
+  whyNot.isChosen = false;
   eraser.load(now.image);
   show($("work"), now.image !== null);
   show($("restore"), false);
-  for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback"]) show($(part), false);
+  for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback", "shrunk"]) show($(part), false);
   for (const part of ["answer", "sure", "bars", "changed", "served", "why-text-a", "why-text-b", "why-text-both"]) $(part).replaceChildren();
   for (const part of ["hide-hot", "test"]) $(part).disabled = true;
   compare.clear();
@@ -94,8 +111,11 @@ async function openFile(file) {
 
 /** Ask for the answer, then for its evidence. */
 async function askAll(signal) {
-  const answered = await predict(now.blob, { ...chosen(), signal });
-  now.before = answered.data;
+  const opened = now;
+  opened.whole = opened.blob = await fitted(opened.file);
+  const answered = await predict(opened.blob, { ...chosen(), signal });
+  opened.before = answered.data;
+  show($("shrunk"), opened.whole !== opened.file);
   show($("work"));
   $("work").classList.remove("unanswered");
   showTimings("predict", answered);
@@ -154,10 +174,9 @@ function showAnswer(answer) {
   $("live").textContent = `${answer.class}, ${confidence(answer.confidence)} sure`;
   const names = top.map((entry) => [entry.class, entry.class]);
   offerFeedback(names.slice(1));
-  if (!isEdited) {
-    fill($("target"), [["", `${answer.class} (the answer)`], ...names.slice(1)], now.target);
-    whyNot.offer(top);
-  }
+  if (now.target === answer.class) now.target = "";
+  fill($("target"), [["", `${answer.class} (the answer)`], ...names.slice(1)], now.target);
+  whyNot.offer(top);
   document.title = `${answer.class} · gradserve`;
 }
 
@@ -226,7 +245,7 @@ function redraw() {
 }
 
 async function setTarget(name) {
-  now.target = name === now.before.class ? "" : name;
+  now.target = name === now.answer.class ? "" : name;
   $("target").value = now.target;
   await explainAgain();
 }
@@ -265,9 +284,9 @@ async function testHeatmap() {
 }
 
 async function offerFeedback(names) {
-  const { takes_feedback: isTaken } = await configured;
+  const { takes_feedback: isTaken } = await configured();
   show($("feedback"), isTaken && !eraser.isEdited);
-  fill($("feedback-class"), names);
+  fill($("feedback-class"), names, names[0]?.[0]);
   $("feedback-note").value = $("feedback-sent").textContent = "";
 }
 
@@ -287,6 +306,7 @@ async function sendFeedback(event) {
 /** Ask about the image with its erased parts, while the person paints. */
 async function askEdited() {
   const opened = now;
+  if (!opened.before) return; // painted before there is an answer to compare with
   const blob = await eraser.blob();
   try {
     const answered = await predict(blob, { ...asked(opened.before), signal: asking.signal });
@@ -303,17 +323,26 @@ async function askEdited() {
 
 const whyNot = {
   answers: {},
+  isChosen: false, // the person chose a class: it stays while the image is edited
   offer(top) {
     show($("why"), top.length > 1);
     if (top.length < 2) return;
     const names = top.map((entry) => [entry.class, entry.class]);
-    fill($("why-a"), names, top[0].class);
-    fill($("why-b"), names, top[1].class);
+    ["a", "b"].forEach((side, rank) => fill($(`why-${side}`), names, this.isChosen ? $(`why-${side}`).value : top[rank].class));
     this.answers = {};
   },
   async ask(signal = asking.signal) {
     if ($("why").hidden || !now.image) return;
     for (const side of ["a", "b"]) await this.askOne(side, signal);
+  },
+  async choose(side) {
+    this.isChosen = true;
+    quiet();
+    try {
+      await this.askOne(side, asking.signal);
+    } catch (error) {
+      say(error, () => this.choose(side));
+    }
   },
   async askOne(side, signal) {
     const name = $(`why-${side}`).value;
@@ -357,6 +386,7 @@ async function readModels() {
   }
   const versions = (models?.versions ?? []).filter((version) => version.routable);
   const label = ({ model, version, role }) => `${isSeveral(models) ? `${model} ` : ""}${version} (${role})`;
+  showKnown(versions.find(({ model, role }) => role === "stable" && model === models.name)?.contract.classes ?? []);
   const options = versions.map((entry) => [`${entry.model}/${entry.version}`, label(entry)]);
   const others = isSeveral(models) ? [...new Set(versions.map(({ model }) => model))].filter((model) => model !== models.name) : [];
   fill($("version"), [["", "as the gateway chooses"], ...others.map((model) => [model, `${model}, as the gateway chooses`]), ...options]);
@@ -366,6 +396,15 @@ async function readModels() {
   const explained = versions.find(({ model, role }) => role === "stable" && model === models.name)?.contract.explain;
   fill($("method"), [["", explained?.method ?? ""], ...(explained?.methods ?? []).filter((name) => name !== explained.method).map((name) => [name, name])]);
   show($("method-label"), (explained?.methods ?? []).length > 1);
+}
+
+/** Say on the first page which classes the model knows. */
+function showKnown(classes) {
+  show($("knows"), classes.length > 0);
+  const named = classes.slice(0, NAMED_CLASSES).join(", ");
+  const more = classes.length - NAMED_CLASSES;
+  $("knows").textContent = `${models?.name} knows ${named}${more > 0 ? ` and ${more} more classes` : ""}.`;
+  if (classes.length && !SAMPLES.some(([, text]) => classes.includes(text))) $("samples-hint").textContent = "Or images of none of its classes, to see whether it notices:";
 }
 
 function watchOutput(input, changed) {
@@ -392,10 +431,11 @@ function connect() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    take(event.dataTransfer.files);
+    takeDropped(event.dataTransfer);
   });
   document.addEventListener("paste", (event) => {
     if (event.clipboardData.files.length) take(event.clipboardData.files);
+    else if (event.target.tagName !== "INPUT") say(new Problem(0, "file", "The clipboard holds no image. Copy an image, not its address, and paste again."));
   });
   watchOutput($("opacity"), () => { redraw(); whyNot.redraw(); compare.show(); });
   watchOutput($("coverage"), askSet);
@@ -403,7 +443,7 @@ function connect() {
   $("target").addEventListener("change", () => setTarget($("target").value));
   $("method").addEventListener("change", explainAgain);
   $("version").addEventListener("change", () => now && openFile(now.file));
-  for (const side of ["a", "b"]) $(`why-${side}`).addEventListener("change", () => whyNot.askOne(side, asking.signal).catch(say));
+  for (const side of ["a", "b"]) $(`why-${side}`).addEventListener("change", () => whyNot.choose(side));
   $("erase").addEventListener("click", () => {
     const on = $("erase").getAttribute("aria-pressed") !== "true";
     $("erase").setAttribute("aria-pressed", on);
@@ -414,7 +454,7 @@ function connect() {
   $("hide-hot").addEventListener("click", () => eraser.hideHot(now.heat));
   $("restore").addEventListener("click", async () => {
     eraser.load(now.image);
-    now.blob = now.file;
+    now.blob = now.whole;
     showAnswer(now.before);
     show($("restore"), false);
     await explainAgain();
@@ -440,14 +480,23 @@ async function openSample(name) {
   }
 }
 
-async function readConfig() {
-  return (await call("page/config.json")).data;
+/** Return what the gateway offers; it is asked once. */
+function configured() {
+  configuring ??= call("page/config.json").then(({ data }) => data, (error) => {
+    configuring = null;
+    throw error;
+  });
+  return configuring;
+}
+
+async function fitted(file) {
+  return fitting(file, await configured());
 }
 
 async function start() {
   connect();
   try {
-    const config = await configured;
+    const config = await configured();
     show($("key-open"), config.asks_for_keys);
     if (!config.asks_for_keys || apiKey()) await readModels();
   } catch (error) {

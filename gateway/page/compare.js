@@ -7,10 +7,11 @@ import { loadImage } from "./images.js";
 
 const SHOWN_CLASSES = 3;
 
-/** `now()` is what the page shows; `query(target, more)` is the query of /explain; `failed(error, again)` shows an error. */
+/** `now()` is what the page shows; `query(target, more)` is the query of /explain; `failed(error, again)` shows an error;
+ * `fitted(file)` is what is sent of a file. */
 export class Compare {
-  constructor({ now, query, failed }) {
-    Object.assign(this, { now, query, failed, other: null });
+  constructor({ now, query, failed, fitted }) {
+    Object.assign(this, { now, query, failed, fitted, other: null, asking: null });
     $("compare-version").addEventListener("change", () => this.withVersion($("compare-version").value));
     $("compare-file").addEventListener("change", (event) => {
       const [file] = event.target.files;
@@ -21,7 +22,7 @@ export class Compare {
 
   /** Forget the second side. */
   clear() {
-    this.other = null;
+    this.other = this.asking = null;
     $("compare-version").value = "";
     show($("compare-pair"), false);
   }
@@ -44,10 +45,13 @@ export class Compare {
   }
 
   async #ask(side, again) {
+    this.asking = side;
     try {
       const { model, version } = side;
+      side.blob = await this.fitted(side.blob);
       side.answer = (await predict(side.blob, { model, version })).data;
       side.evidence = (await explain(side.blob, this.query("", { model, version }))).data;
+      if (this.asking !== side) return; // another image was opened meanwhile
       this.other = side;
       this.show();
     } catch (error) {

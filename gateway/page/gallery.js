@@ -2,6 +2,7 @@
 
 import { $, confidence, h, show } from "./dom.js";
 import { predictBatch, sentence } from "./api.js";
+import { fitting } from "./images.js";
 
 const IMAGES_PER_CALL = 32;
 
@@ -31,11 +32,26 @@ export class Gallery {
     this.images = files.map((file) => ({ file, url: URL.createObjectURL(file), entry: null }));
     show($("gallery"));
     this.#show();
-    for (const part of parts([...this.images], config)) { // a copy: showing them sorts the list
-      const { data } = await predictBatch(part.map(({ file }) => file), this.chosen());
+    for (const image of this.images) image.sent = await fitting(image.file, config);
+    for (const part of parts([...this.images], config)) await this.#ask(part); // a copy: showing them sorts the list
+  }
+
+  /** Ask about some images; about half of them at a time if the gateway says that they are too large together. */
+  async #ask(part) {
+    try {
+      const { data } = await predictBatch(part.map(({ sent }) => sent), this.chosen());
       data.results.forEach((entry, index) => { part[index].entry = entry; });
-      this.#show();
+    } catch (error) {
+      if (error.status !== 413) throw error;
+      if (part.length > 1) {
+        const half = part.length >> 1;
+        await this.#ask(part.slice(0, half));
+        await this.#ask(part.slice(half));
+        return;
+      }
+      part[0].entry = { error: { detail: error.message } };
     }
+    this.#show();
   }
 
   #show() {
@@ -75,7 +91,7 @@ function* parts(images, { max_batch_bytes: mostBytes, max_batch_images: mostImag
   let part = [];
   let bytes = 0;
   for (const image of images) {
-    const size = image.file.size + 1024; // the multipart headers
+    const size = image.sent.size + 1024; // the multipart headers
     if (part.length && (part.length === most || bytes + size > mostBytes)) {
       yield part;
       part = [];

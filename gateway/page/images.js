@@ -20,6 +20,32 @@ export async function loadImage(file) {
   return canvas;
 }
 
+/** Return a file, or a smaller copy of its image if it has more bytes than the gateway takes. */
+export async function fitting(file, { max_image_bytes: most }) {
+  if (file.size <= most) return file;
+  const image = await loadImage(file).catch(() => null);
+  if (image === null) return file; // the server says what is wrong with it
+  return new File([await image.convertToBlob({ type: "image/png" })], file.name, { type: "image/png" });
+}
+
+/** Return the files that were dropped, and the images in dropped folders. */
+export async function droppedFiles({ items, files }) {
+  const entries = [...items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some(({ isDirectory }) => isDirectory)) return [...files];
+  return (await Promise.all(entries.map(filesOf))).flat();
+}
+
+async function filesOf(entry) {
+  if (entry.isFile) return [await new Promise((done, failed) => { entry.file(done, failed); })];
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const some = await new Promise((done, failed) => { reader.readEntries(done, failed); }); // 100 at most
+    if (some.length === 0) return found.filter(({ type }) => type.startsWith("image/"));
+    found.push(...(await Promise.all(some.map(filesOf))).flat());
+  }
+}
+
 /** Return the image blurred about as strongly as a Gaussian of an eighth of its side. */
 export function blurred(image) {
   const cells = 5;

@@ -64,6 +64,7 @@ function showVersions(versions, samples) {
       {},
       h("th", { scope: "row", textContent: `${version.model} ${version.version}` }),
       h("td", {}, h("span", { className: `role ${version.role}`, textContent: version.role })),
+      h("td", { textContent: version.share ? percent(version.share / 100, Number.isInteger(version.share) ? 0 : 1) : "–" }),
       h("td", { textContent: version.routable || version.state !== "ready" ? version.state : `${version.state}, not verified` }),
       h("td", { textContent: workers(version.workers.predict) }),
       h("td", { textContent: workers(version.workers.explain) }),

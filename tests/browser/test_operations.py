@@ -46,7 +46,7 @@ def test_operations_show_the_canary_against_the_stable_version_live(
     open_page: Callable[..., Page], stack: Stack, canary: str
 ) -> None:
     page = open_page("/ops")
-    expect(page.locator("#versions")).to_contain_text(canary)
+    expect(page.get_by_role("row", name=canary)).to_contain_text("50\u00a0%")
     image = CAT.read_bytes()
     for version in (canary, stack.plan()["stable"]["version"]):
         for _ in range(3):

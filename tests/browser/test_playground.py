@@ -6,6 +6,8 @@ import base64
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import expect
 
 from tests.browser.conftest import CAT, SAMPLES, SHIP, answer, choose
@@ -34,6 +36,7 @@ def test_a_chosen_image_is_answered_with_its_heatmap(open_page: Callable[..., Pa
 
 def test_a_sample_is_answered(open_page: Callable[..., Page]) -> None:
     page = open_page()
+    expect(page.locator("#knows")).to_contain_text("deer, dog, frog")
     page.get_by_role("button", name="frog").click()
     expect(answer(page)).to_have_text("frog")
 
@@ -73,6 +76,38 @@ def test_a_dropped_image_is_answered(open_page: Callable[..., Page]) -> None:
         data,
     )
     expect(answer(page)).to_have_text("ship")
+
+
+def test_a_dropped_folder_becomes_a_gallery(open_page: Callable[..., Page], tmp_path: Path) -> None:
+    for image in (CAT, SHIP):
+        folder = tmp_path / "photos" / image.parent.name
+        folder.mkdir(parents=True)
+        (folder / image.name).write_bytes(image.read_bytes())
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    page = open_page()
+    drop(page, tmp_path / "photos")
+    expect(page.locator("#gallery-state")).to_have_text("2 images")
+    expect(page.locator("#gallery-list strong")).to_have_text(["ship", "cat"], use_inner_text=True)
+
+
+def test_what_is_no_image_file_is_refused_when_it_is_dropped_or_pasted(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = open_page()
+    drop(page, tmp_path)
+    expect(page.get_by_role("alert")).to_contain_text("Drop images or a folder of images")
+    page.evaluate(
+        "document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: new DataTransfer(), bubbles: true}))"
+    )
+    expect(page.get_by_role("alert")).to_contain_text("The clipboard holds no image")
+
+
+def drop(page: Page, *paths: Path) -> None:
+    """Drop files or folders of the disk onto the page."""
+    browser = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        browser.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": data})
 
 
 def test_a_pasted_image_is_answered(open_page: Callable[..., Page]) -> None:
@@ -124,6 +159,9 @@ def test_hiding_the_hot_region_changes_the_answer(open_page: Callable[..., Page]
     whole = sure(page)
     page.get_by_role("button", name="Hide the hot region").click()
     expect(page.locator("#sure")).not_to_have_text(whole)
+    said = answer(page).inner_text()
+    expect(page.locator("#target option").first).to_have_text(f"{said} (the answer)")
+    expect(page.get_by_label("First class")).to_have_value(said)
 
 
 def test_the_eraser_works_by_keyboard(open_page: Callable[..., Page]) -> None:
@@ -182,6 +220,37 @@ def test_a_file_that_is_no_image_is_refused_with_a_sentence_about_the_file(
     expect(page.get_by_role("alert")).to_contain_text("The bytes are no known image: send a whole PNG")
 
 
+def test_a_file_that_is_larger_than_the_gateway_takes_is_sent_as_a_smaller_copy(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    large = tmp_path / "large.png"
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(large)
+    assert large.stat().st_size > 7_000_000
+    page = open_page()
+    choose(page, large)
+    expect(answer(page)).not_to_be_empty()
+    expect(page.locator("#shrunk")).to_be_visible()
+    choose(page, large, CAT)
+    expect(page.locator("#gallery-list strong")).to_have_count(2)
+    choose(page, CAT)
+    expect(answer(page)).to_have_text("cat")
+    expect(page.locator("#shrunk")).to_be_hidden()
+
+
+def test_a_file_that_has_gone_is_not_taken_for_a_server_that_is_down(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    image = tmp_path / "cat.png"
+    image.write_bytes(CAT.read_bytes())
+    page = open_page(may_fail=True)
+    choose(page, image)
+    expect(page.locator("#why-text-both")).not_to_be_empty()
+    image.unlink()
+    page.locator("#bars button").nth(1).click()
+    expect(page.get_by_role("alert")).to_contain_text("The file cannot be read")
+
+
 def test_two_images_stand_side_by_side(open_page: Callable[..., Page]) -> None:
     page = open_page()
     choose(page, CAT)
@@ -218,6 +287,9 @@ def test_a_wrong_answer_can_be_reported_where_the_gateway_takes_feedback(
     page.get_by_label("Wrong? It is").select_option("dog")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#feedback-sent")).to_contain_text("noted as dog")
+    choose(page, SHIP)
+    expect(answer(page)).to_have_text("ship")
+    expect(page.get_by_label("Wrong? It is")).to_have_value(page.locator("#bars .name").nth(1).inner_text())
 
 
 def test_feedback_is_not_offered_where_the_gateway_takes_none(open_page: Callable[..., Page]) -> None:

@@ -60,6 +60,14 @@ def test_releases_names_every_version_stable_first() -> None:
     assert [item.version for item in parsed.releases()] == ["1.0.0", "1.1.0", "0.9.0"]
 
 
+def test_shares_are_those_of_the_stable_version_and_its_canary() -> None:
+    tried = plan(canary=release("1.1.0", share=12.5, salt="x"), shadow=release("0.9.0"))
+    (parsed,) = traffic_plan.parse(tried).models
+    assert [parsed.share_of(item.version) for item in parsed.releases()] == [87.5, 12.5, 0]
+    (alone,) = traffic_plan.parse(plan()).models
+    assert alone.share_of("1.0.0") == 100
+
+
 def test_each_model_has_its_own_plan_and_the_default_one_is_that_of_callers_who_name_none() -> None:
     read = traffic_plan.parse(plans(model(), model(model="photos", stable=release("2.0.0")), default="photos"))
     assert read.names() == ("cifar10", "photos")

@@ -52,6 +52,7 @@ VERSION: dict[str, Any] = {
     "model": "cifar10",
     "version": "1.0.0",
     "role": "stable",
+    "share": 100.0,
     "state": "ready",
     "routable": True,
     "workers": {

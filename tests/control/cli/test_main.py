@@ -12,10 +12,9 @@ from control.cli.main import app
 
 def commands(group, name):
     for command in group.commands.values():
+        yield f"{name} {command.name}", command
         if hasattr(command, "commands"):
             yield from commands(command, f"{name} {command.name}")
-        else:
-            yield f"{name} {command.name}", command
 
 
 def test_the_help_of_every_command_has_an_example_of_it():

@@ -61,6 +61,13 @@ def test_a_version_of_the_plan_that_no_agent_has_is_degraded(
     stand.wait_until(lambda: health(stand) == (200, "degraded", told))
 
 
+def test_the_share_of_a_version_is_the_plans(stand: Stand, make_plan: Callable[..., dict[str, Any]]) -> None:
+    canary = {"version": "2.0.0", "archive": "cifar10-2.0.0.mar", "sha256": "0" * 64, "workers": None, "share": 10}
+    assert stand.client.get("/models").json()["versions"][0]["share"] == 100
+    stand.plan.write_text(json.dumps(make_plan(revision=2, canary=canary)), encoding="utf-8")
+    stand.wait_until(lambda: stand.client.get("/models").json()["versions"][0]["share"] == 90)
+
+
 def test_an_agents_error_text_is_not_in_the_health_report(stand: Stand) -> None:
     stand.agent.versions[0].update(state="failed", reason="No such file: /run/gradserve/weights", routable=False)
     stand.wait_until(lambda: not ready(stand))

@@ -78,3 +78,8 @@ def test_config_says_whether_callers_need_a_key(make_stand) -> None:
     assert make_stand().client.get("/page/config.json").json()["asks_for_keys"] is False
     entry = f"someone:{'0' * 64}:predict"
     assert make_stand(keys=(entry,)).client.get("/page/config.json").json()["asks_for_keys"] is True
+
+
+def test_config_has_the_gateways_limits(make_stand) -> None:
+    config = make_stand(max_image_bytes=4096, max_batch_images=8).client.get("/page/config.json").json()
+    assert (config["max_image_bytes"], config["max_batch_images"]) == (4096, 8)
