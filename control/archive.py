@@ -103,6 +103,9 @@ def inspect_archive(
     """
     try:
         sha256 = file_sha256(path)
+    except FileNotFoundError as error:
+        remedy = "`gradserve versions` lists the versions in the model store"
+        raise ArchiveError(path, f"cannot be read, there is no such file: {remedy}") from error
     except OSError as error:
         raise ArchiveError(path, f"cannot be read ({error.strerror})") from error
     if expected_sha256 is not None and sha256 != expected_sha256:

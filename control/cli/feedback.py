@@ -178,7 +178,10 @@ def _print_drift(found: Verdict) -> None:
     from control.feedback.drift import LEAST_EFFECT, LEAST_IMAGES
 
     if found.decision == "too_few":
-        typer.echo(f"no verdict: {found.recent:,} calls against {found.reference:,}; each side needs {LEAST_IMAGES}")
+        typer.echo(
+            f"no verdict: {found.recent:,} calls against {found.reference:,}; each side needs {LEAST_IMAGES}: wait for "
+            "more calls, or change --days or --reference"
+        )
         return
     table = columns("", "test", "effect", "drift from", "p", "")
     for row in found.comparisons:

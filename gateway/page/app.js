@@ -32,7 +32,8 @@ const compare = new Compare({ fitted, now: () => ({ ...now, view: () => eraser.v
 function say(error, again = null) {
   if (error.name === "AbortError") return;
   const text = error instanceof Problem ? error.message : `The page failed: ${error.message}. Load it again.`;
-  $("message").replaceChildren(text, again ? h("button", { type: "button", textContent: "Try again", onclick: again }) : "");
+  const isLasting = error.status >= 400 && error.status < 500 && ![401, 408, 429].includes(error.status); // the same call would fail again
+  $("message").replaceChildren(text, again && !isLasting ? h("button", { type: "button", textContent: "Try again", onclick: again }) : "");
   show($("message"));
   reveal($("message"));
   if (!(error instanceof Problem)) throw error;
@@ -369,6 +370,10 @@ const whyNot = {
     if (heats.includes(null)) return;
     drawDifference($("why-canvas-both"), eraser.view, heats, strengths, opacity);
     $("why-canvas-both").setAttribute("aria-label", `Where ${names[0]} or ${names[1]} has more evidence`);
+    if (heats[0].values.every((value, index) => value === heats[1].values[index])) {
+      $("why-text-both").textContent = `${a.method} shows the same for both: it does not tell classes apart.`;
+      return;
+    }
     $("why-text-both").replaceChildren(
       h("span", { className: "warm", textContent: `more for ${names[0]}` }), " ",
       h("span", { className: "cool", textContent: `more for ${names[1]}` }),
