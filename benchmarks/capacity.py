@@ -1,9 +1,10 @@
 """Measure what replicas cost a gateway process: its processor time for a poll of a status, and for routing a call.
 
 A process of its own answers with a real status document on as many loopback addresses as there are replicas. The
-gateway's own `Agents` polls them over HTTP, and its own `Router` chooses among them. Of an agent, the time to write its
-status is measured, which grows with the gateway processes that report to it. Figures are medians with the range over
-the rounds.
+gateway's own `Agents` polls them over HTTP, and its own `Router` chooses among them. From the time for a poll of 100
+replicas follows the number of replicas whose polls use one core; then so many are polled as often as a gateway does,
+and ten times 100 too. Of an agent, the time to write its status is measured, which grows with the gateway processes
+that report to it. Figures are medians with the range over the rounds.
 
     python benchmarks/capacity.py [--rounds 5]
 """
@@ -37,6 +38,7 @@ from contracts.status import AgentStatus, GatewayStatus, Pool, ServerStatus, Ver
 from gateway.inference.discovery import Discovery
 from gateway.inference.replicas import Agents
 from gateway.inference.routing import Router
+from gateway.server.open_files import raise_open_files_limit
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "capacity.json"
 REPLICAS = (1, 10, 100)
+MANY = 1000
+TICKS_S = 4.0
 GATEWAYS = (2, 10, 100, 256)
 POLLS = 200  # in each measurement, over all replicas
 ROUTES = 50
@@ -60,7 +64,13 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     poll_every_s = Settings.model_fields["poll_s"].default
-    report: dict[str, Any] = {"rounds": chosen.rounds, "poll_every_s": poll_every_s, "replicas": {}, "agent": {}}
+    report: dict[str, Any] = {
+        "rounds": chosen.rounds,
+        "poll_every_s": poll_every_s,
+        "replicas": {},
+        "agent": {},
+        "polled": {},
+    }
     for count in REPLICAS:
         rounds = [asyncio.run(measure_gateway(count)) for _ in range(chosen.rounds)]
         report["replicas"][count] = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
@@ -68,15 +78,19 @@ def main() -> None:
         rounds = [measure_agent(count) for _ in range(chosen.rounds)]
         report["agent"][count] = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
     poll_ms = report["replicas"][REPLICAS[-1]]["poll_ms"]["median"]
-    report["replicas_that_use_one_core"] = round(1000 * poll_every_s / poll_ms)
+    report["replicas_that_use_one_core"] = full = round(1000 * poll_every_s / poll_ms)
+    for count in (full // 2, full, MANY):
+        rounds = [asyncio.run(measure_gateway(count, poll_every_s)) for _ in range(chosen.rounds)]
+        report["polled"][count] = {name: spread([one[name] for one in rounds]) for name in rounds[0]}
     report |= {"load_average": os.getloadavg()[0], "environment": environment_facts()}
     chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({name: report[name] for name in ("replicas", "agent", "replicas_that_use_one_core")}, indent=2))
+    print(json.dumps({name: value for name, value in report.items() if name != "environment"}, indent=2))
     print(f"written to {chosen.output}")
 
 
-async def measure_gateway(count: int) -> dict[str, float]:
-    """Return a gateway process's processor time for a poll (ms) and for choosing a replica (µs), and failed polls."""
+async def measure_gateway(count: int, poll_every_s: float | None = None) -> dict[str, float]:
+    """Return what `count` replicas cost a gateway process; with `poll_every_s`, when they are polled so often."""
+    raise_open_files_limit()
     hosts = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(count)]
     ours, theirs = get_context("spawn").Pipe()
     server = get_context("spawn").Process(target=serve, args=(hosts, json.dumps(status(REPORTING)).encode(), theirs))
@@ -84,18 +98,37 @@ async def measure_gateway(count: int) -> dict[str, float]:
     try:
         agents = Agents(Discovery(f"http://{host}:{ours.recv()}" for host in hosts), max_age_s=STAYS_FRESH_S)
         await agents.poll_all(1)
-        times = max(1, POLLS // count)
-        began = time.process_time()
-        for _ in range(times):
-            await agents.poll_all(1)
-        poll_ms = 1000 * (time.process_time() - began) / (times * count)
-        seen = len(agents.current())
-        route_us = measure_routing(agents)
-        await agents.close()
+        return await (measure_polls(agents, count) if poll_every_s is None else measure_ticks(agents, poll_every_s))
     finally:
+        await agents.close()
         server.kill()
         server.join()
-    return {"poll_ms": poll_ms, "route_us": route_us, "replicas_seen": seen}
+
+
+async def measure_polls(agents: Agents, count: int) -> dict[str, float]:
+    """Return the processor time for a poll (ms) and for choosing a replica (µs), and the replicas that answered."""
+    times = max(1, POLLS // count)
+    began = time.process_time()
+    for _ in range(times):
+        await agents.poll_all(1)
+    poll_ms = 1000 * (time.process_time() - began) / (times * count)
+    return {"poll_ms": poll_ms, "route_us": measure_routing(agents), "replicas_seen": len(agents.current())}
+
+
+async def measure_ticks(agents: Agents, poll_every_s: float) -> dict[str, float]:
+    """Return the share of a core that polls take, the seconds between two of a replica, and the share set aside."""
+    began, used, polls = time.monotonic(), time.process_time(), 0
+    while (now := time.monotonic()) - began < TICKS_S:
+        agents.begin_polls(1)
+        await asyncio.sleep(poll_every_s)
+        polls += sum(replica.asked_at >= now for replica in agents.replicas)
+    lasted_s, count = time.monotonic() - began, len(agents.replicas)
+    aside = sum(replica.is_avoided(time.monotonic()) for replica in agents.replicas)
+    return {
+        "share_of_a_core": (time.process_time() - used) / lasted_s,
+        "between_polls_s": lasted_s * count / max(1, polls),
+        "share_set_aside": aside / count,
+    }
 
 
 def measure_routing(agents: Agents) -> float:
@@ -152,6 +185,8 @@ def serve(hosts: list[str], body: bytes, told: Connection) -> None:
                 writer.write(head + body)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+    raise_open_files_limit()
 
     async def run() -> None:
         first = await asyncio.start_server(answer, hosts[0], 0, backlog=1000)

@@ -123,32 +123,104 @@ def _other_engines() -> str:
 
 def _capacity() -> str:
     report = _read("benchmarks/results/capacity.json")
-
-    def figure(found: dict[str, float]) -> str:
-        return f"{found['median']:.3g} ({found['least']:.3g}–{found['most']:.3g})"
-
+    every_s = report["poll_every_s"]
     rows = [
         (
             f"{int(count):,}",
-            figure(found["poll_ms"]),
-            f"{int(count) * found['poll_ms']['median'] / 1000 / report['poll_every_s']:.1%}".replace("%", " %"),
-            figure(found["route_us"]),
-            f"{found['replicas_seen']['median']:,.0f}",
+            _spread(found["poll_ms"]),
+            _per_cent(int(count) * found["poll_ms"]["median"] / 1000 / every_s),
+            _spread(found["route_us"]),
         )
         for count, found in report["replicas"].items()
     ]
-    head = ("replicas", "ms for a poll", "of a core, for all polls", "µs to choose a replica", "replicas seen")
+    head = ("replicas", "ms for a poll", "of a core, for all polls", "µs to choose a replica")
+    polled = [
+        (
+            f"{int(count):,}",
+            _per_cent(found["share_of_a_core"]["median"]),
+            _spread(found["between_polls_s"]),
+            _per_cent(found["share_set_aside"]["median"]),
+        )
+        for count, found in report["polled"].items()
+    ]
     agent = [
-        (count, figure(found["write_ms"]), f"{found['kilobytes']['median']:.0f}")
+        (count, _spread(found["write_ms"]), f"{found['kilobytes']['median']:.0f}")
         for count, found in report["agent"].items()
     ]
     about = (
         f"Processor time of one gateway process, median (range) of {report['rounds']} rounds "
         "([`benchmarks/capacity.py`](../../benchmarks/results/capacity.json)):"
     )
-    core = f"Polls use one core at about {report['replicas_that_use_one_core']:,} replicas for each gateway process."
-    second = _table(("gateway processes that report", "ms to write the status", "kB"), agent)
-    return f"{about}\n\n{_table(head, rows)}\n\n{core} Of an agent:\n\n{second}"
+    core = (
+        f"So polls would use one core at {report['replicas_that_use_one_core']:,} replicas for each gateway process. "
+        f"So many, half of them, and 1,000 were then polled every {every_s} s:"
+    )
+    return "\n\n".join(
+        (
+            about,
+            _table(head, rows),
+            core,
+            _table(("replicas", "of a core, used", "s between polls of a replica", "replicas set aside"), polled),
+            "Of an agent:",
+            _table(("gateway processes that report", "ms to write the status", "kB"), agent),
+        )
+    )
+
+
+def _replicas() -> str:
+    report = _read("benchmarks/results/replicas.json")
+    rows = []
+    for name in ("one replica", "two replicas"):
+        start = f"{name}: "
+        found = {key.removeprefix(start): value for key, value in report["figures"].items() if key.startswith(start)}
+        costs = (f"{value['median']:.2f}" for key, value in found.items() if key.startswith("ms of the "))
+        error = found["error of the model"]
+        errors = f"{error['median']:+.0%} ({error['least']:+.0%} to {error['most']:+.0%})".replace("%", " %")
+        rates = (_spread(found[key]) for key in ("answers per second", "answers per second by the model"))
+        rows.append((name, *costs, *rates, errors))
+    head = ("", "ms of the replica", "of the gateway", "of the generator", "answers/s", "by the model", "its error")
+    about = (
+        "Processor time for an answer, and answers per second; medians (ranges) of "
+        f"{report['rounds']} rounds ([`benchmarks/replicas.py`](../../benchmarks/results/replicas.json)):"
+    )
+    return f"{about}\n\n{_table(head, rows)}"
+
+
+def _models() -> str:
+    report = _read("benchmarks/results/models.json")
+    rows = []
+    for step in report["steps"]:
+        took = step["took_s"] if isinstance(step["took_s"], dict) else {"": step["took_s"]}
+        seconds = " · ".join(f"{name} {value:.1f}".strip() for name, value in took.items())
+        rows.append((step["step"], seconds, f"{step['memory_mb']:,}"))
+    calls = ", ".join(f"{count:,} of {name}" for name, count in report["calls"].items())
+    failed = sum(count for counts in report["failed"].values() for count in counts.values())
+    about = (
+        f"{report['rate_per_s_and_model']} calls a second to each model, from its start on: {calls}; {failed} failed "
+        "([`benchmarks/models.py`](../../benchmarks/results/models.json)):"
+    )
+    return f"{about}\n\n{_table(('step', 'seconds', 'MB of the whole stack'), rows)}"
+
+
+def _score() -> str:
+    found = _read("benchmarks/results/score.json")["images_per_s"]
+    starts = {name: found.get(f"{name}: seconds to the first file") for name in found if "seconds" not in name}
+    rows = [
+        (name, f"{found[name]['median']:.0f}", f"{start['median']:.0f}" if start else "")
+        for name, start in starts.items()
+    ]
+    return _table(("way", "images/s", "s to the first file"), rows)
+
+
+def _spread(found: dict[str, float]) -> str:
+    """Return a median and its range."""
+    figures = (found[name] for name in ("median", "least", "most"))
+    median, least, most = (f"{figure:,.3g}" if figure < 1000 else f"{figure:,.0f}" for figure in figures)
+    return f"{median} ({least}–{most})"
+
+
+def _per_cent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _through_torchserve() -> str:
@@ -286,6 +358,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": _engines,
     "engines left out": _other_engines,
     "capacity": _capacity,
+    "replicas": _replicas,
+    "models in one stack": _models,
+    "scoring": _score,
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "explanations served": _explain_serving,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_WITHIN_S = 240.0
@@ -128,6 +128,65 @@ def gateway_of(folder: Path, before: Stack, **settings: str) -> Iterator[tuple[i
             yield port, process.pid
     finally:
         shutil.rmtree(log.parent, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """An agent with its TorchServe: its address, its pid, and the seconds in which it was ready."""
+
+    url: str
+    pid: int
+    start_s: float
+
+
+@contextlib.contextmanager
+def replica(home: Path, store: Path, cores: Sequence[int], **settings: str) -> Iterator[Replica]:
+    """Start an agent with the plan in `home` and the archives in `store` on some cores."""
+    folder = Path(tempfile.mkdtemp(prefix="gb-"))
+    ports = dict(zip(PORTS[1:], map(str, free_ports(len(PORTS) - 1)), strict=True))
+    environment = (
+        _clean_environment()
+        | ports
+        | {
+            "AGENT_PLAN": str(home / "plan.json"),
+            "AGENT_MODEL_STORE": str(store),
+            "AGENT_TEMP": str(folder / "t"),
+            "GRADSERVE_HOME": str(folder / "home"),
+            **settings,
+        }
+    )
+    command = [*_on(cores), sys.executable, "-m", "control.cli.main", "agent"]
+    url, began = f"http://127.0.0.1:{ports['AGENT_PORT']}", time.monotonic()
+    try:
+        with _running(command, environment, folder / "log") as process:
+            wait_until_ok(f"{url}/readyz", process, folder / "log")
+            yield Replica(url, process.pid, time.monotonic() - began)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def gateway_before(home: Path, replicas: Sequence[Replica], cores: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Start a gateway of one process before replicas, on some cores; yield its port and pid."""
+    (port,) = free_ports(1)
+    environment = _clean_environment() | {
+        "GATEWAY_PORT": str(port),
+        "GATEWAY_PLAN": str(home / "plan.json"),
+        "GATEWAY_AGENTS": ",".join(each.url for each in replicas),
+        "GATEWAY_RATE_PER_ADDRESS": "1000000/second",
+    }
+    gunicorn = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.conf.py", "gateway.app:create_app()"]
+    log = Path(tempfile.mkdtemp(prefix="gb-")) / "log"
+    try:
+        with _running([*_on(cores), *gunicorn], environment, log) as process:
+            wait_until_ok(f"http://127.0.0.1:{port}/health", process, log)
+            yield port, process.pid
+    finally:
+        shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def _on(cores: Sequence[int]) -> list[str]:
+    return ["taskset", "--cpu-list", ",".join(map(str, cores))]
 
 
 def cpu_seconds(pid: int) -> float:
