@@ -183,7 +183,8 @@ class Evidence(_Answer):
         target: the class that heatmap, strength and test are about.
         method: the method of the heatmap.
         heatmap: None if it was not asked for.
-        strength: the heatmap's maximum before it was scaled to 1; comparable between classes of one image.
+        strength: the heatmap's maximum before it was scaled to 1 (that of `cam` by methods which need a backward pass);
+            comparable between the classes of one image.
         familiar: False if the image resembles no training image.
         familiarity: the share of held-out images that are less familiar than this one.
         similar: the nearest training images of the best class and of the runner-up, by falling similarity.

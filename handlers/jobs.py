@@ -37,7 +37,7 @@ class ImageJob:
         target: the class to explain; -1 until the top class is known.
         method: the heatmap's method.
         heat: (H, W), the heatmap from 0 to 1.
-        strength: the heatmap's maximum before scaling; None if the method does not tell.
+        strength: the heatmap's maximum before scaling (by pytorch-grad-cam: that of `cam`); None if nothing tells.
         dimming: what the overlay's heat is multiplied by: the strength as a share of the answered class's, at most 1.
         evidence: the parts of its explanation's entry that the archive's evidence gives.
         error: the reason why it has no answer.

@@ -117,8 +117,8 @@ class ImageExplanation(ClassConfidence):
     heatmap: list[list[float]] | CompactHeatmap | None = None
     """Rows of numbers from 0 to 1 at the model's input size, or the form that the call asks for."""
     strength: float | Unavailable
-    """Maximum of the heatmap before it was scaled to 1, comparable between the classes of one image; 0 if nothing in
-    the image supports the class."""
+    """Maximum of the heatmap before it was scaled to 1 (that of `cam`, for methods which need a backward pass),
+    comparable between the classes of one image; 0 if nothing in the image supports the class."""
     familiar: bool | Unavailable
     """The image is like the training images."""
     familiarity: float | Unavailable

@@ -15,6 +15,7 @@ import { droppedFiles, fitting, loadImage } from "./images.js";
 
 const SHOWN_CLASSES = 5;
 const NAMED_CLASSES = 12;
+const LEAST_STRENGTH = 1e-9; // so that two classes without any evidence can be compared
 const LEAST_MARKED = 0.01; // a smaller change of a confidence gets no mark on its bar
 let configuring = null;
 let models = null; // the answer of /models; null if this key may not read it
@@ -85,7 +86,7 @@ async function openFile(file) {
   asking = new AbortController();
   const { signal } = asking;
   quiet();
-  const opened = { file, name: file.name || "image.png", whole: file, blob: file, image: null, before: null, answer: null, evidence: null, heat: null, strength: 0, target: "" };
+  const opened = { file, name: file.name || "image.png", whole: file, blob: file, image: null, before: null, answer: null, evidence: null, heat: null, share: 1, target: "" };
   now = opened;
   try {
     now.image = await loadImage(file);
@@ -97,7 +98,7 @@ async function openFile(file) {
   eraser.load(now.image);
   show($("work"), now.image !== null);
   show($("restore"), false);
-  for (const part of ["why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback", "shrunk"]) show($(part), false);
+  for (const part of ["dimmed", "why", "similar", "set", "missing", "test-result", "unfamiliar", "feedback", "shrunk"]) show($(part), false);
   for (const part of ["answer", "sure", "bars", "changed", "served", "why-text-a", "why-text-b", "why-text-both"]) $(part).replaceChildren();
   for (const part of ["hide-hot", "test"]) $(part).disabled = true;
   compare.clear();
@@ -127,11 +128,13 @@ async function askAll(signal) {
 async function askEvidence(signal = asking.signal) {
   const opened = now;
   const query = evidenceQuery(now.target, { coverage: coverage(), signal });
+  const ofAnswer = evidenceQuery("", { heatmap: "none", similar: 0, signal });
   try {
-    const explained = await explain(now.blob, query);
+    // The heatmap of another class is dimmed by its strength beside that of the class answered.
+    const [explained, answered] = await Promise.all([query, ...(now.target ? [ofAnswer] : [])].map((one) => explain(now.blob, one)));
     if (now !== opened) return;
     showTimings("explain", explained);
-    showEvidence(explained.data);
+    showEvidence(explained.data, (answered ?? explained).data);
   } catch (error) {
     now.heat = null;
     redraw();
@@ -212,10 +215,12 @@ function showUnfamiliar(familiar, familiarity = null) {
 
 // --- evidence ---------------------------------------------------------------------------------------------------
 
-function showEvidence(evidence) {
+function showEvidence(evidence, answered) {
   now.evidence = evidence;
   now.heat = decode(evidence.heatmap);
-  if (targetOf(evidence) === evidence.class) now.strength = strengthOf(evidence);
+  now.share = Math.min(1, strengthOf(evidence) / Math.max(strengthOf(answered), LEAST_STRENGTH));
+  show($("dimmed"), now.share < 1);
+  $("dimmed").textContent = dimmed(now.share, evidence.class);
   $("hide-hot").disabled = !now.heat || !now.image;
   if (typeof evidence.familiar === "boolean") showUnfamiliar(evidence.familiar, evidence.familiarity);
   show($("test-result"), false);
@@ -225,6 +230,11 @@ function showEvidence(evidence) {
   showSimilar(evidence.similar, asking.signal);
   compare.show();
   redraw();
+}
+
+/** Say that a heatmap is dimmed to this share, since its class has less evidence than another; nothing if it is not. */
+function dimmed(share, other) {
+  return share < 1 ? `Dimmed: its evidence is ${share < 0.01 ? "under 1\u00a0%" : percent(share)} of that for ${other}.` : "";
 }
 
 /** Return how much speaks for the class of a heatmap; 1 if the version does not tell. */
@@ -239,7 +249,7 @@ function redraw() {
     stage.getContext("2d").clearRect(0, 0, stage.width, stage.height);
     return;
   }
-  draw(stage, eraser.view, eraser.isBusy ? null : now.heat, opacity, now.strength ? Math.min(1, strengthOf(now.evidence) / now.strength) : 1);
+  draw(stage, eraser.view, eraser.isBusy ? null : now.heat, opacity, now.share);
   eraser.drawBrush();
   const target = targetOf(now.evidence);
   stage.setAttribute("aria-label", target ? `${now.name} with the heatmap of ${target}` : now.name);
@@ -356,7 +366,7 @@ const whyNot = {
     if ($("why").hidden || !a || !b) return;
     const opacity = $("opacity").value / 100;
     const strengths = [a, b].map(strengthOf);
-    const most = Math.max(...strengths, 1e-9);
+    const most = Math.max(...strengths, LEAST_STRENGTH);
     const heats = [a, b].map((answer) => decode(answer.heatmap));
     const names = [a, b].map(targetOf);
     ["a", "b"].forEach((side, index) => {
@@ -364,8 +374,7 @@ const whyNot = {
       draw($(`why-canvas-${side}`), eraser.view, heats[index], opacity, share);
       $(`why-canvas-${side}`).setAttribute("aria-label", `Heatmap of ${names[index]}`);
       const entry = now.answer.top.find((found) => found.class === names[index]);
-      const support = share < 1 ? ` Dimmed: its evidence is ${share < 0.01 ? "under 1\u00a0%" : percent(share)} of that for ${names[1 - index]}.` : "";
-      $(`why-text-${side}`).textContent = `What speaks for ${names[index]} (${confidence(entry?.confidence ?? 0)}).${support}`;
+      $(`why-text-${side}`).textContent = `What speaks for ${names[index]} (${confidence(entry?.confidence ?? 0)}). ${dimmed(share, names[1 - index])}`;
     });
     if (heats.includes(null)) return;
     drawDifference($("why-canvas-both"), eraser.view, heats, strengths, opacity);

@@ -63,14 +63,14 @@ export class Compare {
   show() {
     show($("compare-pair"), this.other !== null);
     if (!this.other) return;
-    const { name, answer, evidence, view } = this.now();
-    $("compare-pair").replaceChildren(card({ name, answer, evidence, view: view() }), card(this.other));
+    const { name, answer, evidence, share, view } = this.now();
+    $("compare-pair").replaceChildren(card({ name, answer, evidence, share, view: view() }), card(this.other));
   }
 }
 
-function card({ name, answer, evidence, view }) {
+function card({ name, answer, evidence, share = 1, view }) {
   const canvas = h("canvas", { width: 320, height: 320, role: "img", "aria-label": `${name} with the heatmap of ${answer.class}` });
-  if (view) draw(canvas, view, decode(evidence?.heatmap), $("opacity").value / 100);
+  if (view) draw(canvas, view, decode(evidence?.heatmap), $("opacity").value / 100, share);
   const lines = answer.top.slice(0, SHOWN_CLASSES).map((entry) => h("li", { textContent: `${entry.class} ${confidence(entry.confidence)}` }));
   return h("figure", {}, canvas, h("figcaption", {}, h("strong", { className: "said", textContent: answer.class }), h("span", { className: "muted", textContent: `${name} · ${answer.model.version}` }), h("ol", { className: "plain" }, ...lines)));
 }

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from handlers.explain import Explainer
     from handlers.jobs import ImageJob
 
-NO_STRENGTH = "pytorch-grad-cam scales its heatmaps: ask for a method of the forward pass"
+STRENGTH_OF_OTHERS = "cam"
+"""The closed form whose strength stands for the methods of pytorch-grad-cam, which scale their heatmaps."""
+NO_STRENGTH = "pytorch-grad-cam scales its heatmaps, and this version has no class maps to compare classes by"
 NO_SUPPORT = "nothing in the image supports this class, so there is no hot region to keep or to remove"
 
 
@@ -45,6 +47,7 @@ class Explanations:
         self._engine = engine
         self._evidence = evidence
         self._load_explainer = load_explainer
+        self._size = (contract.input.height, contract.input.width)
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -119,34 +122,29 @@ class Explanations:
         return draw_overlay(image, job.heat * job.dimming, size=size, alpha=options.alpha, about=about, caption=caption)
 
     def _draw(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
-        size = self._contract.input
         targets = np.array([job.target for job in jobs])
+        chosen = outputs.take([job.place for job in jobs])
+        strengths = None
         if method in FORWARD_METHODS:
-            chosen = outputs.take([job.place for job in jobs])
-            heat, strength = heatmap(chosen, targets, method, (size.height, size.width))
-            for job, own, strongest in zip(jobs, heat, strength.tolist(), strict=True):
-                job.heat, job.strength = own, strongest
-            self._dim(jobs, method, outputs)
-            return
-        for job, own in zip(jobs, self.explainer.heatmaps(self._images(jobs), targets.tolist(), method), strict=True):
+            heat, strengths = heatmap(chosen, targets, method, self._size)
+        else:
+            heat = self.explainer.heatmaps(self._images(jobs), targets.tolist(), method)
+            if chosen.maps is not None:
+                _, strengths = heatmap(chosen, targets, STRENGTH_OF_OTHERS, self._size)
+        for place, (job, own) in enumerate(zip(jobs, heat, strict=True)):
             job.heat = own
-            job.strength = None if own.any() else 0.0
-        if outputs.maps is not None:  # what those methods do not tell, `cam` does: it is Grad-CAM before scaling
-            self._dim(jobs, "cam", outputs)
+            job.strength = None if strengths is None else float(strengths[place])
+            if not own.any():
+                job.strength = 0.0
 
-    def _dim(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
-        """Set how far the overlays of classes with less evidence than the answered one are dimmed, by `method`."""
-        best = outputs.probabilities.argmax(axis=1)
-        others = [job for job in jobs if job.decoded is not None and job.target != best[job.place]]
-        if not others:
-            return
-        places = [job.place for job in others]
-        both = np.concatenate([[job.target for job in others], best[places]])
-        size = self._contract.input
-        _, strengths = heatmap(outputs.take(places * 2), both, method, (size.height, size.width))
-        for job, own, answered in zip(others, *np.split(strengths, 2), strict=True):
-            if answered > 0:
-                job.dimming = min(1.0, float(own / answered))
+    def _dimming(self, job: ImageJob, outputs: Outputs) -> float:
+        """Return what the overlay's heat is multiplied by: its strength as a share of the answered class's, up to 1."""
+        answered = int(outputs.probabilities[job.place].argmax())
+        if job.target == answered or job.strength is None or outputs.maps is None:
+            return 1.0
+        method = job.method if job.method in FORWARD_METHODS else STRENGTH_OF_OTHERS
+        _, (strongest,) = heatmap(outputs.take([job.place]), np.array([answered]), method, self._size)
+        return min(1.0, job.strength / float(strongest)) if strongest > 0 else 1.0
 
     def _test(self, jobs: list[ImageJob]) -> None:
         heat = np.stack([job.heat for job in jobs if job.heat is not None])
@@ -173,6 +171,8 @@ class Explanations:
             job.evidence["classes"] = self._evidence.answer_set(probabilities, job.asked.coverage)
         if job.asked.test:
             job.evidence["test"] = test or wire.unavailable(NO_SUPPORT)
+        if job.decoded is not None:  # an overlay; JSON leaves it to the caller to compare strengths
+            job.dimming = self._dimming(job, outputs)
 
     def _images(self, jobs: list[ImageJob]) -> NDArray[np.float32]:
         """Return the jobs' images as the network takes them, (N, 3, H, W)."""

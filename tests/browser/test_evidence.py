@@ -56,3 +56,18 @@ def test_the_heatmap_can_be_tested(open_page: Callable[..., Page]) -> None:
     choose(page, CAT)
     page.get_by_role("button", name="Test the heatmap").click()
     expect(page.locator("#test-result")).to_contain_text("With only the hottest quarter, cat has")
+
+
+@pytest.mark.parametrize("method", ["contrastcam", "gradcam"])
+def test_a_class_with_little_evidence_is_dimmed_by_every_method(method: str, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    choose(page, CAT)
+    expect(page.locator("#similar")).to_be_visible()
+    if method != page.locator("#method option").first.inner_text():
+        page.locator("#method").select_option(method)
+    expect(page.locator("#dimmed")).to_be_hidden()
+    page.locator("#target").select_option("ship")
+    expect(page.locator("#dimmed")).to_contain_text("of that for cat")
+    expect(page.locator("#why-text-b")).to_contain_text("Dimmed: its evidence is")
+    page.locator("#target").select_option("")
+    expect(page.locator("#dimmed")).to_be_hidden()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from contracts.wire import ImageOptions, Options, parse_about, parse_heatmap
-from handlers.evidence.explanations import NO_SUPPORT, Explanations
-from handlers.evidence.heatmaps import FORWARD_METHODS
+from handlers.evidence.explanations import NO_STRENGTH, NO_SUPPORT, Explanations
+from handlers.evidence.heatmaps import FORWARD_METHODS, heatmap
 from handlers.jobs import jobs_of
 from handlers.overlay import draw_overlay
 from handlers.wire import Row
@@ -51,11 +51,51 @@ def test_the_heatmap_explains_the_top_class_unless_asked_for_another(model, nois
     assert [len(row) for row in parse_heatmap(entry["heatmap"])] == [24] * 16
 
 
-def test_a_method_with_a_backward_pass_gives_a_heatmap_without_strength(model, noise, encode):
-    entry = entry_of(model, encode(noise), method="gradcam")
-    assert entry["method"] == "gradcam"
-    assert entry["heatmap"]["height"] == 16
-    assert "pytorch-grad-cam" in entry["strength"]["unavailable"]
+def test_a_method_with_a_backward_pass_has_the_strength_of_cam(model, noise, encode):
+    for target in range(len(model.contract.classes)):
+        entry = entry_of(model, encode(noise), method="gradcam", target=target)
+        assert (entry["method"], entry["heatmap"]["height"]) == ("gradcam", 16)
+        of_cam = entry_of(model, encode(noise), method="cam", target=target)["strength"]
+        assert entry["strength"] == (of_cam if heat_of(entry).any() else 0)
+
+
+def test_a_version_without_class_maps_tells_no_strength_of_a_backward_pass(model, noise, encode):
+    class WithoutMaps:
+        """The model's engine as of a version that gives no class maps."""
+
+        buffer = staticmethod(model.engine.buffer)
+
+        def run(self, images):
+            return model.engine.run(images)._replace(maps=None, sharpness=None)
+
+    own = type(model)(model.contract, WithoutMaps(), model.load_explainer, model.evidence)
+    answered = entry_of(own, encode(noise), method="gradcam")
+    assert answered["strength"] == {"unavailable": NO_STRENGTH}
+    for target in set(model.contract.classes) - {answered["class"]}:
+        data, _ = overlay_of(own, encode(noise), Options(method="gradcam", target=target))
+        about = parse_about(data)
+        if about["strength"] != 0:
+            assert about["caption"] == f"{target} by gradcam, scaled to its own maximum"
+
+
+@pytest.mark.parametrize(("form", "passes"), [("json", 1), ("png", 2)])
+def test_only_an_overlay_computes_the_strength_of_the_class_answered(form, passes, model, noise, encode, monkeypatch):
+    computed = []
+
+    def count(outputs, targets, *rest):
+        computed.append(len(targets))
+        return heatmap(outputs, targets, *rest)
+
+    monkeypatch.setattr("handlers.evidence.explanations.heatmap", count)
+    answered = model.contract.classes.index(entry_of(model, encode(noise), method="cam")["class"])
+    computed.clear()
+    images = (ImageOptions(explain=True, method="cam", target=(answered + 1) % 10),)
+    model.answer([Row("explain", Options(images=images, format=form), [encode(noise)])])
+    assert computed == [1] * passes
+    computed.clear()
+    images = (ImageOptions(explain=True, method="cam", target=answered),)
+    model.answer([Row("explain", Options(images=images, format=form), [encode(noise)])])
+    assert computed == [1]
 
 
 @pytest.mark.parametrize("method", FORWARD_METHODS)
