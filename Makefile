@@ -103,7 +103,7 @@ env-example: $(STAMP) ## write .env.example again from the settings
 	@$(BIN)/python -m control.env_example > .env.example
 
 docs: .venv/docs ## build the documentation as a site in build/site (REPOSITORY_URL=… for links to the code)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html, or, to search it too: $(BIN)/python -m http.server --directory build/site 8003"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
 
 .venv/docs: requirements/docs.txt $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/docs.txt
