@@ -84,6 +84,8 @@ class Explanations:
             groups[job.method].append(job)
         for method, group in groups.items():
             guard_all(group, partial(self._draw, group, method, outputs))
+            drawn = [job for job in group if job.error is None]
+            guard_all(drawn, partial(self._dim, drawn, method, outputs))
         tested = [job for job in jobs if job.asked.test and job.error is None and job.strength != 0]
         if tested:
             guard_all(tested, partial(self._test, tested))
@@ -137,14 +139,19 @@ class Explanations:
             if not own.any():
                 job.strength = 0.0
 
-    def _dimming(self, job: ImageJob, outputs: Outputs) -> float:
-        """Return what the overlay's heat is multiplied by: its strength as a share of the answered class's, up to 1."""
-        answered = int(outputs.probabilities[job.place].argmax())
-        if job.target == answered or job.strength is None or outputs.maps is None:
-            return 1.0
-        method = job.method if job.method in FORWARD_METHODS else STRENGTH_OF_OTHERS
-        _, (strongest,) = heatmap(outputs.take([job.place]), np.array([answered]), method, self._size)
-        return min(1.0, job.strength / float(strongest)) if strongest > 0 else 1.0
+    def _dim(self, jobs: list[ImageJob], method: str, outputs: Outputs) -> None:
+        """Set how far the overlays of classes with less evidence than the answered one are dimmed."""
+        best = outputs.probabilities.argmax(axis=1)
+        # JSON leaves it to the caller to compare strengths.
+        others = [job for job in jobs if job.decoded is not None and job.target != best[job.place]]
+        if not others or outputs.maps is None:
+            return
+        places = [job.place for job in others]
+        shown = method if method in FORWARD_METHODS else STRENGTH_OF_OTHERS
+        _, strengths = heatmap(outputs.take(places), best[places], shown, self._size)
+        for job, answered in zip(others, strengths.tolist(), strict=True):
+            if answered > 0 and job.strength is not None:
+                job.dimming = min(1.0, job.strength / answered)
 
     def _test(self, jobs: list[ImageJob]) -> None:
         heat = np.stack([job.heat for job in jobs if job.heat is not None])
@@ -171,8 +178,6 @@ class Explanations:
             job.evidence["classes"] = self._evidence.answer_set(probabilities, job.asked.coverage)
         if job.asked.test:
             job.evidence["test"] = test or wire.unavailable(NO_SUPPORT)
-        if job.decoded is not None:  # an overlay; JSON leaves it to the caller to compare strengths
-            job.dimming = self._dimming(job, outputs)
 
     def _images(self, jobs: list[ImageJob]) -> NDArray[np.float32]:
         """Return the jobs' images as the network takes them, (N, 3, H, W)."""
