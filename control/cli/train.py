@@ -144,8 +144,8 @@ def evaluate(  # noqa: PLR0917 - every option is an argument
     ] = None,
     card: Annotated[Path | None, typer.Option(help="File to write a model card with these figures to.")] = None,
     explain_images: Annotated[
-        int, typer.Option(help="Number of test images on which heatmaps are measured; 0: none.", min=0)
-    ] = 500,
+        int, typer.Option(help="Test images on which heatmaps are measured, which takes minutes; 0: none.", min=0)
+    ] = 200,
     corrupted_images: Annotated[
         int,
         typer.Option(help="Number of test images to corrupt, each in 75 ways; 1000 for a release; 0: none.", min=0),

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXPLAINED_IMAGES = 500
+EXPLAINED_IMAGES = 200
 FILES = ("metrics.json", "confusion.png", "calibration.png", "samples.png", "explanations.json", "explanations.png")
 """Files that an evaluation writes; the last two only if explanations are measured."""
 
