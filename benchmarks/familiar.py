@@ -198,7 +198,8 @@ def measure_near(count: int) -> dict:
     head = (network.fc.weight.detach().numpy(), network.fc.bias.detach().numpy())
     return {
         "training": f"{KNOWN} classes, {saved['step']} steps of a recipe of {EPOCHS} epochs, {saved['seconds']:.0f} s",
-        "test_accuracy": round(float((answer(familiar.images)[0].argmax(axis=1) == familiar.labels).mean()), 4),
+        "held_out_accuracy": round(_accuracy(answer, held_out), 4),
+        "test_accuracy": round(_accuracy(answer, familiar), 4),
         **compare(answer, head, training, held_out, familiar=familiar.sample(4 * count), unfamiliar=unfamiliar),
     }
 
@@ -234,6 +235,10 @@ def compare(
         "chosen": {"method": candidates[0].method, "neighbours": candidates[0].neighbours},
         "methods": methods,
     }
+
+
+def _accuracy(answer: Answer, images: Images) -> float:
+    return float((answer(images.images)[0].argmax(axis=1) == images.labels).mean())
 
 
 def _answers(answer: Answer, images: np.ndarray) -> Answers:
