@@ -104,7 +104,7 @@ def test_output_to_a_pipe_is_not_cut(agent, gateway, tmp_path):
         if command == "status":
             assert any(REASON in line for line in piped.stdout.splitlines()), piped.stdout
         assert "…" not in piped.stdout
-        missing = "archive m-1.0.mar: cannot be read (No such file or directory)"
+        missing = "archive m-1.0.mar: cannot be read, there is no such file"
         assert command == "status" or any(missing in line for line in piped.stdout.splitlines()), piped.stdout
 
 
