@@ -17,7 +17,7 @@ if (location.protocol === "file:") {
 
     async postMessage(data) {
       await this.#loaded;
-      this.#frame.contentWindow.postMessage(data, "*");
+      this.#frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })); // its postMessage answers
     }
   };
 }
