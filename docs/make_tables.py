@@ -255,19 +255,33 @@ def _explain_serving() -> str:
     return _table(("call", "clients", "answers/s", "p50 / p99 ms", "share of /predict's"), rows)
 
 
-def _far() -> str:
-    """Return how well each method tells images of something else from test images."""
-    far = _read("benchmarks/results/familiar.json")["far"]
-    kinds = list(far["unfamiliar_images"])
+def _unfamiliar(part: str) -> str:
+    """Return how well each method tells images of something else from test images; `part` is `far` or `near`."""
+    report = _read("benchmarks/results/familiar.json")[part]
+    kinds = list(report["unfamiliar_images"])
     rows = [
         (
             found["method"] + (f", k = {found['neighbours']}" if found["neighbours"] else ""),
             *(f"{found[kind]['auroc']:.3f} ({found[kind]['fpr_at_95']:.0%})" for kind in kinds),
             f"{found['auroc']:.3f}",
         )
-        for found in far["methods"]
+        for found in report["methods"]
     ]
     return _table(("method", *kinds, "mean AUROC"), rows)
+
+
+def _familiarity_cost() -> str:
+    """Return what familiarity costs a worker, for each length of its batches."""
+    rows = []
+    for length, found in _read("benchmarks/results/familiarity_cost.json")["batches"].items():
+        cost, rate = found["cost"], found["images_per_s"]
+        rows.append(
+            (
+                *(length, f"{rate['without']:.0f}", f"{rate['with']:.0f}"),
+                f"{cost['median']:.1%} ({cost['lowest']:.1%} to {cost['highest']:.1%})",
+            )
+        )
+    return _table(("images in a batch", "images/s without it", "with it", "cost, median and range"), rows, left=0)
 
 
 def _gateway() -> str:
@@ -364,7 +378,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "through TorchServe": _through_torchserve,
     "beside explanations": _beside_explanations,
     "explanations served": _explain_serving,
-    "far images": _far,
+    "far images": partial(_unfamiliar, "far"),
+    "near images": partial(_unfamiliar, "near"),
     "gateway": _gateway,
     "gateway's cost": _gateway_cost,
     "gateway before and after": partial(_mechanisms, "before_and_after"),
