@@ -11,22 +11,21 @@ median and range over rounds.
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenVINO read it
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks.engine
 
 import argparse
+import io
 import json
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 from ts.context import Context, RequestProcessor
 
-from benchmarks.engine import BATCHES, encode
 from contracts import model as model_contract
 from handlers.archive import load_network
 from handlers.engines import build_engine
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
 CACHE = Path(os.environ.get("GRADSERVE_DATA", Path.home() / ".cache" / "gradserve"))
 RESULT = Path(__file__).parent / "results" / "familiarity_cost.json"
+BATCHES = (1, 8, 32)
 LEAST_BATCHES = 5  # of each kind in a round
 WANTED = 0.05  # at most, of the images per second without familiarity
 
@@ -121,6 +121,13 @@ def time_batch(handler: ImageHandler, rows: list[dict]) -> float:
     started = time.process_time()
     handler.handle(rows, context)
     return time.process_time() - started
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """Return the image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def show(report: dict) -> None:

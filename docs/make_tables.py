@@ -380,6 +380,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "explanations served": _explain_serving,
     "far images": partial(_unfamiliar, "far"),
     "near images": partial(_unfamiliar, "near"),
+    "cost of familiarity": _familiarity_cost,
     "gateway": _gateway,
     "gateway's cost": _gateway_cost,
     "gateway before and after": partial(_mechanisms, "before_and_after"),
