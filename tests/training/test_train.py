@@ -218,6 +218,7 @@ def test_training_killed_at_each_file_it_writes_ends_as_an_unbroken_one(tmp_path
     assert_same_training(whole, tmp_path / "killed")
 
 
+@pytest.mark.long
 def test_between_checkpoints_the_best_weights_are_kept_and_a_killed_training_resumes_to_the_same(tmp_path, cache):
     """As on a GPU, whose epochs are shorter than half a minute."""
     rare = begin_run(RECIPE, tmp_path, cache)
@@ -263,6 +264,7 @@ def test_cycle_that_blends_begins_with_a_mean_of_two_beginnings(tmp_path, cache)
     assert not torch.equal(begun["fc.bias"], before["begun"]["fc.bias"])
 
 
+@pytest.mark.long
 def test_training_from_a_model_of_ours_names_it_and_can_blend_with_it(trained, tmp_path, cache):
     shutil.copytree(trained, tmp_path / "start")
     recipe = replace(

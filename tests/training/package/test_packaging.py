@@ -134,6 +134,7 @@ def test_packing_a_registered_model_registers_its_archive_with_its_hash(packed, 
     assert digest(fetch_archive(release, tmp_path)) == release.sha256
 
 
+@pytest.mark.long
 def test_a_quantised_package_carries_its_gate_report_and_its_fallback(run_folder, tmp_path, cache, evaluated):
     made = package(
         str(run_folder), "1.2.4", tmp_path / "store", tmp_path / "files", cache, precision="int8", max_drop=1.0
