@@ -1,4 +1,4 @@
-"""How tests are shared out over processes; fixtures for the tests of several packages.
+"""The distribution of tests over processes, and fixtures for the tests of several packages.
 
 An API server of Kubernetes as a function from request to response; images scored in bulk without Ray.
 """

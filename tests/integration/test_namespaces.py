@@ -195,7 +195,7 @@ class Site:
         self.processes[name] = self._start(name, command, own)
 
     def list_agents(self, *names: str) -> None:
-        """Tells the API server which agents there are."""
+        """Tell the API server which agents there are."""
         endpoints = [{"addresses": [f"{NETWORK}.{AGENTS[name]}"]} for name in names]
         labels = {"kubernetes.io/service-name": "agents"}
         manifest = {"metadata": {"name": "agents-1", "labels": labels}, "addressType": "IPv4", "endpoints": endpoints}
@@ -210,7 +210,7 @@ class Site:
         return traffic_plan.loads(self._cluster.objects["plan"]["data"]["plan.json"]).models[0].stable.version
 
     def said(self, name: str) -> str:
-        """What the processes of a host have printed."""
+        """Return what the processes of a host have printed."""
         return (self._folder / f"{name}.log").read_text()[-3000:]
 
     def get(self, url: str) -> httpx.Response:

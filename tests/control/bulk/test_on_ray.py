@@ -44,7 +44,7 @@ if __name__ == "__main__":
     for counts in score_shards(Path(archive).read_bytes(), job, plan.shards, workers=2):
         print(*counts)
 """
-# What is added to the handler of an archive.
+# Code that is added to the handler of an archive.
 ENDS_AT_SOME_IMAGES = """
 
 def _handle(self, data, context, handle=ImageHandler.handle):
