@@ -337,9 +337,9 @@ def _mechanisms(label: str) -> str:
     return _table(("gateway", *summary), rows)
 
 
-def _defaults() -> str:
+def _defaults(label: str) -> str:
     """Return each variant's answers per second relative to the defaults, its p99 and its share of failed calls."""
-    summary = _read("benchmarks/results/mechanisms.json")["defaults"]["summary"]
+    summary = _read("benchmarks/results/mechanisms.json")[label]["summary"]
     rows = []
     for name in sorted(next(iter(summary.values())), key=lambda name: name != "this folder"):
         cells = []
@@ -387,7 +387,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "mechanisms alone": partial(_mechanisms, "alone"),
     "mechanisms together": partial(_mechanisms, "together"),
     "mechanisms and processes": partial(_mechanisms, "processes"),
-    "defaults": _defaults,
+    "defaults": partial(_defaults, "defaults"),
+    "one batch more": partial(_defaults, "one upstream batch more"),
     "mechanisms and hostile loads": _hostile,
     "reference of the HTTP API": make_reference.http,
     "reference of the commands": make_reference.cli,
