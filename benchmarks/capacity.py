@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import tempfile
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gateway import environment_facts
+from benchmarks.serving.figures import spread
 from benchmarks.serving.servers import ROOT
 from contracts import model as model_contract
 from contracts import plan as traffic_plan
@@ -197,12 +197,6 @@ def serve(hosts: list[str], body: bytes, told: Connection) -> None:
         await asyncio.gather(*(server.serve_forever() for server in (first, *others)))
 
     asyncio.run(run())
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median and the range."""
-    median, least, most = statistics.median(values), min(values), max(values)
-    return {"median": round(median, 3), "least": round(least, 3), "most": round(most, 3)}
 
 
 if __name__ == "__main__":

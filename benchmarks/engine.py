@@ -170,8 +170,11 @@ def summarise(rates: dict, accuracies: dict, contract: model_contract.Contract, 
             "accuracy": accuracies.get(name),
             "images_per_s": {str(length): round(float(np.median(rates[name][length])), 1) for length in BATCHES},
             "times_as_fast": {
-                str(length): round(float(np.median(np.divide(rates[name][length], rates[BASE][length]))), 2)
-                for length in BATCHES
+                length: round(float(np.median(times)), 2) for length, times in times_of(rates, name).items()
+            },
+            "times_as_fast_range": {
+                length: [round(float(times.min()), 2), round(float(times.max()), 2)]
+                for length, times in times_of(rates, name).items()
             },
         }
         for name in rates
@@ -189,6 +192,11 @@ def summarise(rates: dict, accuracies: dict, contract: model_contract.Contract, 
         "load_average": os.getloadavg()[0],
         "environment": environment(),
     }
+
+
+def times_of(rates: dict, name: str) -> dict[str, np.ndarray]:
+    """Return, by batch length, how many times as fast as BASE the engine was in each round."""
+    return {str(length): np.divide(rates[name][length], rates[BASE][length]) for length in BATCHES}
 
 
 def take_accuracies(report: dict, known: dict) -> None:

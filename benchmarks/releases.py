@@ -4,8 +4,9 @@ The generator sends RATE requests a second from CALLERS callers with their own k
 retries (nor does the gateway). Meanwhile a second version is deployed as a 10 % canary, promoted, rolled back and
 promoted again, and the first one is retired. The report counts failed requests, answers of a version to which no plan
 in force gave traffic (following a change may take a second), the canary's callers, and callers that changed sides.
+Each run starts a stack of its own; counts are sums over the runs, seconds are medians with the range.
 
-    python benchmarks/releases.py [MODEL_FOLDER] [--canary-seconds 82]
+    python benchmarks/releases.py [MODEL_FOLDER] [--runs 5] [--canary-seconds 82]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.serving.figures import spread
 from benchmarks.serving.load import Address, open_loop
 from benchmarks.serving.servers import ROOT, Stack, stack
 from contracts import plan as traffic_plan
@@ -73,15 +75,36 @@ def main() -> None:
     """Measure, print and write the JSON; exit with 1 if a caller noticed an error."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", nargs="?", type=Path, default=ROOT / "model_store" / "released")
+    options.add_argument("--runs", type=int, default=5)
     options.add_argument("--canary-seconds", type=float, default=82.0, help="how long the canary serves")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
-    report = measure(chosen.folder, chosen.canary_seconds)
-    report["environment"] = environment_facts()
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    each = [measure(chosen.folder, chosen.canary_seconds) for _ in range(chosen.runs)]
+    summary = summarise(each)
+    report = {**summary, "each": each, "environment": environment_facts()}
     chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({name: value for name, value in report.items() if name != "environment"}, indent=2))
-    sys.exit(0 if is_unnoticed(report) else 1)
+    print(json.dumps(summary, indent=2), f"written to {chosen.output}", sep="\n")
+    sys.exit(0 if all(map(is_unnoticed, each)) else 1)
+
+
+def summarise(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the counts over all runs, and the median and range of the seconds."""
+    failed = sum((Counter(run["failed"]) for run in each), Counter[str]())
+    return {
+        "runs": len(each),
+        "requests": sum(run["requests"] for run in each),
+        "failed": dict(failed),
+        "outside_the_plan": sum(run["outside_the_plan"] for run in each),
+        "canary": {
+            name: sum(run["canary"][name] for run in each) for name in ("callers_asked", "callers", "changed_sides")
+        },
+        "p99_ms": spread([run["latency_ms"]["p99"] for run in each]),
+        "rollback": {name: spread([run["rollback"][name] for run in each]) for name in each[0]["rollback"]},
+        "steps": {
+            steps[0]["command"]: spread([step["took_s"] for step in steps])
+            for steps in zip(*(run["steps"] for run in each), strict=True)
+        },
+    }
 
 
 def measure(folder: Path, canary_s: float) -> dict[str, Any]:

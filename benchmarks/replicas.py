@@ -23,12 +23,12 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gateway import environment_facts, model_of, single
+from benchmarks.serving.figures import spread
 from benchmarks.serving.load import Address, Measurement, closed_loop
 from benchmarks.serving.servers import ROOT, Replica, cpu_seconds, gateway_before, memory_mb, replica
 from control.release.plan_store import PlanStore
@@ -116,12 +116,6 @@ def model(cost: dict[str, float]) -> dict[str, float]:
     """Return the answers per second that the milliseconds of processor time for an answer allow on two cores."""
     asking = cost["gateway"] + cost["generator"]
     return {"one replica": 1000 / max(cost["replica"], asking), "two replicas": 2000 / (cost["replica"] + asking)}
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median and the range."""
-    median, least, most = statistics.median(values), min(values), max(values)
-    return {"median": round(median, 3), "least": round(least, 3), "most": round(most, 3)}
 
 
 if __name__ == "__main__":
