@@ -30,7 +30,7 @@ from contracts import model as model_contract
 from contracts.model import Engine
 from handlers.archive import load_network
 from handlers.engines import OPENVINO_FILES, build_engine, predict_all
-from handlers.evidence.archive_evidence import ArchiveEvidence
+from handlers.evidence.archive_evidence import ArchiveEvidence, load_evidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise
@@ -72,11 +72,15 @@ def main() -> None:
         folder = complete(chosen.folder, contract, Path(scratch))
         network = load_network(folder, contract)
         engines = {
-            name: build_engine(choice, lambda: network, directory=folder, device=torch.device("cpu"))
+            name: build_engine(
+                choice, lambda: network, directory=folder, device="cpu", sharp_layer=contract.explain.sharp_layer
+            )
             for name, choice in ENGINES.items()
         }
         test = load_test_images("cifar10", CACHE, contract.input)
-        rates = measure_rates(contract, engines, test.images[:32], chosen.rounds)
+        evidence = load_evidence(folder, contract)
+        handlers = {name: handler_of(contract, engine, evidence) for name, engine in engines.items()}
+        rates = measure_rates(handlers, test.images[:32], chosen.rounds)
         accuracies = {
             name: accuracy(engine, test.images[: chosen.images], test.labels[: chosen.images], contract)
             for name, engine in engines.items()
@@ -114,17 +118,17 @@ def complete(source: Path, contract: model_contract.Contract, scratch: Path) -> 
             continue
         images, _ = load_training_images("cifar10", CACHE)
         calibration = images.images[:CALIBRATION_IMAGES] if precision == "int8" else images.images[:0]
-        write_graph(network, path, normalise(calibration, contract.input), size)
+        inputs = normalise(calibration, contract.input)
+        write_graph(network, path, inputs, size, sharp_layer=contract.explain.sharp_layer)
     return scratch
 
 
 def measure_rates(
-    contract: model_contract.Contract, engines: dict, pixels: np.ndarray, rounds: int
+    handlers: dict[str, ImageHandler], pixels: np.ndarray, rounds: int
 ) -> dict[str, dict[int, list[float]]]:
-    """Return the images per second of each engine and batch length, one figure per round."""
+    """Return the images per second of each handler and batch length, one figure per round."""
     rows = [{"body": bytearray(encode(image))} for image in pixels]
-    handlers = {name: handler_of(contract, engine) for name, engine in engines.items()}
-    rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in engines}
+    rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in handlers}
     for turn in range(rounds + 1):
         for length in BATCHES:
             for name, handler in handlers.items():
@@ -134,11 +138,11 @@ def measure_rates(
     return rates
 
 
-def handler_of(contract: model_contract.Contract, engine: object) -> ImageHandler:
-    """Return a worker's handler with this engine."""
+def handler_of(contract: model_contract.Contract, engine: object, evidence: ArchiveEvidence) -> ImageHandler:
+    """Return a worker's handler with this engine, which says of each image whether it is familiar."""
     handler = ImageHandler()
     handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
-        replace(contract, engine=Engine()), engine, lambda: None, ArchiveEvidence(contract, None)
+        replace(contract, engine=Engine()), engine, lambda: None, evidence
     )
     return handler
 

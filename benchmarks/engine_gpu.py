@@ -104,8 +104,9 @@ def measure(engine: EagerEngine, contract: contracts.Contract, pixels: np.ndarra
     """Return images/s through the handler, the engine and the bare network, medians over rounds."""
     count = len(pixels)
     handler = ImageHandler()
+    contract = replace(contract, engine=contracts.Engine(), evidence=None)  # the weights are random
     handler._model = ServedModel(  # noqa: SLF001 - `initialize` wants a whole archive
-        replace(contract, engine=contracts.Engine()), engine, lambda: None, ArchiveEvidence(contract, None)
+        contract, engine, lambda: None, ArchiveEvidence(contract, None)
     )
     rows = [{"body": bytearray(encode(image))} for image in pixels]
     context = Context("bench", ".", {}, count, None, "")

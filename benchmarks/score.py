@@ -21,7 +21,6 @@ import io
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -33,6 +32,7 @@ from PIL import Image
 from pyarrow import dataset, parquet
 
 from benchmarks.gateway import environment_facts, model_of
+from benchmarks.serving.figures import spread
 from benchmarks.serving.ray_nodes import ADDRESS, BIN, Nodes, two_nodes
 from benchmarks.serving.servers import ROOT
 from control.bulk.plan import BATCH
@@ -134,15 +134,6 @@ def command(archive: Path, place: Path, output: Path, *more: str) -> list[str]:
     """Return the command that scores `place`."""
     options = ["--archive", str(archive), "--file-rows", str(FILE_ROWS), "--address", ADDRESS, *more]
     return [str(BIN / "gradserve"), "score", str(place), str(output), *options]
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the median and the range."""
-    return {
-        "median": round(statistics.median(values), 1),
-        "least": round(min(values), 1),
-        "most": round(max(values), 1),
-    }
 
 
 def kill_one_of_two(nodes: Nodes, scoring: list[str], expected: Answers) -> dict[str, Any]:

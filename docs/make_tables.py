@@ -205,10 +205,7 @@ def _models() -> str:
 def _score() -> str:
     found = _read("benchmarks/results/score.json")["images_per_s"]
     starts = {name: found.get(f"{name}: seconds to the first file") for name in found if "seconds" not in name}
-    rows = [
-        (name, f"{found[name]['median']:.0f}", f"{start['median']:.0f}" if start else "")
-        for name, start in starts.items()
-    ]
+    rows = [(name, _spread(found[name]), f"{start['median']:.0f}" if start else "") for name, start in starts.items()]
     return _table(("way", "images/s", "s to the first file"), rows)
 
 
