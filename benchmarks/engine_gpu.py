@@ -83,6 +83,8 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("torch finds no GPU here: this benchmark needs one")
     contract, device = contracts.load(chosen.contract), torch.device("cuda")
     network = build_network(contract.architecture, len(contract.classes)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (max(BATCHES), 32, 32, 3), np.uint8)

@@ -108,8 +108,8 @@ def _training_speed() -> str:
     return _table(head, rows)
 
 
-def _engines() -> str:
-    report = _read("benchmarks/results/engine.json")
+def _engines(file: str) -> str:
+    report = _read(f"benchmarks/results/{file}")
     rows = [(name, *_speeds(found), _accuracy(found)) for name, found in report["engines"].items()]
     return _table(("engine", "batch 1", "batch 8", "batch 32", "accuracy"), rows)
 
@@ -220,8 +220,8 @@ def _per_cent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
 
 
-def _through_torchserve() -> str:
-    report = _read("benchmarks/results/serving.json")["torchserve"]
+def _through_torchserve(file: str) -> str:
+    report = _read(f"benchmarks/results/{file}")["torchserve"]
     rows = [
         (name, f"{found['good_per_s']:.0f}", f"{found['p50_ms']:.0f}", f"{found['p99_ms']:.0f}")
         for name, found in report.items()
@@ -234,7 +234,8 @@ def _beside_explanations() -> str:
     rows = [
         (
             found["predicting_clients"], *(f"{found[when]['p99_ms']:.0f}" for when in ("alone", "beside")),
-            found["times_p99"], found["explanations_per_s"],
+            f"{found['times_p99']:.2f} ({min(found['times_p99_each'])}–{max(found['times_p99_each'])})",
+            found["explanations_per_s"],
         )
         for found in _read("benchmarks/results/serving.json")["explaining"]
     ]  # fmt: skip
@@ -366,13 +367,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "test of the heatmap": _heatmap_test,
     "transfer": _transfer,
     "training speed": _training_speed,
-    "engines": _engines,
+    "engines": partial(_engines, "engine.json"),
+    "engines with AVX-512": partial(_engines, "engine_avx512.json"),
     "engines left out": _other_engines,
     "capacity": _capacity,
     "replicas": _replicas,
     "models in one stack": _models,
     "scoring": _score,
-    "through TorchServe": _through_torchserve,
+    "through TorchServe": partial(_through_torchserve, "serving.json"),
+    "through TorchServe with AVX-512": partial(_through_torchserve, "serving_avx512.json"),
     "beside explanations": _beside_explanations,
     "explanations served": _explain_serving,
     "far images": partial(_unfamiliar, "far"),
