@@ -1,14 +1,15 @@
 """Measure how well familiarity tells images of something else from CIFAR-10's test images.
 
 Far: Fashion-MNIST, Tux Paint's stamps and OpenArena's textures, from Debian's archive (`apt-get download`, unpacked
-with dpkg-deb, nothing is installed), and noise. Near: benchmarks/six_classes.py's network is asked about the four
-classes that it never saw. Each method is measured; the one that `gradserve package` chose, on other images, is named.
+with dpkg-deb, nothing is installed), and noise. Near: the small network of benchmarks/six_classes.py, or with `--near`
+the run of its other one, is asked about the four classes that it never saw. Each method is measured; the one that
+`gradserve package` chose, on other images, is named.
 
 The third part asks what the test of the heatmap (`test=true`) predicts: on held-out images, the area under the ROC
 curve of wrong answers by confidence alone and by confidence, `kept` and `removed` together; and for each verdict how
 often it is given and how many of these answers are right.
 
-    python benchmarks/familiar.py [MODEL_FOLDER] [--images 1000] [--only near]
+    python benchmarks/familiar.py [MODEL_FOLDER] [--images 1000] [--only near [--near RUN]]
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
+from torch import nn
 from torch.nn.functional import softmax
 
 from benchmarks.six_classes import CHECKPOINT, EPOCHS, KNOWN, SmallNetwork, known_images
@@ -55,7 +57,9 @@ from training.recipe import recipe_from_dict
 from training.tracking.store import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
 
     from contracts.model import Input
     from training.package.evidence import Answer, Head
@@ -74,6 +78,7 @@ def main() -> None:
     options.add_argument("folder", nargs="?", type=Path, default=Path("model_store/released"))
     options.add_argument("--images", type=int, default=1000, help="test images, and images of each unfamiliar kind")
     options.add_argument("--only", choices=PARTS, help="the other parts of the last result are kept")
+    options.add_argument("--near", type=Path, help="a run of six_classes.py --config")
     options.add_argument("--output", type=Path, default=RESULT)
     chosen = options.parse_args()
     report = json.loads(chosen.output.read_text(encoding="utf-8")) if chosen.only and chosen.output.is_file() else {}
@@ -81,7 +86,7 @@ def main() -> None:
     for part in (chosen.only,) if chosen.only else PARTS:
         report[part] = {
             "far": lambda: measure_far(chosen.folder, chosen.images),
-            "near": lambda: measure_near(chosen.images),
+            "near": lambda: measure_near(chosen.images, chosen.near),
             "test": lambda: measure_test(chosen.folder),
         }[part]()
     report |= {
@@ -171,13 +176,9 @@ def measure_test(folder: Path, batch: int = 250) -> dict:
     }
 
 
-def measure_near(count: int) -> dict:
-    """Return the figures of the network that learnt six classes."""
-    if not CHECKPOINT.is_file():
-        raise SystemExit(f"{CHECKPOINT} is missing: run python benchmarks/six_classes.py, or pass --only far")
-    saved = torch.load(CHECKPOINT, weights_only=True)
-    network = SmallNetwork().eval()
-    network.load_state_dict(saved["network"])
+def measure_near(count: int, run: Path | None) -> dict:
+    """Return the figures of the network that learnt six classes: the small one, or that of the folder `run`."""
+    about, features_of, fc = _served_network(run) if run else _small_network()
     training, held_out = known_images()
     test = load_test_images("cifar10", CACHE, CIFAR10_INPUT)
     is_known = test.labels < KNOWN
@@ -190,18 +191,40 @@ def measure_near(count: int) -> dict:
     def answer(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = []
         for start in range(0, len(images), 500):
-            features = network.features(torch.from_numpy(normalise(images[start : start + 500], CIFAR10_INPUT)))
-            parts.append((softmax(network.fc(features), dim=1).numpy(), features.numpy()))
+            features = features_of(torch.from_numpy(normalise(images[start : start + 500], CIFAR10_INPUT)))
+            parts.append((softmax(fc(features), dim=1).numpy(), features.numpy()))
         probabilities, features = zip(*parts, strict=True)
         return np.concatenate(probabilities), np.concatenate(features)
 
-    head = (network.fc.weight.detach().numpy(), network.fc.bias.detach().numpy())
+    head = (fc.weight.detach().numpy(), fc.bias.detach().numpy())
     return {
-        "training": f"{KNOWN} classes, {saved['step']} steps of a recipe of {EPOCHS} epochs, {saved['seconds']:.0f} s",
+        "training": about,
         "held_out_accuracy": round(_accuracy(answer, held_out), 4),
         "test_accuracy": round(_accuracy(answer, familiar), 4),
         **compare(answer, head, training, held_out, familiar=familiar.sample(4 * count), unfamiliar=unfamiliar),
     }
+
+
+def _small_network() -> tuple[str, Callable[[Tensor], Tensor], nn.Linear]:
+    """Return what the small network learnt, what computes its pooled features, and its last layer."""
+    if not CHECKPOINT.is_file():
+        raise SystemExit(f"{CHECKPOINT} is missing: run python benchmarks/six_classes.py, or pass --only far")
+    saved = torch.load(CHECKPOINT, weights_only=True)
+    network = SmallNetwork().eval()
+    network.load_state_dict(saved["network"])
+    about = f"{KNOWN} classes, {saved['step']} steps of a recipe of {EPOCHS} epochs, {saved['seconds']:.0f} s"
+    return about, network.features, network.fc
+
+
+def _served_network(run: Path) -> tuple[str, Callable[[Tensor], Tensor], nn.Linear]:
+    """Return the same of a run of six_classes.py --config."""
+    contract, network = read_model(run)
+    provenance = contract.accepted.provenance
+    if provenance is None or len(contract.classes) != KNOWN:
+        raise SystemExit(f"{run} is no run of six_classes.py --config: pass one")
+    *layers, fc = network.children()
+    about = f"{KNOWN} classes, {contract.architecture}, {provenance.epochs} epochs, {provenance.duration_s:.0f} s"
+    return about, nn.Sequential(*layers, nn.Flatten()), fc
 
 
 def compare(

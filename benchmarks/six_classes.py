@@ -1,8 +1,10 @@
-"""Train a small network on six of CIFAR-10's classes, from scratch, to ask it about the other four (familiar.py).
+"""Train a network on six of CIFAR-10's classes, from scratch, to ask it about the other four (familiar.py).
 
-A run trains until its time is over and continues from its checkpoint the next time, so that it can share a machine.
+Without options it is a small network. It trains until its time is over and continues from its checkpoint the next time,
+so that it can share a machine. With a recipe it is the network that is served, which needs a GPU; it continues, too.
 
     python benchmarks/six_classes.py [--seconds 200]
+    python benchmarks/six_classes.py --config training/released.toml --epochs 60 --output RUN
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from handlers.network import build_network
 from handlers.preprocess import normalise
+from training.checkpoint import read_checkpoint
 from training.data.images import CIFAR10_INPUT, Images, divide, load_training_images
+from training.data.training_data import TrainingData
+from training.recipe import CHECKPOINT as RUNS_CHECKPOINT
+from training.recipe import Recipe, recipe_from_dict
+from training.run import Run
+from training.train import train_phases
 
 KNOWN = 6  # the first six classes: airplane, automobile, bird, cat, deer, dog
 WIDTHS = (64, 256, 256)
@@ -82,7 +93,16 @@ def main() -> None:
     """Train for the given time and save a checkpoint."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seconds", type=float, default=1e9)
+    options.add_argument("--config", type=Path, help="recipe of the network that is served")
+    options.add_argument("--epochs", type=int, help="instead of the recipe's")
+    options.add_argument("--output", type=Path, default=Path(".gradserve") / "benchmarks" / "six_classes")
+    options.add_argument("--cuda-graphs", action="store_true")
     chosen = options.parse_args()
+    if chosen.config:
+        recipe = recipe_from_dict(tomllib.loads(chosen.config.read_text(encoding="utf-8")))
+        epochs = chosen.epochs or recipe.epochs
+        train_served_network(replace(recipe, name="six", epochs=epochs, cuda_graphs=chosen.cuda_graphs), chosen.output)
+        return
     started = time.monotonic()
     training, held_out = known_images()
     labels = torch.from_numpy(training.labels)
@@ -111,6 +131,19 @@ def main() -> None:
     _save(network, optimiser, step, seconds)
     accuracy = (logits_of(network, held_out.images).argmax(axis=1) == held_out.labels).mean()
     print(f"step {step} of {steps}, {seconds:.0f} s, held-out accuracy {accuracy:.2%}", flush=True)
+
+
+def train_served_network(recipe: Recipe, folder: Path) -> None:
+    """Train by `recipe` on the six classes in `folder`, or continue there."""
+    training, held_out = known_images()
+    data = TrainingData(training, held_out, CIFAR10_INPUT, training.sha256())
+    torch.manual_seed(recipe.seed)
+    run = Run(recipe, folder, data, build_network("resnet18_small", KNOWN), architecture="resnet18_small")
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RUNS_CHECKPOINT).exists():
+        run.restore(read_checkpoint(folder))
+    train_phases(run, registers=False)
+    print(f"{len(run.history)} epochs, {run.duration_s:.0f} s, best held-out accuracy {run.best:.2%}")
 
 
 def _save(network: nn.Module, optimiser: torch.optim.SGD, step: int, seconds: float) -> None:

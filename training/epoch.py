@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,9 @@ from tqdm import tqdm
 
 from training.errors import TrainingError
 from training.evaluate.inference import compute_logits
+from training.graphs import CudaGraphs, RecordedSteps
 from training.optimiser import AVERAGED_EVERY, at_worst_weights, freeze
-from training.recipe import rate_factor
+from training.recipe import VIEWS, rate_factor
 
 if TYPE_CHECKING:
     from training.data.augment import EpochBatches
@@ -30,6 +32,8 @@ def train_epoch(run: Run, loader: Loader, batches: EpochBatches) -> dict[str, fl
     """
     phase, recipe = run.current_phase, run.recipe
     freeze(run.network, phase)  # the validation put all into evaluation mode
+    if run.records_steps and run.recorded_steps is None:
+        run.recorded_steps = RecordedSteps(partial(optimise, run), run.optimiser, CudaGraphs())
     batches.epoch = len(run.history)
     size = phase.image_size(run.epoch) or run.data.input.height
     radius = recipe.sam_radius if run.epoch / phase.epochs >= recipe.sam_from else 0.0
@@ -66,7 +70,8 @@ def train_step(run: Run, images: Tensor, labels: Tensor, *, size: int, rate: flo
 
     Args:
         run: the training.
-        images: (N, 3, H, W) float32, normalised; they are resampled to `size`.
+        images: (N, 3, H, W) float32, normalised, or several views of each image, one after the other, as
+            (N, 3·views, H, W); they are resampled to `size`.
         labels: (N,) int64, or (N, classes) float32 shares.
         size: height and width in pixels that the network gets.
         rate: the learning rate.
@@ -76,9 +81,25 @@ def train_step(run: Run, images: Tensor, labels: Tensor, *, size: int, rate: flo
     labels = labels.to(run.device, non_blocking=True)
     if images.shape[-1] != size:
         images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    if run.recipe.consistency:
+        images = images.unflatten(1, (VIEWS, -1)).transpose(0, 1).flatten(0, 1)
     images = images.contiguous(memory_format=torch.channels_last)
+    if run.recorded_steps is not None:
+        return run.recorded_steps(images, labels, rate=rate, radius=radius)
     for parameters in run.optimiser.param_groups:
         parameters["lr"] = rate
+    return optimise(run, images, labels, radius)
+
+
+def optimise(run: Run, images: Tensor, labels: Tensor, radius: float) -> Tensor:
+    """Move the weights by one step at the optimiser's rate, and return the sums as `train_step` does.
+
+    Args:
+        run: the training.
+        images: (views·N, 3, H, W) on the device: the first view of all N images, then the next one.
+        labels: as in `train_step`, on the device.
+        radius: as in `train_step`.
+    """
     run.optimiser.zero_grad(set_to_none=True)
     loss, logits = backward(run, images, labels)
     if radius:
@@ -92,12 +113,25 @@ def train_step(run: Run, images: Tensor, labels: Tensor, *, size: int, rate: flo
 
 
 def backward(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of one batch, and return its loss and logits."""
+    """Compute the gradients of one batch, and return its loss, and its logits of the first view."""
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
         logits = run.trained_network(images)
-    loss = cross_entropy(logits.float(), labels, label_smoothing=run.recipe.label_smoothing)
+    views = logits.float().split(len(labels))
+    loss = cross_entropy(views[0], labels, label_smoothing=run.recipe.label_smoothing)
+    if len(views) > 1:
+        loss = loss + run.recipe.consistency * divergence(torch.stack(views))
     loss.backward()
-    return loss.detach(), logits.detach()
+    return loss.detach(), views[0].detach()
+
+
+def divergence(logits: Tensor) -> Tensor:
+    """Return the mean Jensen-Shannon divergence of the answers to each image's views, from logits (views, N, K).
+
+    Source: Hendrycks et al. 2019, section 3, https://arxiv.org/abs/1912.02781
+    """
+    logs = logits.log_softmax(2)
+    mean = logs.exp().mean(0).clamp_min(1e-7).log()
+    return (logs.exp() * (logs - mean)).sum(2).mean()
 
 
 def validate(run: Run) -> dict[str, float]:

@@ -59,6 +59,7 @@ def option_of(item: Field[Any]) -> Option | None:
     return declared
 
 
+VIEWS = 3  # of an image, where the loss wants equal answers to them
 MAGNITUDES = 30  # torchvision's RandAugment has 31 strengths
 
 
@@ -72,7 +73,8 @@ class Augmentation:
     random erasing with probability `erasing` (Zhong et al. 2017, https://arxiv.org/abs/1708.04896). With probability
     `cutmix`, a batch's images then get a rectangle of their neighbours and a share of their labels (Yun et al. 2019,
     https://arxiv.org/abs/1905.04899). With probability `pixmix`, an image is mixed with fractals and with augmented
-    copies of itself before erasing (Hendrycks et al. 2021, https://arxiv.org/abs/2112.05135).
+    copies of itself before erasing (Hendrycks et al. 2021, https://arxiv.org/abs/2112.05135). With `bilinear`,
+    RandAugment's rotations and shears interpolate, as AugMix's and PixMix's do; without, they take the nearest pixel.
     """
 
     operations: int = hyper_parameter(2, "RandAugment's operations on an image.", least=0)
@@ -80,6 +82,7 @@ class Augmentation:
     erasing: float = hyper_parameter(0.0, "Share of the images of which a rectangle is erased.", least=0, most=1)
     cutmix: float = hyper_parameter(0.0, "Share of the batches that CutMix mixes.", least=0, most=1)
     pixmix: float = hyper_parameter(0.0, "Share of the images that PixMix mixes.", least=0, most=1)
+    bilinear: bool = hyper_parameter(False, "Interpolate where RandAugment turns or shears, else the nearest pixel.")  # noqa: FBT003 - the default
 
 
 # (share of the epochs from which it holds, image size; 0: the contract's): small images teach much for little.
@@ -164,11 +167,22 @@ class Recipe:
     sam_from: float = hyper_parameter(
         0.75, "Share of a phase's epochs before its sharpness-aware steps.", least=0, below=1
     )
+    # With `consistency`, the network sees each image once plain (only shifted and flipped) and twice augmented. It
+    # learns the label from the plain one, and to give all three the same answer: the loss gets this weight times the
+    # Jensen-Shannon divergence of the three (Hendrycks et al. 2019, section 3, https://arxiv.org/abs/1912.02781).
+    consistency: float = hyper_parameter(
+        0.0, "Weight of equal answers to three views of an image, which take three times the time; 0: none.",
+        least=0, below=math.inf,
+    )  # fmt: skip
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = hyper_parameter(0, "Seed of split, weights, order and augmentation.", least=0)
     # machine
     precision: str = hyper_parameter("auto", "auto, bf16 or fp32.", choices=PRECISIONS)
     workers: int = hyper_parameter(1, "Number of loader processes.", flags=("num-workers", "workers"), least=0)
+    cuda_graphs: bool = hyper_parameter(
+        False,  # noqa: FBT003 - the default
+        "Record training steps as CUDA graphs, on one GPU. Not run on a GPU yet.",
+    )
 
     def phases(self) -> tuple[Phase, ...]:
         """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
@@ -304,16 +318,16 @@ def extended(begun: Recipe, wanted: Recipe) -> Recipe:
     """`wanted`, as the recipe that a training begun by `begun` can go on with.
 
     Raises:
-        TrainingError: it differs in more than further cycles at the end and the number of loader processes.
+        TrainingError: it differs in more than further cycles at the end and the use of the machine.
     """
-    same = replace(wanted, cycles=begun.cycles, workers=begun.workers)
+    same = replace(wanted, cycles=begun.cycles, workers=begun.workers, cuda_graphs=begun.cuda_graphs)
     other = [item.name for item in fields(Recipe) if getattr(same, item.name) != getattr(begun, item.name)]
     if wanted.cycles[: len(begun.cycles)] != begun.cycles:
         other.append("cycles")
     if other:
         raise TrainingError(
             f"a training that has begun cannot change {', '.join(other)}: leave them out with --resume, which takes "
-            "further [[cycles]] and --workers, or start again with --output"
+            "further [[cycles]], --workers and --cuda-graphs, or start again with --output"
         )
     return wanted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import TYPE_CHECKING
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from contracts.model import Ancestor
     from training.checkpoint import Weights
     from training.data.training_data import TrainingData
+    from training.graphs import RecordedSteps
     from training.recipe import Phase, Recipe
+
+logger = logging.getLogger(__name__)
 
 _VALIDATION_BATCH = 256
 _GPU_CHECKPOINT_INTERVAL_S = 30.0
@@ -63,6 +67,9 @@ class Run:
                 "pass a --batch-size that can"
             )
         self.bf16 = _uses_bf16(recipe.precision, self.device)
+        self.records_steps = recipe.cuda_graphs and self.device.type == "cuda" and self.group.processes == 1
+        if recipe.cuda_graphs and not self.records_steps:
+            logger.warning("--cuda-graphs needs a GPU and one process: the steps run plainly")
         torch.backends.cudnn.benchmark = True  # of several algorithms for a convolution, the fastest here
         network = network.to(self.device)
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -211,6 +218,7 @@ class Run:
         phase = self.current_phase
         freeze(self.network, phase)
         self.optimiser = make_optimiser(self.network, phase, self.recipe)
+        self.recorded_steps: RecordedSteps | None = None
         self.trained_network: nn.Module = self.network  # lets go of the last phase's wrapper and its hooks
         self.trained_network = self.group.average_gradients(self.network)
 

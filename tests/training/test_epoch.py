@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from training.data.training_data import make_loader
-from training.epoch import backward, train_epoch, train_step, validate
+from training.epoch import backward, divergence, train_epoch, train_step, validate
 from training.errors import TrainingError
 from training.recipe import Augmentation, Recipe
 from training.run import Run
@@ -88,3 +88,31 @@ def test_sharpness_aware_step_takes_its_gradient_at_the_worst_weights_nearby(tin
     for weight, old, gradient in zip(run.network.parameters(), before, worst, strict=True):
         torch.testing.assert_close(weight.detach(), old - 0.1 * gradient, atol=1e-5, rtol=1e-3)
     assert not all(torch.allclose(*pair, atol=1e-4) for pair in zip(slopes, worst, strict=True))
+
+
+def test_consistency_makes_the_answers_to_an_images_views_alike(tiny_run):
+    def difference(consistency: float) -> float:
+        run = tiny_run(replace(RECIPE, epochs=8, consistency=consistency, augmentation=Augmentation(2, 20)))
+        train_all(run)
+        loader, _ = make_loader(run.data, run.recipe.augmentation, replace(run.recipe, consistency=1.0), run.group)
+        run.network.eval()
+        with torch.inference_mode():
+            views = [run.network(images.unflatten(1, (3, 3)).transpose(0, 1).flatten(0, 1)) for images, _ in loader]
+            return float(torch.stack([divergence(logits.unflatten(0, (3, -1))) for logits in views]).mean())
+
+    assert difference(12.0) < 0.8 * difference(1e-9)
+
+
+def test_divergence_is_that_of_its_definition():
+    answers = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).log()[:, None]
+    mean = answers.exp().mean(0)
+    wanted = sum((answer.exp() * (answer - mean.log())).sum() for answer in answers) / 3
+    assert divergence(answers + 5.0) == pytest.approx(float(wanted), abs=1e-6)
+    assert divergence(answers[:1].expand(3, -1, -1)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_steps_that_cannot_be_recorded_here_run_plainly_and_say_so(tiny_run, caplog):
+    plain = train_all(tiny_run(replace(RECIPE, epochs=2)))
+    asked = train_all(tiny_run(replace(RECIPE, epochs=2, cuda_graphs=True)))
+    assert [epoch["loss"] for epoch in asked] == [epoch["loss"] for epoch in plain]
+    assert "--cuda-graphs needs a GPU" in caplog.text

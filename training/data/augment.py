@@ -13,7 +13,7 @@ from handlers import network  # noqa: F401 - makes torchvision importable beside
 from handlers.preprocess import normalise
 
 # After handlers.network, which makes torchvision importable beside a CPU-only torch.
-from torchvision.transforms import RandAugment, RandomErasing  # isort: skip
+from torchvision.transforms import InterpolationMode, RandAugment, RandomErasing  # isort: skip
 from torchvision.transforms.v2 import CutMix  # isort: skip
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.augmentation = augmentation
         self.seed = seed
         grey = [round(255 * mean) for mean in size.mean]
-        self._randaugment = RandAugment(augmentation.operations, augmentation.magnitude, fill=grey)
+        interpolation = InterpolationMode.BILINEAR if augmentation.bilinear else InterpolationMode.NEAREST
+        self._randaugment = RandAugment(
+            augmentation.operations, augmentation.magnitude, interpolation=interpolation, fill=grey
+        )
         self._erase = RandomErasing(1.0, scale=(0.02, 0.25), value=0)
         self._cutmix = CutMix(num_classes=len(images.classes))
         self._epoch = -1

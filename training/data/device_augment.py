@@ -6,7 +6,8 @@ resumed training sees the same ones. The draws are not those of `training.data.a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from math import atan, degrees
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from training.data.augment import CROP_PADDING, flipped
 from training.data.fractals import draw_fractals
+from training.recipe import Augmentation
 
 # After training.data.augment, which makes torchvision importable beside a CPU-only torch.
-from torchvision.transforms import RandAugment  # isort: skip
+from torchvision.transforms import InterpolationMode, RandAugment  # isort: skip
 from torchvision.transforms.v2 import CutMix  # isort: skip
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - isort: skip
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from contracts.model import Input
     from training.data.augment import EpochBatches
     from training.data.images import Images
-    from training.recipe import Augmentation
 
     Operation = Callable[[Tensor], Tensor]
 
@@ -47,7 +48,8 @@ class DeviceLoader:
     """The training images on `device`, and an iterator over an epoch's augmented batches of them.
 
     Yields images (N, 3, H, W) float32, normalised, and labels: (N,) int64, or (N, classes) float32 where CutMix joined
-    images.
+    images. With `views` above 1 images are (N, 3·views, H, W): all views of an image are shifted, flipped and joined
+    alike, the first has no other augmentation, and the others have draws of their own.
     """
 
     def __init__(
@@ -59,18 +61,22 @@ class DeviceLoader:
         *,
         seed: int,
         device: torch.device,
+        views: int = 1,
     ) -> None:
         """Copy the images to the device; `batches` orders them, and its `epoch` is set by the loop."""
         self.batches = batches
         self.augmentation = augmentation
         self.seed = seed
+        self.views = views
         self._images = torch.from_numpy(images.images).to(device)
         self._labels = torch.from_numpy(images.labels).to(device)
         self._mean, self._std = (
             torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (size.mean, size.std)
         )
         shape = images.images.shape[1:3]
-        self._operations = randaugment_operations(augmentation.magnitude, shape, [255 * mean for mean in size.mean])
+        self._operations = randaugment_operations(
+            augmentation.magnitude, shape, [255 * mean for mean in size.mean], bilinear=augmentation.bilinear
+        )
         self._cutmix = CutMix(num_classes=len(images.classes))
         if augmentation.pixmix:
             side = round(_FRACTAL_MARGIN * max(shape))
@@ -84,14 +90,15 @@ class DeviceLoader:
         """Yield the batches of the epoch `batches.epoch`."""
         epoch = self.batches.epoch
         rng = np.random.default_rng([self.seed, epoch])
-        draws = _Draws.make(rng, len(self._labels), self.augmentation, len(self._operations), epoch)
+        draws = self._draw(rng, epoch)
         parts = list(self.batches.indices())
         mixed = rng.random(len(parts)) < self.augmentation.cutmix
         seeds = rng.integers(2**32, size=len(parts))
-        together = max(1, _BLOCK_PIXELS // (len(parts[0]) * self._images[0, ..., 0].numel()))
+        together = max(1, _BLOCK_PIXELS // (self.views * len(parts[0]) * self._images[0, ..., 0].numel()))
         for start in range(0, len(parts), together):
             block = parts[start : start + together]
-            images = self._augmented(np.concatenate(block), draws)
+            indices = np.concatenate(block)
+            images = torch.cat([self._augmented(indices, view) for view in draws], dim=1)
             for number, (part, batch) in enumerate(
                 zip(block, images.split([len(part) for part in block]), strict=True)
             ):
@@ -100,6 +107,17 @@ class DeviceLoader:
                     yield self._cut_and_mixed(batch, labels, int(seeds[start + number]))
                 else:
                     yield batch, labels
+
+    def _draw(self, rng: np.random.Generator, epoch: int) -> list[_Draws]:
+        """Return an epoch's draws for each view."""
+        count, operations = len(self._labels), len(self._operations)
+        augmented = [
+            _Draws.make(rng, count, self.augmentation, operations, epoch) for _ in range(max(1, self.views - 1))
+        ]
+        if self.views == 1:
+            return augmented
+        plain = _Draws.make(rng, count, Augmentation(operations=0), operations, epoch)
+        return [plain, *(replace(draws, shifts=plain.shifts) for draws in augmented)]
 
     def _augmented(self, indices: NDArray[np.intp], draws: _Draws) -> Tensor:
         """Return the images at `indices` augmented, (N, 3, H, W) float32, normalised."""
@@ -222,29 +240,33 @@ class _Draws:
         return _Draws(**{name: values[indices] if len(values) else values for name, values in vars(self).items()})
 
 
-def randaugment_operations(magnitude: int, shape: tuple[int, int], fill: list[float]) -> list[Operation]:
+def randaugment_operations(
+    magnitude: int, shape: tuple[int, int], fill: list[float], *, bilinear: bool = False
+) -> list[Operation]:
     """Return RandAugment's operations of strength `magnitude` for uint8 images (N, 3, *shape), all equally likely.
 
     One with a direction stands there once for each; one without, twice. Source: Cubuk et al. 2019,
     https://arxiv.org/abs/1909.13719, as torchvision draws it.
     """
+    mode = InterpolationMode.BILINEAR if bilinear else InterpolationMode.NEAREST
     space = RandAugment()._augmentation_space(_BINS, shape)  # noqa: SLF001 - the strengths, nowhere public
     return [
-        _operation(name, sign * float(values[magnitude]) if values.ndim else 0.0, fill)
+        _operation(name, sign * float(values[magnitude]) if values.ndim else 0.0, fill, mode)
         for name, (values, signed) in space.items()
         for sign in ((1, -1) if signed else (1, 1))
     ]
 
 
-def _operation(name: str, value: float, fill: list[float]) -> Operation:
+def _operation(name: str, value: float, fill: list[float], mode: InterpolationMode) -> Operation:
     slant, shift = degrees(atan(value)), int(value)
+    affine = partial(F.affine, interpolation=mode, fill=fill)
     operations: dict[str, Operation] = {
         "Identity": lambda images: images,
-        "ShearX": lambda images: F.affine(images, 0.0, [0, 0], 1.0, [slant, 0.0], fill=fill, center=[0.0, 0.0]),
-        "ShearY": lambda images: F.affine(images, 0.0, [0, 0], 1.0, [0.0, slant], fill=fill, center=[0.0, 0.0]),
-        "TranslateX": lambda images: F.affine(images, 0.0, [shift, 0], 1.0, [0.0, 0.0], fill=fill),
-        "TranslateY": lambda images: F.affine(images, 0.0, [0, shift], 1.0, [0.0, 0.0], fill=fill),
-        "Rotate": lambda images: F.rotate(images, value, fill=fill),
+        "ShearX": lambda images: affine(images, 0.0, [0, 0], 1.0, [slant, 0.0], center=[0.0, 0.0]),
+        "ShearY": lambda images: affine(images, 0.0, [0, 0], 1.0, [0.0, slant], center=[0.0, 0.0]),
+        "TranslateX": lambda images: affine(images, 0.0, [shift, 0], 1.0, [0.0, 0.0]),
+        "TranslateY": lambda images: affine(images, 0.0, [0, shift], 1.0, [0.0, 0.0]),
+        "Rotate": lambda images: F.rotate(images, value, mode, fill=fill),
         "Brightness": lambda images: F.adjust_brightness(images, 1 + value),
         "Color": lambda images: F.adjust_saturation(images, 1 + value),
         "Contrast": lambda images: F.adjust_contrast(images, 1 + value),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from training.data.augment import EpochBatches, training_loader
 from training.data.device_augment import DeviceLoader
 from training.data.images import divide, load_training_images
+from training.recipe import VIEWS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +55,17 @@ def make_loader(
 ) -> tuple[Loader, EpochBatches]:
     """Return the loader of augmented batches and the order of the images, whose `epoch` the loop sets.
 
-    A GPU augments the images in its own memory. So does a processor with PixMix, which only that loader knows.
+    A GPU augments the images in its own memory. So does a processor with PixMix or several views of an image, which
+    only that loader knows.
     """
-    if group.device.type == "cuda" or augmentation.pixmix:
+    views = VIEWS if recipe.consistency else 1
+    if group.device.type == "cuda" or augmentation.pixmix or views > 1:
         batches = EpochBatches(
             len(data.training), recipe.batch_size, recipe.seed, rank=group.rank, processes=group.processes
         )
-        loader = DeviceLoader(data.training, data.input, augmentation, batches, seed=recipe.seed, device=group.device)
+        loader = DeviceLoader(
+            data.training, data.input, augmentation, batches, seed=recipe.seed, device=group.device, views=views
+        )
         return loader, batches
     return training_loader(
         data.training,

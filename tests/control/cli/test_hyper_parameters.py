@@ -14,6 +14,7 @@ TABLES = {"sizes", "cycles", "augmentation"}  # fields that only a TOML file can
 OTHERS: dict[str, Any] = {
     "data": "imagefolder:photos", "name": "photos", "architecture": "resnet18", "pretrained": "imagenet",
     "unfreeze": ("layer4", "fc"), "nesterov": False, "precision": "fp32",
+    "cuda_graphs": True,
 }  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def test_each_hyper_parameter_has_help_and_flags_whose_value_reaches_the_recipe(
     value = OTHERS[item.name] if item.name in OTHERS else item.default + 1
     for flag in option.flags or (item.name.replace("_", "-"),):
         text = ",".join(value) if isinstance(value, tuple) else str(value)
-        received = passed(*([f"--no-{flag}"] if value is False else [f"--{flag}", text]))
+        switch = {False: [f"--no-{flag}"], True: [f"--{flag}"]}
+        received = passed(*(switch[value] if isinstance(value, bool) else [f"--{flag}", text]))
         assert received.keys() == {item.name, "output"}
         assert getattr(recipe_from_dict({item.name: received[item.name]}), item.name) == value
 

@@ -28,10 +28,10 @@ def _few_fractals(monkeypatch):
     monkeypatch.setattr(device_augment, "_FRACTALS", 4)
 
 
-def loader_of(augmentation: Augmentation, epoch: int = 0, images: Images = IMAGES) -> DeviceLoader:
+def loader_of(augmentation: Augmentation, epoch: int = 0, images: Images = IMAGES, views: int = 1) -> DeviceLoader:
     batches = EpochBatches(len(images), 16, seed=0)
     batches.epoch = epoch
-    return DeviceLoader(images, CIFAR10_INPUT, augmentation, batches, seed=0, device=CPU)
+    return DeviceLoader(images, CIFAR10_INPUT, augmentation, batches, seed=0, device=CPU, views=views)
 
 
 def pixels_of(loader: DeviceLoader) -> torch.Tensor:
@@ -82,7 +82,8 @@ def test_images_are_flipped_in_every_second_epoch():
     assert 20 < flips[0].sum() < 44
 
 
-def test_operations_are_those_that_augment_on_processors():
+@pytest.mark.parametrize("mode", [InterpolationMode.NEAREST, InterpolationMode.BILINEAR])
+def test_operations_are_those_that_augment_on_processors(mode):
     """Rounding may differ, and so may the source of a pixel that lies between two."""
     fill = [round(255 * mean) for mean in CIFAR10_INPUT.mean]
     images = (
@@ -101,14 +102,15 @@ def test_operations_are_those_that_augment_on_processors():
                         Image.fromarray(image.transpose(1, 2, 0)),
                         name,
                         sign * magnitude,
-                        interpolation=InterpolationMode.NEAREST,
+                        interpolation=mode,
                         fill=fill,
                     )
                 ).transpose(2, 0, 1)
                 for image in images
             ]
             wanted.append((name, np.stack(varied)))
-    operations = randaugment_operations(9, (32, 32), [float(value) for value in fill])
+    is_bilinear = mode is InterpolationMode.BILINEAR
+    operations = randaugment_operations(9, (32, 32), [float(value) for value in fill], bilinear=is_bilinear)
     for (name, varied), operation in zip(wanted, operations, strict=True):
         difference = np.abs(operation(torch.from_numpy(images)).numpy().astype(int) - varied)
         assert np.mean(difference <= 2) > 0.93, name
@@ -134,3 +136,24 @@ def test_pixmix_changes_as_many_images_as_asked_and_stays_in_their_range():
     assert mixed.max() < 255.01
     # A fifth of those that are chosen get no mixing.
     assert 13 < ((mixed - plain).abs().flatten(1).amax(1) > 1).sum() < 38
+
+
+def test_views_of_an_image_are_a_plain_one_and_two_that_are_augmented_differently():
+    batches = loader_of(Augmentation(operations=2, magnitude=15, pixmix=0.5), views=3)
+    plain, one, other = torch.cat([images for images, _ in batches]).unflatten(1, (3, 3)).unbind(1)
+    order = np.concatenate(list(batches.batches.indices()))
+    for index, shown in zip(order, plain, strict=True):
+        pixels = shown * torch.tensor(CIFAR10_INPUT.std).view(3, 1, 1) + torch.tensor(CIFAR10_INPUT.mean).view(3, 1, 1)
+        values = {tuple(colour) for colour in IMAGES.images[index].reshape(-1, 3).tolist()}
+        assert {tuple(colour) for colour in (255 * pixels).round().int().flatten(1).T.tolist()} <= values
+    changed = [((view - plain).abs().flatten(1).amax(1) > 0.05).float().mean() for view in (one, other)]
+    assert min(changed) > 0.5
+    assert ((one - other).abs().flatten(1).amax(1) > 0.05).float().mean() > 0.5
+
+
+def test_views_are_shifted_flipped_and_joined_alike():
+    for images, labels in loader_of(replace(PLAIN, cutmix=1.0), views=3):
+        plain, one, other = images.unflatten(1, (3, 3)).unbind(1)
+        assert torch.equal(plain, one)
+        assert torch.equal(plain, other)
+        assert labels.shape == (16, 10)
