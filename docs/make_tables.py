@@ -108,6 +108,33 @@ def _training_speed() -> str:
     return _table(head, rows)
 
 
+def _ablations() -> str:
+    """Return the figures of each short training, and what it gained over the one that the others change."""
+    report = _read("benchmarks/results/ablations.json")
+    arms = report["arms"]
+    kinds = ("gaussian_noise", "glass_blur", "pixelate", "fog", "contrast", "jpeg_compression")
+    rows = [
+        (
+            name,
+            *(_plus_minus(found[figure]) for figure in ("accuracy", "corrupted")),
+            "" if name == "PixMix" else _plus_minus(found["gain"]["corrupted"], sign="+"),
+            *(f"{100 * found[kind]['mean']:.0f}" for kind in kinds),
+            f"{found['calibration_error_corrupted']['mean']:.3f}",
+            f"{found['processor_s']['mean'] / arms['PixMix']['processor_s']['mean']:.1f}",
+        )
+        for name, found in arms.items()
+    ]
+    named = (*(kind.split("_")[-1 if kind == "gaussian_noise" else 0] for kind in kinds), "calibration error", "time")
+    seeds = arms["PixMix"]["seeds"]
+    about = f"n = {seeds} seeds" if seeds > 1 else "n = 1 seed, so the table says nothing of how seeds scatter"
+    return f"{about}:\n\n{_table(('recipe', 'clean, %', 'corrupted, %', 'gain', *named), rows)}"
+
+
+def _plus_minus(found: dict[str, float], sign: str = "") -> str:
+    deviation = found["standard_deviation"]
+    return f"{100 * found['mean']:{sign}.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
 def _engines(file: str) -> str:
     report = _read(f"benchmarks/results/{file}")
     rows = [(name, *_speeds(found), _accuracy(found)) for name, found in report["engines"].items()]
@@ -367,6 +394,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "test of the heatmap": _heatmap_test,
     "transfer": _transfer,
     "training speed": _training_speed,
+    "short trainings": _ablations,
     "engines": partial(_engines, "engine.json"),
     "engines with AVX-512": partial(_engines, "engine_avx512.json"),
     "engines left out": _other_engines,

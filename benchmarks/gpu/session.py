@@ -204,6 +204,8 @@ def pieces(run: Path, output: Path, piece_bytes: int) -> list[Path]:
                 archive.add(run / name, name)
     content = packed.getvalue()
     output.mkdir(parents=True, exist_ok=True)
+    for old in output.glob(f"{run.name}.tar.*"):
+        old.unlink()
     written = []
     for number, start in enumerate(range(0, len(content), piece_bytes)):
         written.append(output / f"{run.name}.tar.{number:02d}")
