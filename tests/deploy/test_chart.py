@@ -194,6 +194,34 @@ def test_every_pod_is_restricted_bounded_and_free_of_service_variables(manifests
 
 
 @needs_helm
+def test_an_upgrade_spreads_the_new_replicas_over_the_nodes(manifests):
+    for each in manifests:
+        if each["kind"] == "Deployment" and not each["metadata"]["name"].endswith("-operator"):
+            (spread,) = each["spec"]["template"]["spec"]["topologySpreadConstraints"]
+            assert spread["topologyKey"] == "kubernetes.io/hostname"
+            assert spread["matchLabelKeys"] == ["pod-template-hash"], "old pods must not count"
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([], {"agents": 2, "gateway": 2}),
+        (["agent.autoscaling.enabled=true"], {"gateway": 2}),
+        (["gateway.autoscaling.enabled=true", "agent.replicas=3"], {"agents": 3}),
+        (["keda.enabled=true", "keda.prometheus=http://prometheus:9090"], {"gateway": 2}),
+    ],
+)
+def test_the_number_of_replicas_is_written_where_no_autoscaler_decides_it(values, written):
+    made = yaml.safe_load_all(template([OFF, *values]).stdout)
+    found = {each["metadata"]["name"]: each["spec"].get("replicas") for each in made if each["kind"] == "Deployment"}
+    assert {part: found[f"release-{part}"] for part in ("agents", "gateway")} == {
+        "agents": None,
+        "gateway": None,
+    } | written
+
+
+@needs_helm
 def test_only_the_operator_may_write_the_plan(manifests):
     for role in (each for each in manifests if each["kind"] == "Role"):
         verbs = {verb for rule in role["rules"] for verb in rule["verbs"]}

@@ -52,12 +52,28 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{- /* Over the nodes. Only pods of one revision are counted: with the old ones, an upgrade left both new gateways on one node. */ -}}
 {{- define "gradserve.spread" -}}
 topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: kubernetes.io/hostname
     whenUnsatisfiable: ScheduleAnyway
+    matchLabelKeys: [pod-template-hash]
     labelSelector:
       matchLabels:
         {{- include "gradserve.selector" . | nindent 8 }}
+{{- end }}
+
+{{- /*
+The number of replicas; (list . "agents" 2), without a number where an autoscaler decides. Then an upgrade writes the number that
+runs: Kubernetes scales a Deployment that loses its number to one replica, until the autoscaler has acted.
+*/ -}}
+{{- define "gradserve.replicas" -}}
+{{- $root := index . 0 }}
+{{- $live := lookup "apps/v1" "Deployment" $root.Release.Namespace (printf "%s-%s" (include "gradserve.name" $root) (index . 1)) }}
+{{- if gt (len .) 2 }}
+replicas: {{ index . 2 }}
+{{- else if $live }}
+replicas: {{ $live.spec.replicas }}
+{{- end }}
 {{- end }}
