@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from datetime import datetime
 
 import httpx
@@ -160,18 +160,21 @@ def test_management_is_never_asked_to_wait_and_never_to_delete_what_is_not_drain
     # By the agent's private copies: whoever changes a file in the model store changes nothing that is checked already.
     assert all(re.search(r"url=[0-9a-f]{64}\.mar&", path) for path in registered)
     assert all("synchronous=false" in c["path"] for c in calls if c["method"] == "PUT" and "min_worker" in c["path"])
-    plans, last_seen, default, deleted = changes(stack), {}, {}, []
+    plans, seen, default, deleted = changes(stack), defaultdict(list), {}, []
     for call in calls:
         _, _, entry, *version = call["path"].split("?")[0].split("/") if call["path"].count("/") > 1 else (0, 0, "")
         if entry.removesuffix("-explain") != "cifar10":  # another test's model, whose last version goes with it
             continue
         if call["method"] == "GET" and version == ["all"] and call["status"] == 200:
-            last_seen[entry] = call["answer"]
+            seen[entry].append(call)
         if version[1:] == ["set-default"]:
-            assert entry.endswith("-explain") or last_seen[entry][version[0]]["ready"] > 0, call
+            assert entry.endswith("-explain") or seen[entry][-1]["answer"][version[0]]["ready"] > 0, call
             default[entry] = version[0]
         if call["method"] == "DELETE" and call["status"] != 404:  # which removed nothing: it was gone already
-            assert last_seen[entry][version[0]]["pending"] == 0, call
+            # The log is in the order of the answers: the agent also looks while a DELETE waits for its own.
+            began = call["time"] - call["ms"] / 1000
+            (*_, last) = (look["answer"] for look in seen[entry] if look["time"] <= began)
+            assert last[version[0]]["pending"] == 0, call
             assert default[entry] != version[0], call
             in_force = [routed for since, routed in plans if since <= call["time"]][-1]
             assert version[0] not in in_force, call
