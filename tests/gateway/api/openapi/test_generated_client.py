@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 GENERATOR = Path(openapi_generator_cli.__file__).with_name("openapi-generator.jar")
 SESSION = """
 import json, sys
-from generated import ApiClient, ApiException, Configuration, PredictionsApi, StateApi, V2Api
+from generated import ApiClient, ApiException, Configuration, ExplanationsApi, PredictionsApi, StateApi, V2Api
 
 with ApiClient(Configuration(host=sys.argv[1])) as client:
-    predictions, state, v2 = PredictionsApi(client), StateApi(client), V2Api(client)
+    predictions, explanations = PredictionsApi(client), ExplanationsApi(client)
+    state, v2 = StateApi(client), V2Api(client)
     told = {}
     answer = predictions.predict(b"image-of-dog", top_k=2)
     told["predict"] = [answer.var_class, answer.confidence, [entry.var_class for entry in answer.top]]
@@ -31,7 +32,7 @@ with ApiClient(Configuration(host=sys.argv[1])) as client:
     batch = predictions.predict_batch([b"image-of-cat", b"bad:image_unreadable"])
     told["batch"] = [batch.results[0].actual_instance.var_class, batch.results[1].actual_instance.error.code]
     as_image = {"Accept": "image/png"}  # the generator would prefer JSON
-    overlay = predictions.explain_with_http_info(b"image-of-dog", target="frog", _headers=as_image)
+    overlay = explanations.explain_with_http_info(b"image-of-dog", target="frog", _headers=as_image)
     told["explain"] = [overlay.data[:4].decode("latin-1"), overlay.headers["x-target"]]
     told["health"] = state.health().status
     told["models"] = state.models().versions[0].contract["classes"]
