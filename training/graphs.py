@@ -86,7 +86,8 @@ class _Kind:
 class RecordedSteps:
     """Steps of one phase of a training, recorded for each shape of images and labels and each radius.
 
-    The first steps of a kind are plain ones. A kind that cannot be recorded is logged, and all further steps are plain.
+    The first steps of a kind are plain ones. Where one cannot be recorded, that is logged once, and no further kind is
+    recorded.
     """
 
     def __init__(self, step: Step, optimiser: torch.optim.SGD, recorder: Recorder) -> None:

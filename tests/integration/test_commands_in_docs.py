@@ -113,7 +113,7 @@ def run(script: str, clone: Path, **environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     inherited |= {"PATH": f"{clone}/.venv/bin:{os.environ['PATH']}", "CURL_HOME": str(clone.parent)} | environment
     done = subprocess.run(
-        ["timeout", "--kill-after", "60", "900", "bash", "-euxo", "pipefail", "-c", script],  # ends the server too
+        ["timeout", "--kill-after", "60", "540", "bash", "-euxo", "pipefail", "-c", script],  # ends the server too
         cwd=clone, env=inherited, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
