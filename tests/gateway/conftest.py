@@ -506,7 +506,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
             return base, master
 
         yield start
-        for master in masters:  # all at once; each is waited for below
+        for master in masters:  # all at once, and once: Python's last steps have no handler for a second signal
             os.kill(master, signal.SIGTERM)
 
 
@@ -514,6 +514,7 @@ def start_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 def gateway_process(
     folder: Path, agent: FakeAgent, settings: dict[str, str], code: Path, environ: dict[str, str]
 ) -> Iterator[tuple[str, int]]:
+    """Run Gunicorn; whoever asked for it sends it SIGTERM before the end of the context, which waits for its exit."""
     server = BackendServer(("127.0.0.1", 0), Backend)
     server.agent = agent
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -548,15 +549,12 @@ def gateway_process(
             assert process.poll() is None, (folder / "log").read_text()
             time.sleep(0.05)
         yield base, process.pid
+        assert process.wait(timeout=60) == 0, (folder / "log").read_text()
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(timeout=60) == 0, (folder / "log").read_text()
-        finally:
-            process.kill()
-            process.wait()
-            server.shutdown()
-            server.server_close()
+        process.kill()
+        process.wait()
+        server.shutdown()
+        server.server_close()
 
 
 def is_ready(base: str) -> bool:
