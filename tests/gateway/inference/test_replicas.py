@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from contracts.status import MAX_BYTES
+from gateway.inference import replicas
 from gateway.inference.replicas import Agents
 
 if TYPE_CHECKING:
@@ -182,7 +183,10 @@ def test_a_replica_whose_agent_does_not_answer_is_set_aside_before_its_status_is
     asyncio.run(scene())
 
 
-def test_many_replicas_keep_their_connections_between_polls(listed: Callable[..., Discovery]) -> None:
+def test_many_replicas_keep_their_connections_between_polls(
+    listed: Callable[..., Discovery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "POLL_TIMEOUT_S", 60)  # 120 agents in one process beside other tests are slow
     connections = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
