@@ -13,7 +13,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch and OpenVINO read it
 
 import argparse
-import io
 import json
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from ts.context import Context, RequestProcessor
 
 from contracts import model as model_contract
@@ -34,7 +32,7 @@ from handlers.evidence.archive_evidence import ArchiveEvidence, load_evidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
 from handlers.preprocess import normalise
-from training.data.images import load_test_images, load_training_images
+from training.data.images import encode_png, load_test_images, load_training_images
 from training.evaluate.test_set_log import record_look
 from training.package.artifacts import weights_sha256
 from training.package.quantise import CALIBRATION_IMAGES, write_graph
@@ -127,7 +125,7 @@ def measure_rates(
     handlers: dict[str, ImageHandler], pixels: np.ndarray, rounds: int
 ) -> dict[str, dict[int, list[float]]]:
     """Return the images per second of each handler and batch length, one figure per round."""
-    rows = [{"body": bytearray(encode(image))} for image in pixels]
+    rows = [{"body": bytearray(encode_png(image))} for image in pixels]
     rates: dict[str, dict[int, list[float]]] = {name: {length: [] for length in BATCHES} for name in handlers}
     for turn in range(rounds + 1):
         for length in BATCHES:
@@ -223,13 +221,6 @@ def show(report: dict) -> None:
         print(f"{name:14s} {speeds}  {'' if row['accuracy'] is None else format(row['accuracy'], '.2%')}")
     for length, goal in report["wanted"].items():
         print(f"int8 at batch {length}: at least {goal['at_least']}x {'reached' if goal['reached'] else 'MISSED'}")
-
-
-def encode(pixels: np.ndarray) -> bytes:
-    """Return the image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from this folder
 import argparse
 import json
 import os
-import statistics
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gateway import environment_facts, model_of, ratios, single, summary
+from benchmarks.serving.figures import spread
 from benchmarks.serving.load import Address, Measurement, closed_loop
 from benchmarks.serving.servers import ROOT, Stack, stack
 
@@ -122,18 +122,13 @@ def p99_ratios(after: Sequence[Measurement], before: Sequence[Measurement]) -> l
     return [round((a.latency_ms(0.99) or float("inf")) / (b.latency_ms(0.99) or float("nan")), 3) for a, b in pairs]
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median and range."""
-    return {"median": round(statistics.median(values), 3), "lowest": min(values), "highest": max(values)}
-
-
 def show(report: dict[str, Any]) -> None:
     """Print the tables."""
     for part in report["throughput"]:
         print(f"{part['clients']} clients")
         for name, row in part["calls"].items():
             share = part["share_of_predict"].get(name)
-            told = f"{share['median']} of /predict ({share['lowest']} to {share['highest']})" if share else ""
+            told = f"{share['median']} of /predict ({share['least']} to {share['most']})" if share else ""
             print(f"  {name:22s} {row['good_per_s']:7.1f}/s  p50 {row['p50_ms']} ms  p99 {row['p99_ms']} ms  {told}")
     part = report["beside"]
     for name, row in part["both"].items():

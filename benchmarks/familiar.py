@@ -26,7 +26,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(usable_cores()))  # before torch an
 
 import argparse
 import gzip
-import io
 import json
 import subprocess
 import time
@@ -35,7 +34,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from torch import nn
@@ -46,7 +44,7 @@ from handlers.engines import build_engine, run_all
 from handlers.evidence.heatmaps import heatmap
 from handlers.evidence.occlusion import keep_and_remove, verdict
 from handlers.preprocess import decode_for_network, normalise, prepare
-from training.data.images import CIFAR10_INPUT, Images, load_test_images
+from training.data.images import CIFAR10_INPUT, Images, encode_png, load_test_images
 from training.evaluate.familiarity import Answers, auroc, fit_methods, fpr_at_95, score
 from training.evaluate.inference import run_engine
 from training.evaluate.test_set_log import record_look
@@ -290,9 +288,7 @@ def _fashion(count: int) -> Iterator[bytes]:
     path = unpack("dataset-fashion-mnist") / "usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz"
     pixels = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28)
     for image in pixels[:count]:
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        yield file.getvalue()
+        yield encode_png(image)
 
 
 def _stamps() -> Iterator[bytes]:

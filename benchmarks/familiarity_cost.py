@@ -16,14 +16,12 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy and OpenVINO read it
 
 import argparse
-import io
 import json
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from ts.context import Context, RequestProcessor
 
 from contracts import model as model_contract
@@ -32,7 +30,7 @@ from handlers.engines import build_engine
 from handlers.evidence.archive_evidence import load_evidence
 from handlers.image_handler import ImageHandler
 from handlers.model import ServedModel
-from training.data.images import load_training_images
+from training.data.images import encode_png, load_training_images
 from training.tracking.store import environment
 
 if TYPE_CHECKING:
@@ -66,7 +64,7 @@ def main() -> None:
         "without": handler_of(chosen.folder, without, engine),
     }
     images, _ = load_training_images("cifar10", CACHE)
-    rows = [{"body": bytearray(encode(image))} for image in images.images[: max(BATCHES)]]
+    rows = [{"body": bytearray(encode_png(image))} for image in images.images[: max(BATCHES)]]
     report = {
         "model": f"{contract.name} {contract.version}",
         "familiar": {"method": contract.evidence.familiar.method, "neighbours": contract.evidence.familiar.neighbours},
@@ -108,8 +106,8 @@ def compare(handlers: dict[str, ImageHandler], rows: list[dict], rounds: int, se
         "images_per_s": {name: round(len(rows) / float(np.median(found)), 1) for name, found in medians.items()},
         "cost": {
             "median": round(float(np.median(costs)), 4),
-            "lowest": round(float(costs.min()), 4),
-            "highest": round(float(costs.max()), 4),
+            "least": round(float(costs.min()), 4),
+            "most": round(float(costs.max()), 4),
         },
     }
 
@@ -123,13 +121,6 @@ def time_batch(handler: ImageHandler, rows: list[dict]) -> float:
     return time.process_time() - started
 
 
-def encode(pixels: np.ndarray) -> bytes:
-    """Return the image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def show(report: dict) -> None:
     """Print a line for each batch length."""
     for length, row in report["batches"].items():
@@ -137,7 +128,7 @@ def show(report: dict) -> None:
         verdict = "reached" if cost["median"] <= report["wanted"] else "MISSED"
         print(
             f"batch {length:>2s}: {rate['without']:.0f} images/s without, {rate['with']:.0f} with familiarity; cost "
-            f"{cost['median']:.1%} ({cost['lowest']:.1%} to {cost['highest']:.1%}), at most {WANTED:.0%}: {verdict}"
+            f"{cost['median']:.1%} ({cost['least']:.1%} to {cost['most']:.1%}), at most {WANTED:.0%}: {verdict}"
         )
 
 

@@ -29,13 +29,11 @@ from control.feedback.drift import Answers, answers_of, compare
 from control.feedback.labels import LabelledImage, find_wrong_labels
 from control.images.archive_source import ArchiveSource
 from control.stack.stack import pack
-from training.data.images import divide, load_training_images
+from training.data.images import divide, encode_png, load_training_images
 from training.recipe import recipe_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
 
     from gradserve import Prediction
 
@@ -97,7 +95,7 @@ def held_out(count: int) -> tuple[list[bytes], list[str], tuple[str, ...]]:
     images, _ = load_training_images(recipe.data, CACHE)
     _, kept = divide(images, subset=recipe.subset, validation=recipe.validation, seed=recipe.seed)
     kept = kept.sample(count)
-    return [encode(pixels) for pixels in kept.images], [kept.classes[label] for label in kept.labels], kept.classes
+    return [encode_png(pixels) for pixels in kept.images], [kept.classes[label] for label in kept.labels], kept.classes
 
 
 def answer_all(model: ArchiveSource, images: list[bytes], top_k: int) -> dict[bytes, Prediction]:
@@ -172,23 +170,16 @@ def content(image: bytes) -> Callable[[], bytes]:
     return lambda: image
 
 
-def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """Return pixels (H, W, 3) as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
 def darken(image: bytes) -> bytes:
     """Return the image at 40 % of its brightness: a lamp that failed."""
-    return encode(np.asarray(ImageEnhance.Brightness(Image.open(io.BytesIO(image))).enhance(0.4)))
+    return encode_png(np.asarray(ImageEnhance.Brightness(Image.open(io.BytesIO(image))).enhance(0.4)))
 
 
 def add_noise(image: bytes) -> bytes:
     """Return the image with Gaussian noise of 20 grey levels: a worn sensor."""
     pixels = np.asarray(Image.open(io.BytesIO(image)), np.float32)
     noise = np.random.default_rng(len(image)).normal(0, 20, pixels.shape)
-    return encode(np.clip(pixels + noise, 0, 255).astype(np.uint8))
+    return encode_png(np.clip(pixels + noise, 0, 255).astype(np.uint8))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it
 
 import argparse
-import io
 import json
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from contracts import model as model_contract
 from contracts.wire import ImageOptions, Options
@@ -31,6 +29,7 @@ from handlers.evidence.archive_evidence import load_evidence
 from handlers.explain import Explainer
 from handlers.model import ServedModel
 from handlers.wire import Row
+from training.data.images import encode_png
 from training.tracking.store import environment
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def explain(model: ServedModel, count: int) -> list[int]:
     kinds = [*all_kinds(model)]
     resident = []
     for number in range(count):
-        image = encode(rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8))
+        image = encode_png(rng.integers(0, 256, (*rng.integers(20, 200, 2), 3), dtype=np.uint8))
         (answer,) = model.answer([kinds[number % len(kinds)](image)])
         if answer.body.startswith(b'{"results":[{"error'):
             raise SystemExit(f"an explanation failed: {answer.body!r}")
@@ -110,13 +109,6 @@ def summarise(resident: list[int], contract: model_contract.Contract) -> dict:
         "resident_mb": [round(value / 1e6, 1) for value in resident],
         "environment": environment(),
     }
-
-
-def encode(pixels: np.ndarray) -> bytes:
-    """Return the image as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

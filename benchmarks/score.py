@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # from this folder, `gateway` would be a file
 
 import argparse
-import io
 import json
 import os
 import shutil
@@ -28,7 +27,6 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from PIL import Image
 from pyarrow import dataset, parquet
 
 from benchmarks.gateway import environment_facts, model_of
@@ -38,6 +36,7 @@ from benchmarks.serving.servers import ROOT
 from control.bulk.plan import BATCH
 from control.bulk.scorer import ArchiveModel
 from control.stack.stack import pack
+from training.data.images import encode_png
 from training.data.sources import load_cifar10
 
 if TYPE_CHECKING:
@@ -83,9 +82,7 @@ def write_images(folder: Path) -> tuple[Path, Path]:
     images.mkdir()
     contents = []
     for number, pixels in enumerate(load_cifar10(CACHE)["test"].images):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG")
-        contents.append(file.getvalue())
+        contents.append(encode_png(pixels))
         (images / f"{number:05}.png").write_bytes(contents[-1])
     table = folder / "images.parquet"
     parquet.write_table(pa.table({"image": contents}), table, row_group_size=FILE_ROWS)

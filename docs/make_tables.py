@@ -275,7 +275,7 @@ def _explain_serving() -> str:
     for found in _read("benchmarks/results/explain_serving.json")["throughput"]:
         for name, own in found["calls"].items():
             share = found["share_of_predict"].get(name)
-            of_predict = f"{share['median']:.2f} ({share['lowest']:.2f}–{share['highest']:.2f})" if share else ""
+            of_predict = f"{share['median']:.2f} ({share['least']:.2f}–{share['most']:.2f})" if share else ""
             rows.append((name, found["clients"], _rate(own), f"{own['p50_ms']:.0f} / {own['p99_ms']:.0f}", of_predict))
     return _table(("call", "clients", "answers/s", "p50 / p99 ms", "share of /predict's"), rows)
 
@@ -303,7 +303,7 @@ def _familiarity_cost() -> str:
         rows.append(
             (
                 *(length, f"{rate['without']:.0f}", f"{rate['with']:.0f}"),
-                f"{cost['median']:.1%} ({cost['lowest']:.1%} to {cost['highest']:.1%})",
+                f"{cost['median']:.1%} ({cost['least']:.1%} to {cost['most']:.1%})",
             )
         )
     return _table(("images in a batch", "images/s without it", "with it", "cost, median and range"), rows, left=0)

@@ -75,16 +75,19 @@ class Project:
         assert done.returncode == 0, f"compose {' '.join(arguments)}: {done.stdout[-4000:]}"
         return done.stdout
 
-    def container(self, service: str) -> str:
-        """The id of a service's container."""
+    def containers(self, service: str) -> list[str]:
+        """The ids of a service's containers, those of `run` left out."""
         labels = (f"label=com.docker.compose.project={PROJECT}", f"label=com.docker.compose.service={service}")
         found = docker("ps", "-aq", "--filter", labels[0], "--filter", labels[1]).split()
-        # Containers of `run` have the label too.
-        own = [
+        return [
             c
             for c in found
             if docker("inspect", "-f", '{{index .Config.Labels "com.docker.compose.oneoff"}}', c) != "True"
         ]
+
+    def container(self, service: str) -> str:
+        """The id of a service's only container."""
+        own = self.containers(service)
         assert len(own) == 1, f"{service}: {own}"
         return own[0]
 
@@ -282,6 +285,36 @@ def test_a_killed_torchserve_container_comes_back_and_nothing_hangs_meanwhile(pr
     refused = [answer for answer in load.answers.values() if answer.status_code == 503]
     assert all("retry-after" in answer.headers for answer in refused)
     assert max(end - began for began, end in load.times.values()) < 11
+
+
+def predictions(container: str) -> float:
+    """How many predictions the TorchServe in a container has made."""
+    script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9103/metrics').read().decode())"
+    counts = docker("exec", container, "python", "-c", script)
+    return sum(map(float, re.findall(r'(?m)^ts_inference_requests_total\{.*model_name="cifar10".*\} (\S+)$', counts)))
+
+
+def test_a_second_replica_comes_and_goes_under_load(project):
+    scale = ("up", "-d", "--no-deps", "--scale")
+    before = project.containers("torchserve")
+    with Load(project.gateway) as load:
+        wait_until(lambda: load.statuses()[200] > 20, 30)
+        try:
+            project.compose(*scale, "torchserve=2", "torchserve", timeout_s=UP_WITHIN_S)
+            (new,) = set(project.containers("torchserve")) - set(before)
+            wait_until(lambda: predictions(new) > 100, 240)
+            status = json.loads(project.compose("run", "--rm", "-T", "gradserve", "status", "--json").splitlines()[-1])
+            assert status["ok"] is True
+            assert project.health()["replicas"] == {"known": 2, "seen": 2}
+        finally:
+            project.compose(*scale, "torchserve=1", "torchserve")
+        wait_until(lambda: project.health()["replicas"] == {"known": 1, "seen": 1}, 30)
+        answered = load.statuses()[200]
+        wait_until(lambda: load.statuses()[200] > answered + 50, 60)
+    log.info("statuses %s, failures %s", dict(load.statuses()), load.failures)
+    assert load.failures == {}
+    assert set(load.statuses()) == {200}
+    assert len(project.containers("torchserve")) == 1
 
 
 def test_a_training_in_a_container_is_recorded_and_served(project):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from contracts.model import Input
@@ -155,3 +157,10 @@ def divide(images: Images, *, subset: int, validation: float, seed: int) -> tupl
                 "add some, or change --validation or --subset"
             )
     return images.pick(learnt), images.pick(held_out)
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Return the image, (H, W, 3) or grey (H, W), as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -5,7 +5,6 @@ Every choice is made on the images that the run held out; the test images are no
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import tempfile
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from contracts import model as model_contract
@@ -29,7 +27,7 @@ from handlers.engines.with_evidence import gives_evidence
 from handlers.errors import EngineError
 from handlers.evidence.heatmaps import FORWARD_METHODS
 from handlers.preprocess import decode_for_network, normalise, prepare
-from training.data.images import divide, load_training_images
+from training.data.images import divide, encode_png, load_training_images
 from training.errors import DataError, ExportError, ModelError
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.heatmaps.choice import (
@@ -390,7 +388,10 @@ def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_
     write_reference(
         folder / "reference.json",
         # Of all classes: a folder's images stand in their order. Repeated where a small data set holds fewer out.
-        [_encode(held_out.images[index]) for index in np.linspace(0, len(held_out) - 1, REFERENCE_IMAGES).astype(int)],
+        [
+            encode_png(held_out.images[index])
+            for index in np.linspace(0, len(held_out) - 1, REFERENCE_IMAGES).astype(int)
+        ],
         predict,
         tolerance=tolerance,
         fallback=answers(contract.fallback) if contract.fallback else None,
@@ -400,9 +401,3 @@ def _write_reference(contract: Contract, network: nn.Module, folder: Path, held_
 def _predict(engine: Engine, contract: Contract, encoded: Sequence[bytes]) -> NDArray[np.float32]:
     pixels = np.stack([prepare(decode_for_network(image, contract.input).image, contract.input) for image in encoded])
     return predict_all(engine, normalise(pixels, contract.input))
-
-
-def _encode(pixels: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

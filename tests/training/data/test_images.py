@@ -1,4 +1,5 @@
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from training.data.images import (
     Images,
     divide,
+    encode_png,
     load_test_images,
     load_training_images,
     stratified_split,
@@ -95,3 +97,10 @@ def test_a_class_that_would_be_on_one_side_only_is_refused_by_name(subset, valid
 def test_a_subset_of_nearly_all_says_how_many_can_be_taken(cifar10_labels):
     with pytest.raises(DataError, match="take 49990, or all"):
         stratified_subset(cifar10_labels, 49_995, seed=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def test_png_holds_the_same_pixels(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    with Image.open(io.BytesIO(encode_png(pixels)), formats=("PNG",)) as image:
+        assert np.array_equal(np.asarray(image), pixels)
