@@ -158,7 +158,7 @@ def test_registered_versions_are_deployed_by_alias_and_the_aliases_follow_the_tr
         said = stack.command("deploy", "cifar10/1")
         assert "its SHA-256 is" in said.stderr
         assert "MLflow" in stack.command("deploy", "cifar10@nobody").stderr
-        assert "the plan serves cifar10" in stack.command("deploy", "dogs@champion").stderr
+        assert "another model than cifar10: add --model dogs" in stack.command("deploy", "dogs@champion").stderr
 
         stack.environment["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
         began = time.monotonic()
