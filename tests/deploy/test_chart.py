@@ -12,7 +12,6 @@ import subprocess
 from functools import reduce
 from pathlib import Path
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -129,6 +128,8 @@ def test_the_chart_passes_the_linter():
 @needs_helm
 @pytest.mark.parametrize("version", VERSIONS)
 def test_what_the_chart_makes_is_valid_in_the_oldest_and_the_newest_kubernetes(manifests, version):
+    import kubernetes_validate  # takes 3 s
+
     for manifest in manifests:
         if manifest["kind"] not in FOREIGN:
             kubernetes_validate.validate(manifest, version, strict=True)

@@ -35,7 +35,7 @@ def evaluation(registered, evaluated, tmp_path_factory) -> Evaluation:
     """The evaluation of the registered run, whose training was killed."""
     MlflowClient(tracking_uri()).set_terminated(registered.run_id, "KILLED")
     folder: Path = tmp_path_factory.mktemp("results")
-    report = evaluated(registered.folder, folder, explained=4, corrupted=2, card=folder / "card.md")
+    report = evaluated(registered.folder, folder, explained=2, corrupted=1, card=folder / "card.md")
     return Evaluation(report, folder, registered.run_id, registered.number)
 
 
@@ -86,7 +86,7 @@ def test_explanations_are_measured_for_file_and_card(run_folder, evaluation):
     written = json.loads((evaluation.folder / "explanations.json").read_text())
     assert written["explanation"] == report["explanation"]
     assert written["model"] == report["model"]
-    assert written["explanation"]["images"] == 4
+    assert written["explanation"]["images"] == 2
     assert [*written["explanation"]["randomised"]] == ["layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]
     card = (evaluation.folder / "card.md").read_text()
     assert f"accuracy **{report['accuracy']:.2%}**" in card
