@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from control.errors import BadSetting
-from gateway.settings import SettingsError, check_plan, read_settings
+from gateway.settings import SettingsError, check_plan, load_settings, read_settings
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -134,6 +134,18 @@ def read_agent_settings() -> AgentSettings:
     """
     try:
         return read_settings(AgentSettings)
+    except SettingsError as error:
+        raise BadSetting([str(error)]) from error
+
+
+def check_gateway_settings() -> None:
+    """Check the settings of the gateway that will be started with this environment.
+
+    Raises:
+        BadSetting: a `GATEWAY_*` variable is unknown, or a value is invalid.
+    """
+    try:
+        load_settings()
     except SettingsError as error:
         raise BadSetting([str(error)]) from error
 

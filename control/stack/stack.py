@@ -25,7 +25,7 @@ from control.agents import ask_agent
 from control.archive import inspect_archive
 from control.errors import NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_current_hash
-from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
+from control.settings import PORTS, PREFIX, AgentSettings, check_gateway_settings, local_url, read_agent_settings
 from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
 from control.stack.running import RunningStack, announce, find_running
 from control.stack.supervisor import LOG_MB, SupervisedProcess, check_all, stop_all
@@ -65,13 +65,14 @@ class Ready:
 def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callable[[], None]) -> None:
     """Start all processes and supervise them until SIGTERM or Ctrl-C; a second signal kills them.
 
-    `prepare` makes the plan and its archives; it is called after the checks of ports, folders and programs. `say` gets
-    each line for the operator.
+    `prepare` makes the plan and its archives; it is called after the checks of settings, ports, folders and programs.
+    `say` gets each line for the operator.
 
     Raises:
         ControlError: the stack cannot run, or a process keeps dying; the text says why.
     """
     settings = with_free_ports(read_agent_settings(), {options.port})
+    check_gateway_settings()
     mlflow_at = mlflow_port({options.port, *settings.ports()}) if options.mlflow else None
     check_installed()
     refuse_taken_ports(wanted_ports(settings, options, mlflow_at), os.environ.get("GATEWAY_HOST") or "127.0.0.1")

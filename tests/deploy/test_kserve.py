@@ -23,12 +23,12 @@ def variables(container):
 
 @pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_the_pod_is_valid_in_the_oldest_and_the_newest_kubernetes(version):
+    import kubernetes_validate  # noqa: PLC0415 — takes 3 s, in every run
+
     spec = {name: RUNTIME["spec"][name] for name in ("containers", "volumes")}
     for name in ("enableServiceLinks", "terminationGracePeriodSeconds"):
         spec[name] = SERVICE["spec"]["predictor"][name]
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
-    import kubernetes_validate  # takes 3 s
-
     kubernetes_validate.validate(pod, version, strict=True)
     mounted = {mount["name"] for container in (AGENT, GATEWAY) for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in spec["volumes"]}

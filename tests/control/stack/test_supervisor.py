@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from control.errors import ProcessFailed
 from control.stack.supervisor import SupervisedProcess, check_all, rotate
 
 # Numbered lines, as fast as a busy gateway logs.
@@ -62,3 +63,17 @@ def test_a_log_is_emptied_if_the_disk_has_no_room_for_a_copy(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("a.log", 0)]
+
+
+def test_a_process_that_dies_three_times_within_a_minute_is_given_up_with_the_end_of_its_log(tmp_path):
+    command = [sys.executable, "-Sc", "raise SystemExit('the reason')"]
+    process = SupervisedProcess("gateway", command, dict(os.environ), tmp_path / "gateway.log", 5.0, LOG_BYTES)
+    process.start()
+    for second in (10, 20, 100, 110):  # the first two are forgotten
+        process.child.wait()
+        process.check(second)
+        assert process.child is None, "it waits before it starts the process again"
+        process.check(second + 5)
+    process.child.wait()
+    with pytest.raises(ProcessFailed, match=r"(?s)gateway died 3 times within a minute.*the reason"):
+        process.check(120)
