@@ -163,6 +163,7 @@ def test_full_precision_can_be_packed_for_openvino(run_folder, tmp_path, cache):
     assert {"openvino.xml", "openvino.bin", "gate.json"} <= set(zipfile.ZipFile(made.archive).namelist())
 
 
+@pytest.mark.long
 def test_packing_again_in_full_precision_drops_the_engine_of_before(run_folder, tmp_path, cache):
     (tmp_path / "openvino-int8.bin").write_bytes(b"of another version")
     made = package(str(run_folder), "1.2.5", tmp_path / "store", tmp_path, cache)
@@ -184,6 +185,7 @@ def test_a_refused_package_leaves_the_version_in_its_folder_as_it_was(run_folder
     assert not any(name.startswith("gate") for name in zipfile.ZipFile(again.archive).namelist())
 
 
+@pytest.mark.long
 def test_a_version_whose_heatmaps_are_the_same_for_every_class_is_refused_and_leaves_nothing(
     run_folder, tmp_path, cache
 ):
