@@ -39,7 +39,7 @@ from training.epoch import train_epoch
 from training.evaluate.calibration import expected_calibration_error, fit_temperature
 from training.evaluate.corruptions import corrupt
 from training.evaluate.inference import predict_logits
-from training.recipe import VIEWS, Augmentation, Recipe, recipe_to_dict
+from training.recipe import Augmentation, Recipe, recipe_to_dict
 from training.run import Run
 from training.tracking.store import environment
 
@@ -139,9 +139,10 @@ def trained(recipe: Recipe, learnt: Images, measured: Images) -> dict:
     data = TrainingData(learnt, measured, size, learnt.sha256())
     run = Run(recipe, Path(), data, narrow_network(), architecture="resnet18_small")
     batches = EpochBatches(len(learnt), recipe.batch_size, recipe.seed)
-    views = VIEWS if recipe.consistency else 1
     # As on a GPU: all recipes have the same code for what they have in common.
-    loader = DeviceLoader(learnt, size, recipe.augmentation, batches, seed=recipe.seed, device=run.device, views=views)
+    loader = DeviceLoader(
+        learnt, size, recipe.augmentation, batches, seed=recipe.seed, device=run.device, views=recipe.views
+    )
     run.begin_phase()
     started = time.process_time()
     while not run.is_finished:

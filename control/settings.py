@@ -10,7 +10,8 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from control.errors import BadSetting
-from gateway.settings import SettingsError, check_plan, load_settings, read_settings
+from gateway.settings import AnySettings, SettingsError, check_plan, read_settings
+from gateway.settings import Settings as GatewaySettings
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -132,10 +133,7 @@ def read_agent_settings() -> AgentSettings:
     Raises:
         BadSetting: an `AGENT_*` variable is unknown, or a value is invalid.
     """
-    try:
-        return read_settings(AgentSettings)
-    except SettingsError as error:
-        raise BadSetting([str(error)]) from error
+    return _read(AgentSettings)
 
 
 def check_gateway_settings() -> None:
@@ -144,8 +142,12 @@ def check_gateway_settings() -> None:
     Raises:
         BadSetting: a `GATEWAY_*` variable is unknown, or a value is invalid.
     """
+    _read(GatewaySettings)
+
+
+def _read(model: type[AnySettings]) -> AnySettings:
     try:
-        load_settings()
+        return read_settings(model)
     except SettingsError as error:
         raise BadSetting([str(error)]) from error
 

@@ -16,7 +16,7 @@ from training.errors import TrainingError
 from training.evaluate.inference import compute_logits
 from training.graphs import CudaGraphs, RecordedSteps
 from training.optimiser import AVERAGED_EVERY, at_worst_weights, freeze
-from training.recipe import VIEWS, rate_factor
+from training.recipe import rate_factor
 
 if TYPE_CHECKING:
     from training.data.augment import EpochBatches
@@ -81,8 +81,8 @@ def train_step(run: Run, images: Tensor, labels: Tensor, *, size: int, rate: flo
     labels = labels.to(run.device, non_blocking=True)
     if images.shape[-1] != size:
         images = interpolate(images, size=(size, size), mode="bilinear", antialias=True)
-    if run.recipe.consistency:
-        images = images.unflatten(1, (VIEWS, -1)).transpose(0, 1).flatten(0, 1)
+    if run.recipe.views > 1:
+        images = images.unflatten(1, (run.recipe.views, -1)).transpose(0, 1).flatten(0, 1)
     images = images.contiguous(memory_format=torch.channels_last)
     if run.recorded_steps is not None:
         return run.recorded_steps(images, labels, rate=rate, radius=radius)

@@ -184,6 +184,11 @@ class Recipe:
         "Record training steps as CUDA graphs, on one GPU. Not run on a GPU yet.",
     )
 
+    @property
+    def views(self) -> int:
+        """Number of views in which the network sees each image."""
+        return VIEWS if self.consistency else 1
+
     def phases(self) -> tuple[Phase, ...]:
         """The phases that this recipe trains in; from scratch, and without `cycles`, there is one."""
         if self.pretrained == "none":

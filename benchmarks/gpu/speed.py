@@ -1,7 +1,7 @@
 """Measure the training loop on a GPU: plain steps, steps recorded as CUDA graphs, torch.compile, and one nccl process.
 
 The images are random, for the speed does not depend on them. Each way trains the same batches from the same weights, so
-the losses of plain and recorded steps must be alike. Of the timed epochs of each setting, the fastest counts.
+the losses of plain and recorded steps must be alike. Speeds are medians over the timed epochs of each setting.
 
     python benchmarks/gpu/speed.py [--images 22500] [--rounds 2] [--output benchmarks/results/training_gpu.json]
 """
@@ -14,6 +14,7 @@ import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -56,10 +57,10 @@ def main() -> None:
         except RuntimeError as error:  # out of memory, or a way that this machine has not
             print(mode, batch, kind, str(error).splitlines()[0])
             continue
-        fastest = max(figure["images_per_s"] for figure in figures[1:])  # the first one warms up and records
-        speeds.setdefault(mode, {}).setdefault(str(batch), {})[kind] = round(fastest)
+        speed = median(figure["images_per_s"] for figure in figures[1:])  # the first one warms up and records
+        speeds.setdefault(mode, {}).setdefault(str(batch), {})[kind] = round(speed)
         losses.setdefault(mode, {}).setdefault(str(batch), {})[kind] = [round(figure["loss"], 5) for figure in figures]
-        print(f"{mode}, batches of {batch}, {kind} pixels: {fastest:.0f} images/s")
+        print(f"{mode}, batches of {batch}, {kind} pixels: {speed:.0f} images/s")
         report = {
             "images": chosen.images,
             "rounds": chosen.rounds,

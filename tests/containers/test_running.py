@@ -288,7 +288,7 @@ def test_a_killed_torchserve_container_comes_back_and_nothing_hangs_meanwhile(pr
 
 
 def predictions(container: str) -> float:
-    """How many predictions the TorchServe in a container has made."""
+    """Return how many predictions the TorchServe in a container has made."""
     script = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9103/metrics').read().decode())"
     counts = docker("exec", container, "python", "-c", script)
     return sum(map(float, re.findall(r'(?m)^ts_inference_requests_total\{.*model_name="cifar10".*\} (\S+)$', counts)))

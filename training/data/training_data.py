@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader
 from training.data.augment import EpochBatches, training_loader
 from training.data.device_augment import DeviceLoader
 from training.data.images import divide, load_training_images
-from training.recipe import VIEWS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,13 +57,18 @@ def make_loader(
     A GPU augments the images in its own memory. So does a processor with PixMix or several views of an image, which
     only that loader knows.
     """
-    views = VIEWS if recipe.consistency else 1
-    if group.device.type == "cuda" or augmentation.pixmix or views > 1:
+    if group.device.type == "cuda" or augmentation.pixmix or recipe.views > 1:
         batches = EpochBatches(
             len(data.training), recipe.batch_size, recipe.seed, rank=group.rank, processes=group.processes
         )
         loader = DeviceLoader(
-            data.training, data.input, augmentation, batches, seed=recipe.seed, device=group.device, views=views
+            data.training,
+            data.input,
+            augmentation,
+            batches,
+            seed=recipe.seed,
+            device=group.device,
+            views=recipe.views,
         )
         return loader, batches
     return training_loader(
