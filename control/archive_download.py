@@ -102,7 +102,7 @@ def _opened(source: str, archive: Path, *, allows_http: bool) -> Iterator[Iterab
             yield iter(lambda: file.read(CHUNK_BYTES), b"")
     elif parts.scheme in {"http", "https"}:
         with (
-            httpx.Client(timeout=SILENT_S, trust_env=False) as client,
+            httpx.Client(timeout=SILENT_S, trust_env=False, verify=httpx.create_ssl_context()) as client,
             _response(client, source, archive, allows_http=allows_http) as response,
         ):
             yield response.iter_bytes(CHUNK_BYTES)

@@ -10,8 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from control.errors import BadSetting
-from gateway.settings import AnySettings, SettingsError, check_plan, read_settings
-from gateway.settings import Settings as GatewaySettings
+from gateway.settings import SettingsError, check_plan, read_settings
 
 PREFIX = "AGENT_"
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -133,21 +132,8 @@ def read_agent_settings() -> AgentSettings:
     Raises:
         BadSetting: an `AGENT_*` variable is unknown, or a value is invalid.
     """
-    return _read(AgentSettings)
-
-
-def check_gateway_settings() -> None:
-    """Check the settings of the gateway that will be started with this environment.
-
-    Raises:
-        BadSetting: a `GATEWAY_*` variable is unknown, or a value is invalid.
-    """
-    _read(GatewaySettings)
-
-
-def _read(model: type[AnySettings]) -> AnySettings:
     try:
-        return read_settings(model)
+        return read_settings(AgentSettings)
     except SettingsError as error:
         raise BadSetting([str(error)]) from error
 

@@ -1,10 +1,11 @@
 """The distribution of tests over processes, and fixtures for the tests of several packages.
 
-An API server of Kubernetes as a function from request to response; images scored in bulk without Ray.
+An API server of Kubernetes as a function from request to response; certificates; images scored in bulk without Ray.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import subprocess
 import sys
@@ -12,12 +13,17 @@ import threading
 import time
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from xdist.scheduler import LoadFileScheduling
 
 from control import bulk
@@ -29,20 +35,28 @@ if TYPE_CHECKING:
 
     from xdist.remote import Producer
 
-INTEGRATION = "tests/integration/"
+SHARING = ("tests/integration/", "tests/training/")
+"""Folders whose tests share what is slow to make: a stack; trained networks and MLflow's tables."""
 
 
-class OneStackScheduling(LoadFileScheduling):
-    """Whole files for each test process, and all integration tests for one: they share a stack, which starts slowly."""
+class SharingScheduling(LoadFileScheduling):
+    """Whole files for each test process, and all files of a folder whose tests share something for one of them."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return INTEGRATION if nodeid.startswith(INTEGRATION) else str(super()._split_scope(nodeid))
+        folder = next((folder for folder in SHARING if nodeid.startswith(folder)), None)
+        return folder or str(super()._split_scope(nodeid))
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneStackScheduling:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SharingScheduling:
     """Return the scheduler for several test processes."""
-    return OneStackScheduling(config, log)
+    return SharingScheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the folders for one process first, if there are several: small files then even out the processes' ends."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(SHARING))
 
 
 @dataclass
@@ -219,6 +233,35 @@ def cluster_url(cluster: FakeKubernetes) -> Iterator[str]:
     """Return the address at which processes of this machine reach the API server."""
     with serve(cluster, "127.0.0.1", ThreadingHTTPServer) as url:
         yield url
+
+
+def make_self_signed(host: str) -> tuple[bytes, bytes]:
+    """Return a private key and a certificate of its own for the address."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture(scope="session")
+def self_signed() -> Callable[[str], tuple[bytes, bytes]]:
+    """`self_signed(host)`: a private key and a certificate that is its own authority, both PEM, for an IP address."""
+    return make_self_signed
 
 
 SCORE = """

@@ -23,12 +23,14 @@ from control.agent.torchserve.process import check_installed
 from control.agent.torchserve.run_folder import run_base
 from control.agents import ask_agent
 from control.archive import inspect_archive
-from control.errors import NoModel, NotAnswering, StoreNotWritable
+from control.errors import BadSetting, NoModel, NotAnswering, StoreNotWritable
 from control.release.plan_store import PlanStore, first_plan, with_current_hash
-from control.settings import PORTS, PREFIX, AgentSettings, check_gateway_settings, local_url, read_agent_settings
+from control.settings import PORTS, PREFIX, AgentSettings, local_url, read_agent_settings
 from control.stack.ports import mlflow_port, refuse_taken_ports, with_free_ports
 from control.stack.running import RunningStack, announce, find_running
 from control.stack.supervisor import LOG_MB, SupervisedProcess, check_all, stop_all
+from gateway.auth.callers import Callers
+from gateway.settings import SettingsError, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +74,7 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
         ControlError: the stack cannot run, or a process keeps dying; the text says why.
     """
     settings = with_free_ports(read_agent_settings(), {options.port})
-    check_gateway_settings()
+    _check_gateway_settings()
     mlflow_at = mlflow_port({options.port, *settings.ports()}) if options.mlflow else None
     check_installed()
     refuse_taken_ports(wanted_ports(settings, options, mlflow_at), os.environ.get("GATEWAY_HOST") or "127.0.0.1")
@@ -103,6 +105,14 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
             say("stopping")
         finally:
             _stop(processes, kill)
+
+
+def _check_gateway_settings() -> None:
+    """Raise BadSetting if the gateway would not start with this environment's settings, keys and quotas."""
+    try:
+        Callers(load_settings())
+    except SettingsError as error:
+        raise BadSetting([str(error)]) from error
 
 
 def wanted_ports(settings: AgentSettings, options: StackOptions, mlflow_at: int | None = None) -> dict[int, str]:

@@ -1,5 +1,7 @@
 import hashlib
+import ssl
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,9 +14,9 @@ DATA = b"archive" * 1000
 SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
-@pytest.fixture
-def server():
-    """The URL of a server with /m-1.0.mar, its signature, and redirects."""
+@contextmanager
+def serving(certificate=None):
+    """The URL of a server with /m-1.0.mar, its signature, and redirects; HTTPS with a file of certificate and key."""
     redirects = {
         "/moved/m-1.0.mar": "/m-1.0.mar",
         "/far/m-1.0.mar": "http://192.0.2.1/m-1.0.mar",
@@ -34,9 +36,19 @@ def server():
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            running.socket = context.wrap_socket(running.socket, server_side=True)
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{running.server_port}"
         running.shutdown()
+
+
+@pytest.fixture
+def server():
+    with serving() as url:
+        yield url
 
 
 @pytest.mark.parametrize("path", ["/m-1.0.mar", "/moved/m-1.0.mar", "/m-1.0.mar?token=secret"])
@@ -74,6 +86,16 @@ def test_plain_http_is_allowed_by_a_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(archive_download, "SILENT_S", 0.05)
     with pytest.raises(ArchiveError, match=r"gives no answer \(Connect"):
         download("http://192.0.2.1/m.mar", tmp_path / "m.mar", most_bytes=10, allows_http=True)
+
+
+def test_an_authority_of_ones_own_is_trusted_if_it_is_named(tmp_path, monkeypatch, self_signed):
+    (tmp_path / "server.pem").write_bytes(b"".join(self_signed("127.0.0.1")))
+    with serving(tmp_path / "server.pem") as url:
+        with pytest.raises(ArchiveError, match=r"gives no answer \(ConnectError\)"):
+            download(f"{url}/m-1.0.mar", tmp_path / "m-1.0.mar", most_bytes=len(DATA))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "server.pem"))
+        target = download(f"{url}/m-1.0.mar", tmp_path / "m-1.0.mar", most_bytes=len(DATA), sha256=SHA256)
+    assert target.read_bytes() == DATA
 
 
 def test_a_file_and_other_schemes_are_read(tmp_path):

@@ -29,6 +29,7 @@ CASES = {
         "agent.trustedKeysSecret=trusted",
         "agent.trustedKeys={alice.pem,bob.pem}",
         "image.pullSecrets={registry}",
+        "archiveAuthoritySecret=authority",
     ],
     "everything": [
         OFF,
@@ -110,7 +111,7 @@ def test_every_object_of_the_values_refuses_unknown_names():
 
 @needs_helm
 def test_every_variable_in_a_pod_is_a_setting(manifests):
-    known = {"GRADSERVE_PLAN", "GRADSERVE_HOME", "GRADSERVE_GATEWAYS", "POD_IP"}
+    known = {"GRADSERVE_PLAN", "GRADSERVE_HOME", "GRADSERVE_GATEWAYS", "POD_IP", "SSL_CERT_FILE"}
     known |= {f"GATEWAY_{field.upper()}" for field in GatewaySettings.model_fields}
     known |= {f"AGENT_{field.upper()}" for field in AgentSettings.model_fields}
     for pod in pods(manifests):
@@ -220,6 +221,24 @@ def test_the_number_of_replicas_is_written_where_no_autoscaler_decides_it(values
         "agents": None,
         "gateway": None,
     } | written
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    ("values", "seconds"),
+    [
+        ([], {"agents": 45, "gateway": 45}),
+        (["gateway.settings.GATEWAY_TIMEOUT_S=30.5"], {"agents": 45, "gateway": 66}),
+        (["agent.settings.AGENT_DRAIN_TIMEOUT_S=300"], {"agents": 325, "gateway": 45}),
+    ],
+)
+def test_a_pod_has_the_time_that_its_settings_need_for_its_end(values, seconds):
+    made = yaml.safe_load_all(template([OFF, *values]).stdout)
+    found = {each["metadata"]["name"]: each for each in made if each["kind"] == "Deployment"}
+    assert {
+        part: found[f"release-{part}"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        for part in ("agents", "gateway")
+    } == seconds
 
 
 @needs_helm

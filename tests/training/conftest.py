@@ -74,7 +74,7 @@ def tiny_run(tmp_path, tiny_data) -> Callable[[Recipe], Run]:
 def run_folder(tmp_path_factory, cache) -> Path:
     """The folder of a training of one epoch on the samples; do not write to it."""
     recipe = Recipe(
-        data=DATA, epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0, validation=0.2, augmentation=Augmentation(0)
+        data=DATA, epochs=1, batch_size=40, sizes=((0.0, 8),), workers=0, validation=0.2, augmentation=Augmentation(0)
     )
     return train(recipe, tmp_path_factory.mktemp("runs") / "run", cache, registers=False)
 

@@ -24,7 +24,7 @@ from torchvision.models import ResNet18_Weights  # isort: skip
 THESE, PETS = "a" * 64, "b" * 64  # SHA-256 of images
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECIPE = Recipe(
-    data=f"imagefolder:{SAMPLES}", pretrained="imagenet", head_epochs=1, epochs=1, batch_size=16, sizes=((0.0, 8),),
+    data=f"imagefolder:{SAMPLES}", pretrained="imagenet", head_epochs=1, epochs=1, batch_size=40, sizes=((0.0, 8),),
     precision="fp32", workers=0, augmentation=Augmentation(0),
 )  # fmt: skip
 

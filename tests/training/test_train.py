@@ -30,7 +30,7 @@ from training.train import _warn_of_few_steps, begin_run, resume, train
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 RECIPE = Recipe(
-    data=f"imagefolder:{SAMPLES}", epochs=3, batch_size=16, sizes=((0.0, 8),), precision="fp32", workers=0,
+    data=f"imagefolder:{SAMPLES}", epochs=3, batch_size=40, sizes=((0.0, 8),), precision="fp32", workers=0,
     augmentation=Augmentation(1, 5, 0.2),
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_mlflow_holds_parameters_metrics_environment_files_and_the_machines_load
     client = MlflowClient(tracking_uri())
     run = client.get_run(load_contract(trained / "contract.json").accepted.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["batch_size"] == "16"
+    assert run.data.params["batch_size"] == "40"
     assert run.data.params["augmentation.magnitude"] == "5"
     assert run.data.params["seed"] == "0"
     assert len(run.data.params["data_sha256"]) == 64

@@ -10,9 +10,27 @@ import pytest
 
 from contracts import status as agent_status
 from contracts.status import AgentStatus, Pool, ServerStatus, VersionStatus
-from control.errors import NotAnswering
+from control.errors import BadSetting, NotAnswering
 from control.settings import AgentSettings
-from control.stack.stack import Ready, StackOptions, _greeting, wait_until_ready
+from control.stack.stack import Ready, StackOptions, _greeting, run_stack, wait_until_ready
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("GATEWAY_WORKER", "2", "GATEWAY_WORKER is no setting; the nearest known one is GATEWAY_WORKERS"),
+        ("GATEWAY_KEYS", "alice", "GATEWAY_KEYS: "),
+        ("GATEWAY_KEYS_FILE", "/nowhere/keys.json", "`gradserve keys` makes it"),
+        ("GATEWAY_RATE_PER_ADDRESS", "many", "write like 600/minute"),
+    ],
+)
+def test_a_setting_that_the_gateway_would_refuse_is_refused_before_anything_is_made(
+    name, value, reason, monkeypatch, tmp_path
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadSetting, match=reason):
+        run_stack(StackOptions(tmp_path / "home", 0), print, pytest.fail)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("requires_key", [False, True])

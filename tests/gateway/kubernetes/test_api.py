@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import ssl
 import threading
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from gateway.kubernetes import addresses
 from gateway.kubernetes.api import KubernetesApi, ServiceAccountToken, config_maps, connect, named
 from gateway.kubernetes.errors import ApiRefused, Conflict, Expired, NoAnswer, NotInCluster, ObjectMissing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from conftest import FakeKubernetes
@@ -120,7 +115,7 @@ def test_manifests_are_sent_as_json(cluster: FakeKubernetes) -> None:
 
 
 def test_in_a_pod_the_service_accounts_authority_token_and_address_are_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, self_signed: Callable[[str], tuple[bytes, bytes]]
 ) -> None:
     key, authority = self_signed("127.0.0.1")
     (tmp_path / "ca.crt").write_bytes(authority)
@@ -157,26 +152,3 @@ def test_in_a_pod_the_service_accounts_authority_token_and_address_are_used(
         stranger.close()
         server.shutdown()
     assert tokens == ["Bearer secret"]
-
-
-def self_signed(host: str) -> tuple[bytes, bytes]:
-    """Return a private key and a certificate of its own for the address."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return private, certificate.public_bytes(serialization.Encoding.PEM)

@@ -23,9 +23,8 @@ from training.evaluate.inference import predict_logits
 from training.package.artifacts import read_model
 from training.package.engine_gate import GateRefused
 from training.package.packaging import Package, choose_engine, package, split_images
-from training.recipe import Recipe, recipe_from_dict
+from training.recipe import recipe_from_dict
 from training.tracking.releases import fetch_archive, find_release
-from training.train import train
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -215,13 +214,16 @@ def test_version_that_no_plan_takes_is_refused(run_folder, tmp_path, cache, vers
         package(str(run_folder), version, tmp_path / "store", tmp_path / "files", cache)
 
 
-def test_images_that_were_added_since_do_not_make_learnt_ones_held_out_or_test(tmp_path, cache):
-    images = tmp_path / "images"
-    shutil.copytree(SAMPLES, images)
-    recipe = Recipe(data=f"imagefolder:{images}", epochs=1, batch_size=16, sizes=((0.0, 8),), workers=0)
-    trained = train(recipe, tmp_path / "run", cache, registers=False)
-    shutil.copyfile(SAMPLES / "cat" / "0.png", images / "dog" / "another.png")
+def test_images_that_were_added_since_do_not_make_learnt_ones_held_out_or_test(run_folder, tmp_path, cache):
+    data = f"imagefolder:{shutil.copytree(SAMPLES, tmp_path / 'images')}"
+    trained = shutil.copytree(run_folder, tmp_path / "run")
+    contract = json.loads((trained / "contract.json").read_text())
+    contract["accepted"]["recipe"]["data"] = data
+    (trained / "contract.json").write_text(json.dumps(contract))
+    accepted = contract["accepted"]
+    split_images(recipe_from_dict(accepted["recipe"]), cache, sha256=accepted["provenance"]["data_sha256"])
+    shutil.copyfile(SAMPLES / "cat" / "0.png", tmp_path / "images" / "dog" / "another.png")
     with pytest.raises(DataError, match="not those that the model was trained with"):
         package(str(trained), "1", tmp_path / "store", tmp_path / "files", cache)
-    report = evaluate(str(trained), recipe.data, cache, tmp_path, looks=tmp_path / "looks.jsonl", explained=0)
+    report = evaluate(str(trained), data, cache, tmp_path, looks=tmp_path / "looks.jsonl", explained=0)
     assert report["data"]["part"] == "training"

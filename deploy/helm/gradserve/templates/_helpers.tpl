@@ -52,6 +52,16 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{- /* Seconds that a pod has for its end: (list MARGIN SETTINGS DEFAULTS); each of the defaults may be among the settings. */ -}}
+{{- define "gradserve.grace" -}}
+{{- $seconds := float64 (index . 0) }}
+{{- $settings := index . 1 }}
+{{- range $name, $default := index . 2 }}
+{{- $seconds = addf $seconds (float64 (get $settings $name | default $default)) }}
+{{- end }}
+{{- ceil $seconds | int }}
+{{- end }}
+
 {{- /* Over the nodes. Only pods of one revision are counted: with the old ones, an upgrade left both new gateways on one node. */ -}}
 {{- define "gradserve.spread" -}}
 topologySpreadConstraints:
