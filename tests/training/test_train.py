@@ -421,6 +421,7 @@ def test_tracking_that_fails_does_not_cost_the_training(tmp_path, cache, monkeyp
     assert "MLflow" in caplog.text
 
 
+@pytest.mark.long
 def test_recipe_with_pixmix_trains_on_a_processor_too(tmp_path, cache, monkeypatch):
     monkeypatch.setattr("training.data.device_augment._FRACTALS", 2)
     recipe = replace(RECIPE, epochs=1, augmentation=Augmentation(1, 5, pixmix=0.5), sam_radius=0.05, sam_from=0.0)

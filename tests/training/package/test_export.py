@@ -78,6 +78,7 @@ def archive(source, tmp_path_factory):
     return package_directory(source, tmp_path_factory.mktemp("store"))
 
 
+@pytest.mark.long
 def test_the_archive_works_alone_through_torchserves_own_loader(archive, image, tmp_path):
     """As an entry that predicts, and as one for explanations, whose worker has less priority."""
     zipfile.ZipFile(archive).extractall(tmp_path / "model")
