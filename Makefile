@@ -33,11 +33,12 @@ bench: $(STAMP) ## run every benchmark, for hours; each writes a JSON report tha
 	[ -z "$$failed" ] || { echo "make bench: these did not run to their end:$$failed"; exit 1; }
 
 # Two processes, each for whole files (tests/conftest.py). PARALLEL= runs all in one process.
-# One thread each: two processes that compute with two threads wait for each other.
+# One thread each: two processes that compute with two threads wait for each other. Compiled code is kept also where the
+# environment says otherwise: every process that a test starts would compile everything again.
 PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP) ## unit and integration tests, real TorchServe included (ARGS=… goes to pytest)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk and not cluster' $(PARALLEL) $(ARGS)
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m 'not long and not docker and not browser and not bulk and not cluster' $(PARALLEL) $(ARGS)
 
 test-long: $(STAMP) ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m long $(ARGS)

@@ -34,6 +34,7 @@ def test_health_tells_within_three_seconds_that_a_worker_died_and_when_it_is_bac
     assert took[-1] < 3
 
 
+@pytest.mark.long
 def test_torchserve_that_dies_comes_back_verified(stack, until):
     before = stack.status()["torchserve"]
     os.kill(before["pid"], signal.SIGKILL)
