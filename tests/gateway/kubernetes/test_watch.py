@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -42,9 +43,12 @@ def following(cluster: FakeKubernetes, api: KubernetesApi, selector: dict[str, s
     finally:
         stop.set()
         cluster.fail = None
-        cluster.end_watches()
-        thread.join(5)
-        assert not thread.is_alive()
+        wait_for(partial(has_ended, thread, cluster))
+
+
+def has_ended(thread: threading.Thread, cluster: FakeKubernetes) -> bool:
+    cluster.end_watches()  # again at each look: a watch may have begun after all were ended
+    return not thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
