@@ -101,6 +101,7 @@ def _opened(source: str, archive: Path, *, allows_http: bool) -> Iterator[Iterab
         with Path(unquote(parts.path)).open("rb") as file:
             yield iter(lambda: file.read(CHUNK_BYTES), b"")
     elif parts.scheme in {"http", "https"}:
+        # No proxies and passwords from the environment, but its authorities: SSL_CERT_FILE.
         with (
             httpx.Client(timeout=SILENT_S, trust_env=False, verify=httpx.create_ssl_context()) as client,
             _response(client, source, archive, allows_http=allows_http) as response,

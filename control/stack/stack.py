@@ -108,7 +108,10 @@ def run_stack(options: StackOptions, say: Callable[[str], None], prepare: Callab
 
 
 def _check_gateway_settings() -> None:
-    """Raise BadSetting if the gateway would not start with this environment's settings, keys and quotas."""
+    """Raise BadSetting if the gateway would refuse this environment's settings, keys or quotas.
+
+    It checks them itself at its start, in config/gunicorn.conf.py, but TorchServe would have started by then.
+    """
     try:
         Callers(load_settings())
     except SettingsError as error:

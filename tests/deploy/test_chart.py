@@ -7,6 +7,7 @@ import copy
 import json
 import operator
 import os
+import re
 import shutil
 import subprocess
 from functools import reduce
@@ -239,6 +240,15 @@ def test_a_pod_has_the_time_that_its_settings_need_for_its_end(values, seconds):
         part: found[f"release-{part}"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         for part in ("agents", "gateway")
     } == seconds
+
+
+def test_the_time_for_a_pods_end_counts_with_the_settings_own_defaults():
+    defaults = {f"GATEWAY_{name.upper()}": field.default for name, field in GatewaySettings.model_fields.items()}
+    defaults |= {f"AGENT_{name.upper()}": field.default for name, field in AgentSettings.model_fields.items()}
+    text = "".join((CHART / "templates" / f"{part}.yaml").read_text() for part in ("agents", "gateway"))
+    written = dict(re.findall(r'"((?:GATEWAY|AGENT)_\w+)" (\d+)', text))
+    assert len(written) == 4
+    assert {name: float(seconds) for name, seconds in written.items()} == {name: defaults[name] for name in written}
 
 
 @needs_helm

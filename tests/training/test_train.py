@@ -97,7 +97,7 @@ def test_mlflow_holds_the_images_learnt_from_and_held_out_as_inputs(trained):
 
 def test_phases_are_nested_runs_with_their_own_parameters_and_epochs(trained, tmp_path, cache):
     recipe = replace(
-        RECIPE, pretrained=str(trained / "best.pth"), head_epochs=1, epochs=1, rate=0.01,
+        RECIPE, pretrained=str(trained / "best.pth"), head_epochs=2, epochs=1, rate=0.01,
         cycles=(Cycle(1, 0.005, augmentation=Augmentation(1, 9)),),
     )  # fmt: skip
     folder = train(recipe, tmp_path / "phases", cache, registers=False)
@@ -108,9 +108,9 @@ def test_phases_are_nested_runs_with_their_own_parameters_and_epochs(trained, tm
     assert [run.data.params["rate"] for run in nested] == ["0.1", "0.01", "0.005"]
     assert [run.data.params["augmentation.magnitude"] for run in nested] == ["5", "5", "9"]
     assert [run.data.params["trained"] for run in nested] == ["fc", "layer3,layer4,fc", "layer3,layer4,fc"]
-    assert [steps_of(client, run.info.run_id) for run in nested] == [[1], [2], [3]]
+    assert [steps_of(client, run.info.run_id) for run in nested] == [[1, 2], [3], [4]]
     assert {run.info.status for run in nested} == {"FINISHED"}
-    assert steps_of(client, parent) == [1, 2, 3]
+    assert steps_of(client, parent) == [1, 2, 3, 4]
 
 
 def steps_of(client: MlflowClient, run_id: str) -> list[int]:

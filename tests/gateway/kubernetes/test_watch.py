@@ -43,12 +43,13 @@ def following(cluster: FakeKubernetes, api: KubernetesApi, selector: dict[str, s
     finally:
         stop.set()
         cluster.fail = None
-        wait_for(partial(has_ended, thread, cluster))
+        wait_for(partial(end_watches, cluster, thread))
 
 
-def has_ended(thread: threading.Thread, cluster: FakeKubernetes) -> bool:
-    cluster.end_watches()  # again at each look: a watch may have begun after all were ended
-    return not thread.is_alive()
+def end_watches(cluster: FakeKubernetes, follower: threading.Thread) -> bool:
+    """End the watches, also one that began since the last call, and return True if the follower has ended."""
+    cluster.end_watches()
+    return not follower.is_alive()
 
 
 @pytest.fixture(autouse=True)
